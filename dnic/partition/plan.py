@@ -1,0 +1,178 @@
+"""Everything decided at compile time, as data: what `plan.yaml` holds.
+
+The plan is the one thing that the code generator, the runtime and the pictures read. Frozen
+pydantic models, so that a plan that a person edited is checked as strictly as a spec. The runtime
+reads the same file with its own small reader (`dnic.runtime.bundle`), because it must not import
+the compiler.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dnic.graph.shape import Shape
+
+
+class Part(BaseModel):
+    """Base of every part of a plan: frozen, no unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class PlannedModel(Part):
+    """The model as captured; sizes at `batch_size`."""
+
+    name: str
+    parameters: int
+    parameter_bytes: int
+    batch_size: int
+    operations: int
+
+
+class PlannedTarget(Part):
+    """The second element of a training pair, as batched.
+
+    `classes` is the number of categories when targets are integers that index the last axis (or
+    axis 1, for maps) of the model's output; None for real-valued targets.
+    """
+
+    shape: Shape
+    dtype: str
+    classes: int | None = None
+
+
+class PlannedOptimizer(Part):
+    """A `torch.optim` class by name and its keyword arguments."""
+
+    name: str = "AdamW"
+    options: dict[str, Any] = Field(default_factory=lambda: {"lr": 1e-3})
+
+
+class PlannedTraining(Part):
+    """How the bundle trains; every key may be edited without compiling again."""
+
+    batch_size: int
+    epochs: int
+    optimizer: PlannedOptimizer
+    precision: Literal["fp32"] = "fp32"
+    seed: int = 0
+
+
+class PlannedOperation(Part):
+    """An operation of the coarse capture, as it appears in `stages.py` and in pictures.
+
+    `time_share` is its part of the model's forward and backward time on one device, 0 to 1.
+    """
+
+    name: str
+    kind: str
+    target: str
+    module: str = ""
+    module_class: str = ""
+    inputs: tuple[str, ...] = ()
+    shape: Shape | None = None
+    parameters: int = 0
+    time_share: float = 0.0
+
+
+class PlannedStage(Part):
+    """A connected set of operations on one device.
+
+    Attributes:
+        name: `stage0`, `stage1`, ...
+        device: index of the device, which is the rank.
+        inputs, outputs: names of the tensors in the order in which the stage's `forward` takes and
+            returns them; the last stage's outputs are `["output"]`: the model's own output.
+        modules: dotted paths of the submodules, parameters and buffers that it holds.
+        operations: in execution order.
+        parameters: number of parameters.
+        forward_us, backward_us: predicted time of one batch.
+        memory_bytes: parameters, gradients, optimizer state and activations, predicted.
+    """
+
+    name: str
+    device: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    modules: tuple[str, ...]
+    operations: tuple[PlannedOperation, ...]
+    parameters: int
+    parameter_bytes: int
+    forward_flops: int
+    forward_us: float
+    backward_us: float
+    memory_bytes: int
+    time_share: float
+
+
+class PlannedTensor(Part):
+    """A tensor that crosses an interface."""
+
+    name: str
+    shape: Shape
+    dtype: str
+    nbytes: int
+    differentiable: bool
+
+
+class PlannedHead(Part):
+    """The module that predicts the gradient at an interface.
+
+    `width` is the rank of the hidden layers; None means full width (0 hidden layers: one linear
+    map without a bottleneck). `forward_us` and `train_us` are predicted.
+    """
+
+    hidden_layers: int = Field(ge=0, le=3)
+    width: int | None = None
+    context: Literal["target", "none"] = "target"
+    lr: float = 1e-3
+    parameters: int = 0
+    forward_us: float = 0.0
+    train_us: float = 0.0
+
+
+class PlannedInterface(Part):
+    """The tensors that cross from one stage to another and how their gradient is obtained.
+
+    `gradient`, `head`, `window` and `warmup_steps` may be edited without compiling again. `after`
+    is the cut: the dotted path of the last module (or the name of the last operation) before it.
+    Targets always travel from each stage to the next, beside these tensors.
+    """
+
+    name: str
+    source: int = Field(alias="from")
+    to: int
+    after: str
+    tensors: tuple[PlannedTensor, ...]
+    nbytes: int
+    gradient: Literal["exact", "synthetic"]
+    head: PlannedHead | None = None
+    window: int = Field(default=1, ge=1)
+    warmup_steps: int | Literal["auto"] = "auto"
+    transfer_us: float = 0.0
+    reason: str = ""
+
+
+class Prediction(Part):
+    """Steady-state step times that the cost model predicts, in microseconds."""
+
+    profile: str
+    backprop_us: float
+    step_us: float
+    speedup: float
+    bottleneck: str
+
+
+class Plan(Part):
+    """The whole plan. `files` holds the SHA-256 of every generated file that it must match."""
+
+    dnic: str
+    model: PlannedModel
+    train: PlannedTraining
+    target: PlannedTarget | None
+    stages: tuple[PlannedStage, ...]
+    interfaces: tuple[PlannedInterface, ...]
+    prediction: Prediction
+    files: dict[str, str] = Field(default_factory=dict)
