@@ -1,0 +1,54 @@
+# `make` alone prints what there is. Everything is installed into .venv; nothing else is touched.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test lint format format-check types imports check wheel clean
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## Make .venv and install dnic, the examples' and the developers' tools
+
+# Done again only when what is to be installed has changed.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input \
+		-c constraints.txt -e '.[examples,dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## Compile, train on two processes and compare with backprop, on real images
+	$(BIN)/dnic compile examples/digits/model.py --spec specs/digits.yaml --devices 2 \
+		-o build/digits --force
+	$(BIN)/dnic compare build/digits
+
+test: $(INSTALLED) ## Run the tests
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Look for mistakes
+	$(BIN)/ruff check .
+
+format: $(INSTALLED) ## Rewrite the code in the house's format
+	$(BIN)/ruff check --fix --select I .
+	$(BIN)/ruff format .
+
+format-check: $(INSTALLED) ## Complain about code that is not in the house's format
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## Check the types, strictly
+	$(BIN)/mypy
+
+imports: $(INSTALLED) ## Check that imports between rooms point one way
+	$(BIN)/python -m pytest --quiet tests/test_imports.py
+
+check: lint format-check types imports test ## All of the above checks, tests last
+
+wheel: $(INSTALLED) ## Build the wheel into dist/
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-input --no-deps -w dist .
+
+clean: ## Remove what the build, the tools and the tests left; .venv and data stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -exec rm -rf {} +
