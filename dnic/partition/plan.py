@@ -166,12 +166,17 @@ class Prediction(Part):
 
 
 class Plan(Part):
-    """The whole plan. `files` holds the SHA-256 of every generated file that it must match."""
+    """The whole plan.
+
+    `cuts` names, for each stage but the last, the module or operation that it ends with;
+    `files` holds the SHA-256 of every generated file that must match the plan.
+    """
 
     dnic: str
     model: PlannedModel
     train: PlannedTraining
     target: PlannedTarget | None
+    cuts: tuple[str, ...] = ()
     stages: tuple[PlannedStage, ...]
     interfaces: tuple[PlannedInterface, ...]
     prediction: Prediction

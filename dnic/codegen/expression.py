@@ -1,0 +1,162 @@
+"""Python source for one recorded operation: operators, indexing, plain attribute access.
+
+fx's own code generator writes every operation as a call on `torch.ops`-like targets and every module
+as `getattr(self.layers, "3")`. People will read, and single-step through, what dnic emits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from dnic.trace import BatchSize, ModeSwitch, item, qualified_name
+
+INFIX: dict[Callable[..., Any], str] = {
+    operator.add: "+",
+    operator.sub: "-",
+    operator.mul: "*",
+    operator.truediv: "/",
+    operator.floordiv: "//",
+    operator.mod: "%",
+    operator.pow: "**",
+    operator.matmul: "@",
+    operator.gt: ">",
+    operator.lt: "<",
+    operator.ge: ">=",
+    operator.le: "<=",
+    operator.eq: "==",
+    operator.ne: "!=",
+    operator.and_: "&",
+    operator.or_: "|",
+    operator.xor: "^",
+}
+PREFIX: dict[Callable[..., Any], str] = {operator.neg: "-", operator.invert: "~"}
+SHORT_MODULES = {"torch.nn.functional": "F", "torch": "torch"}
+
+
+@dataclass
+class Names:
+    """What the expressions of one file use: variables of the forward, modules to import.
+
+    Attributes:
+        variables: source text for each node that an expression may mention.
+        device: source text for the device that the stage runs on.
+        imports: lines to import, filled as expressions are written.
+        uses_batch: whether an expression mentioned `batch`.
+    """
+
+    variables: dict[fx.Node, str]
+    device: str
+    imports: set[str] = field(default_factory=set)
+    uses_batch: bool = False
+
+
+def access(path: str) -> str:
+    """`layers.3.conv` of the model as `self.layers[3].conv`."""
+    text = "self"
+    for part in path.split("."):
+        text += f"[{part}]" if part.isdigit() else f".{part}"
+    return text
+
+
+def call_text(node: fx.Node, names: Names) -> str:
+    """The right-hand side that computes `node`."""
+    args = [value_text(arg, names) for arg in node.args]
+    keywords = {key: value_text(arg, names) for key, arg in node.kwargs.items()}
+    if node.op == "get_attr":
+        return access(str(node.target))
+    if node.op == "call_module":
+        return invocation(access(str(node.target)), args, keywords)
+    if node.op == "call_method":
+        return invocation(f"{args[0]}.{node.target}", args[1:], keywords)
+    function: Any = node.target
+    if function in INFIX:
+        return f"{args[0]} {INFIX[function]} {args[1]}"
+    if function in PREFIX:
+        return f"{PREFIX[function]}{args[0]}"
+    if function in (operator.getitem, item):
+        return f"{args[0]}[{index_text(node.args[1], names)}]"
+    if function is operator.setitem:
+        return f"{args[0]}[{index_text(node.args[1], names)}] = {args[2]}"
+    if function is getattr:
+        return f"{args[0]}.{node.args[1]}"
+    return invocation(function_text(function, names), args, keywords)
+
+
+def invocation(function: str, args: list[str], keywords: Mapping[str, str]) -> str:
+    """`function(a, b, key=c)`."""
+    return f"{function}({', '.join([*args, *(f'{k}={v}' for k, v in keywords.items())])})"
+
+
+def function_text(function: Callable[..., Any], names: Names) -> str:
+    """`F.relu`, `torch.cat`, or a class of the user's after importing it."""
+    if isinstance(function, type):
+        names.imports.add(f"from {function.__module__} import {function.__name__}")
+        return function.__name__
+    module, _, name = qualified_name(function).rpartition(".")
+    if module == "torch.nn.functional":
+        names.imports.add("import torch.nn.functional as F")
+    elif module.partition(".")[0] == "torch":
+        names.imports.add("import torch")
+    else:
+        names.imports.add(f"import {module}")
+    return f"{SHORT_MODULES.get(module, module)}.{name}"
+
+
+def index_text(index: Any, names: Names) -> str:
+    """What stands between the brackets of an index."""
+    if isinstance(index, tuple) and index:
+        return ", ".join(index_text(part, names) for part in index) + "," * (len(index) == 1)
+    if isinstance(index, slice):
+        start, stop, step = (
+            "" if end is None else value_text(end, names)
+            for end in (index.start, index.stop, index.step)
+        )
+        return f"{start}:{stop}" + (f":{step}" if step else "")
+    return value_text(index, names)
+
+
+def value_text(value: Any, names: Names) -> str:
+    """An argument as source: a variable, a constant, or a structure of these."""
+    if isinstance(value, fx.Node):
+        return names.variables[value]
+    if isinstance(value, BatchSize):
+        names.uses_batch = True
+        return "batch" if value.multiple == 1 else f"{value.multiple} * batch"
+    if isinstance(value, ModeSwitch):
+        return _switch_text(value, names)
+    if isinstance(value, torch.device):
+        return names.device
+    if isinstance(value, torch.dtype | torch.memory_format | torch.layout):
+        names.imports.add("import torch")
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return f'float("{value}")'
+    if isinstance(value, slice):
+        ends = ", ".join(value_text(v, names) for v in (value.start, value.stop, value.step))
+        return f"slice({ends})"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k!r}: {value_text(v, names)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(value_text(v, names) for v in value) + "]"
+    if isinstance(value, tuple):
+        return "(" + ", ".join(value_text(v, names) for v in value) + "," * (len(value) == 1) + ")"
+    if value is ...:
+        return "..."
+    return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _switch_text(switch: ModeSwitch, names: Names) -> str:
+    if switch.train is True and switch.evaluation is False:
+        return "self.training"
+    if switch.train is False and switch.evaluation is True:
+        return "not self.training"
+    train, evaluation = value_text(switch.train, names), value_text(switch.evaluation, names)
+    return f"({train} if self.training else {evaluation})"
