@@ -1,0 +1,1 @@
+"""Plan to bundle: the emitted files. Decides nothing."""

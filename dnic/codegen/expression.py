@@ -1,7 +1,7 @@
 """Python source for one recorded operation: operators, indexing, plain attribute access.
 
-fx's own code generator writes every operation as a call on `torch.ops`-like targets and every module
-as `getattr(self.layers, "3")`. People will read, and single-step through, what dnic emits.
+fx's own code generator writes every operation as a call on `torch.ops`-like targets and every
+module as `getattr(self.layers, "3")`. People will read, and step through, what dnic emits.
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The compiler's own graph: operations, values, and what crosses a gap."""

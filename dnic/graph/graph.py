@@ -103,7 +103,7 @@ class Graph:
 
     @cached_property
     def last_use(self) -> dict[str, int]:
-        """Position of the last operation that uses each operation's result (its own when unused)."""
+        """Position of the last operation that uses each one's result; its own when unused."""
         last = dict(self.position)
         for i, op in enumerate(self.operations):
             for name in op.inputs:

@@ -1,7 +1,14 @@
 """Model to fx graph: capture by recording, original names kept."""
 
 from dnic.trace.align import BatchSize, ModeSwitch
-from dnic.trace.capture import TracedModel, capture_coarse, capture_fine, opened_by, untouched
+from dnic.trace.capture import (
+    TracedModel,
+    capture_coarse,
+    capture_fine,
+    grown,
+    opened_by,
+    untouched,
+)
 from dnic.trace.functions import qualified_name
 from dnic.trace.recorded import Recorded, recorded
 from dnic.trace.recorder import item
@@ -13,6 +20,7 @@ __all__ = [
     "TracedModel",
     "capture_coarse",
     "capture_fine",
+    "grown",
     "item",
     "opened_by",
     "qualified_name",

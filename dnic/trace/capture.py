@@ -204,14 +204,14 @@ def batch_size_of(inputs: tuple[Any, ...]) -> int:
     )
 
 
-def grown(inputs: tuple[Any, ...], batch: int) -> tuple[Any, ...]:
-    """The inputs with their first sample once more."""
-    return tuple(
-        torch.cat([x, x[:1]])
-        if isinstance(x, Tensor) and x.dim() > 0 and x.shape[0] == batch
-        else x
-        for x in inputs
-    )
+def grown(inputs: tuple[Any, ...], batch: int, by: int = 1) -> tuple[Any, ...]:
+    """The inputs with their first sample `by` more times."""
+
+    def grow(value: Any) -> Any:
+        follows = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
+        return torch.cat([value, *[value[:1]] * by]) if follows else value
+
+    return tuple(grow(value) for value in inputs)
 
 
 def input_names(model: nn.Module, count: int) -> tuple[str, ...]:

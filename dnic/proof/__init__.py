@@ -1,0 +1,1 @@
+"""The proof ladder: does a bundle compute what the model computes?"""

@@ -1,0 +1,200 @@
+"""Rung 1: the stages, one after the other, are the model.
+
+Both are run in one process from the same weights, inputs and random state: outputs, the gradient of
+every parameter, and the buffers afterwards, in train mode (dropout on) and in eval mode, at the
+traced batch size and at another one. The backward pass goes stage by stage, as in a real run: each
+stage starts from the gradients of the tensors that it sent. The loss is a fixed random projection
+of the output, which needs no targets and reaches every element.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from dnic.partition.plan import Plan
+from dnic.proof.rung import Rung
+from dnic.proof.tolerance import SPLIT, close, error
+from dnic.trace import grown, untouched
+
+OTHER_BATCH = 3
+
+
+@dataclass
+class _Run:
+    """What one forward and backward pass left."""
+
+    outputs: list[Tensor]
+    gradients: dict[str, Tensor] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    def figures(self) -> Iterator[tuple[str, Tensor]]:
+        for i, output in enumerate(self.outputs):
+            yield f"output {i}", output
+        for name, gradient in self.gradients.items():
+            yield f"gradient of {name}", gradient
+        for name, buffer in self.buffers.items():
+            yield f"buffer {name}", buffer
+
+
+def prove_split(
+    model: nn.Module, stages: Sequence[nn.Module], plan: Plan, inputs: tuple[Any, ...]
+) -> Rung:
+    """Compare the stages with the model.
+
+    Args:
+        model: the whole model with its initial weights; it shares no tensor with the stages.
+        stages: the emitted stages with the same weights.
+        plan: what each stage takes and returns.
+        inputs: the example inputs.
+    """
+    failures: list[tuple[float, str]] = []
+    worst, compared = 0.0, 0
+    batches = (inputs, grown(inputs, plan.model.batch_size, OTHER_BATCH))
+    for training in (True, False):
+        for batch in batches:
+            reference = _whole(model, batch, training)
+            ours = _composed(stages, plan, batch, training)
+            size = plan.model.batch_size + (OTHER_BATCH if batch is not inputs else 0)
+            at = f"{'train' if training else 'eval'} mode, batch {size}"
+            expected, found = dict(reference.figures()), dict(ours.figures())
+            for name in expected.keys() ^ found.keys():
+                failures.append((float("inf"), f"{name} is on one side only ({at})"))
+            for name in expected.keys() & found.keys():
+                difference = error(found[name], expected[name])
+                worst, compared = max(worst, difference), compared + 1
+                if not close(found[name], expected[name], SPLIT):
+                    failures.append((difference, f"{name} differs by {difference:.2e} ({at})"))
+    failures.sort(key=lambda failure: (-failure[0], failure[1]))
+    return Rung(
+        name="split",
+        passed=not failures,
+        max_abs_error=worst,
+        tolerance=SPLIT,
+        compared=compared,
+        detail="outputs, gradients and buffers; train and eval mode; two batch sizes",
+        failures=tuple(text for _, text in failures[:10]),
+    )
+
+
+def _whole(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> _Run:
+    with untouched(model), torch.random.fork_rng():
+        model.train(training)
+        model.zero_grad(set_to_none=True)
+        torch.manual_seed(0)
+        outputs = _tensors(model(*_copies(inputs)))
+        roots = [output for output in outputs if output.requires_grad]
+        torch.autograd.backward(roots, _projections(outputs))
+        run = _Run([output.detach() for output in outputs])
+        run.gradients = _gradients([model])
+        run.buffers = _buffers([model])
+        model.zero_grad(set_to_none=True)
+    return run
+
+
+def _composed(
+    stages: Sequence[nn.Module], plan: Plan, inputs: tuple[Any, ...], training: bool
+) -> _Run:
+    values: dict[str, Any] = dict(zip(plan.stages[0].inputs, _copies(inputs), strict=True))
+    received: list[dict[str, Tensor]] = []
+    sent: list[dict[str, Tensor]] = []
+    restore = [untouched(stage) for stage in stages]
+    with torch.random.fork_rng():
+        for context in restore:
+            context.__enter__()
+        torch.manual_seed(0)
+        output: Any = None
+        for stage, planned in zip(stages, plan.stages, strict=True):
+            stage.train(training)
+            stage.zero_grad(set_to_none=True)
+            taken = {name: _arrived(values[name]) for name in planned.inputs}
+            received.append(taken)
+            result = stage(*taken.values())
+            if planned.outputs == ("output",):
+                output = result
+                break
+            results = result if len(planned.outputs) > 1 else (result,)
+            given = dict(zip(planned.outputs, results, strict=True))
+            sent.append(given)
+            values.update(given)
+        outputs = _tensors(output)
+        run = _Run([tensor.detach() for tensor in outputs])
+        _backward(plan, received, sent, outputs)
+        run.gradients = _gradients(stages)
+        run.buffers = _buffers(stages)
+        for stage, context in zip(stages, restore, strict=True):
+            stage.zero_grad(set_to_none=True)
+            context.__exit__(None, None, None)
+    return run
+
+
+def _backward(
+    plan: Plan,
+    received: Sequence[dict[str, Tensor]],
+    sent: Sequence[dict[str, Tensor]],
+    outputs: list[Tensor],
+) -> None:
+    """Stage by stage from the last; the gradients of all consumers of a tensor are added."""
+    roots = [output for output in outputs if output.requires_grad]
+    if roots:
+        torch.autograd.backward(roots, _projections(outputs))
+    for index in reversed(range(len(sent))):
+        tensors, gradients = [], []
+        for name, tensor in sent[index].items():
+            parts = [taken[name].grad for taken in received[index + 1 :] if name in taken]
+            arrived = [part for part in parts if part is not None]
+            if tensor.requires_grad and arrived:
+                tensors.append(tensor)
+                gradients.append(torch.stack(arrived).sum(0) if len(arrived) > 1 else arrived[0])
+        if tensors:
+            torch.autograd.backward(tensors, gradients)
+
+
+def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
+
+
+def _arrived(value: Any) -> Any:
+    """A tensor as a stage receives it: a leaf of its own graph."""
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _projections(outputs: list[Tensor]) -> list[Tensor]:
+    """A fixed random gradient for every differentiable output."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+        for output in outputs
+        if output.requires_grad
+    ]
+
+
+def _gradients(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    return {
+        name: parameter.grad.clone()
+        for module in modules
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def _buffers(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+    """Buffers that a checkpoint holds."""
+    parameters = {name for module in modules for name, _ in module.named_parameters()}
+    return {
+        name: tensor.clone()
+        for module in modules
+        for name, tensor in module.state_dict(keep_vars=False).items()
+        if name not in parameters
+    }

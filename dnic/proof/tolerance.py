@@ -1,0 +1,33 @@
+"""How far two computations of the same thing may differ, in one place.
+
+The stages call the same kernels in the same order on the same device as the model does, so most
+figures come out bit for bit equal. Two things may differ: a tensor that goes to several stages has
+its gradients added in another order, and a kernel may pick another algorithm for a tensor with
+other strides. Both are a few units in the last place of float32 (6e-8) for every addition.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Relative to the largest magnitude in the reference: room for ~100 additions in another order.
+SPLIT = 1e-5
+# Losses of two training runs: the same differences, fed back through some steps of an optimizer.
+LOSSES = 1e-4
+
+
+def error(ours: Tensor, reference: Tensor) -> float:
+    """Largest absolute difference; infinite where shapes differ or one is not a number."""
+    if ours.shape != reference.shape:
+        return float("inf")
+    if ours.numel() == 0 or torch.equal(ours, reference):
+        return 0.0
+    difference = (ours.double() - reference.double()).abs().max().item()
+    return difference if difference == difference else float("inf")
+
+
+def close(ours: Tensor, reference: Tensor, tolerance: float) -> bool:
+    """Whether the largest difference is within `tolerance` of the reference's largest magnitude."""
+    largest = reference.double().abs().max().item() if reference.numel() else 0.0
+    return error(ours, reference) <= tolerance * max(largest, 1e-3)
