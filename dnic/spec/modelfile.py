@@ -1,0 +1,307 @@
+"""The user's model file, imported, with its functions found and guarded.
+
+`importlib` alone would leave a cached `__pycache__` in the user's folder, would not find modules
+beside the file, and would answer a mistake with a traceback through our code. Here every mistake in
+the file becomes a `TraceError` that names the line of the user's own code.
+
+The file is run: it is the user's program, unlike the spec. Modules beside it are imported under
+their plain names, so one process must not load two model files whose folders hold different
+modules of the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import linecache
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
+
+from torch import Tensor, nn
+
+from dnic.errors import TraceError
+from dnic.spec.nearest import nearest
+from dnic.spec.spec import ModelSpec
+from dnic.spec.userframe import shown_path, user_line
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """What a model file offers. Every function raises `TraceError` when the user's code fails.
+
+    Attributes:
+        path: the file, resolved.
+        module: the file as imported; in `sys.modules` under its own name.
+        build_model: makes the model, anew at every call.
+        example_inputs: one batch, as a tuple even when the file returns a single tensor.
+        loss: `loss(output, target)`, the user's own object.
+        train_data, test_data: a `Dataset` of (input, target); None when the file has none.
+    """
+
+    path: Path
+    module: ModuleType
+    build_model: Callable[[], nn.Module]
+    example_inputs: Callable[[], tuple[Tensor, ...]]
+    loss: Callable[..., Any]
+    train_data: Callable[[], Any] | None
+    test_data: Callable[[], Any] | None
+
+
+def load_model_file(path: Path | str, names: ModelSpec | None = None) -> ModelFile:
+    """Import a model file and find its functions; none of them is called yet.
+
+    Args:
+        path: the file.
+        names: the names of the functions; those of the convention when None.
+
+    Raises:
+        TraceError: no such Python file, it fails on import, or a function is missing.
+    """
+    given = Path(path)
+    source = _source(given)
+    resolved = given.resolve()
+    functions = _Functions(resolved, _imported(resolved, source), names or ModelSpec())
+    return ModelFile(
+        path=resolved,
+        module=functions.module,
+        build_model=functions.build_model(),
+        example_inputs=functions.example_inputs(),
+        loss=functions.loss(),
+        train_data=functions.data("train_data"),
+        test_data=functions.data("test_data"),
+    )
+
+
+def _source(path: Path) -> bytes:
+    try:
+        _check_path(path)
+        return path.read_bytes()
+    except OSError as error:
+        problem = f"cannot read the model file: {error.strerror}"
+        raise TraceError(problem, where=shown_path(path), expected="a Python file") from error
+
+
+def _check_path(path: Path) -> None:
+    shown = shown_path(path)
+    expected = "a Python file"
+    if path.is_dir():
+        files = sorted(p.name for p in path.glob("*.py"))
+        file = "model.py" if "model.py" in files else next(iter(files), None)
+        hint = shown_path(path / file) if file else None
+        raise TraceError("the model file is a folder", where=shown, expected=expected, hint=hint)
+    if not path.is_file():
+        beside = nearest(path.name, (p.name for p in path.parent.glob("*.py")))
+        hint = shown_path(path.parent / beside) if beside else None
+        raise TraceError("no such model file", where=shown, expected=expected, hint=hint)
+    if path.suffix != ".py":
+        raise TraceError(
+            "the model file is no Python file", where=shown, expected="a name that ends in .py"
+        )
+
+
+def _imported(path: Path, source: bytes) -> ModuleType:
+    """The file as a module, run anew, under a name that only this path has."""
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"dnic_model_{digest}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
+        raise TraceError("the model file cannot be imported", where=shown_path(path))
+    module = importlib.util.module_from_spec(spec)
+    linecache.checkcache(str(path))
+    before = sys.modules.get(name)
+    sys.modules[name] = module
+    try:
+        with _running(path, "the model file"):
+            # Not through the loader: it would run stale bytecode of a file changed within a second.
+            exec(compile(source, str(path), "exec"), module.__dict__)
+    except BaseException:
+        sys.modules.pop(name)
+        if before is not None:
+            sys.modules[name] = before
+        raise
+    return module
+
+
+@contextmanager
+def _running(path: Path, what: str) -> Iterator[None]:
+    """The user's code runs in here: its folder can be imported from, its failures are explained."""
+    folder = str(path.parent)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    except TraceError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise _explained(error, path, what) from error
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def _explained(error: BaseException, path: Path, what: str) -> TraceError:
+    message = str(error).strip().partition("\n")[0]
+    hint = None
+    if isinstance(error, SystemExit):
+        hint = 'put what is to run as a program under `if __name__ == "__main__":`'
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        hint = f"install {error.name.partition('.')[0]} where dnic runs, or put it beside the file"
+    return TraceError(
+        f"{what} raised {type(error).__name__}" + (f": {message}" if message else ""),
+        where=user_line(error, path),
+        expected="code that runs",
+        hint=hint,
+    )
+
+
+@dataclass(frozen=True)
+class _Functions:
+    """Finds and guards the functions of one imported file."""
+
+    path: Path
+    module: ModuleType
+    names: ModelSpec
+
+    def build_model(self) -> Callable[[], nn.Module]:
+        function = self.find("build_model", optional=True) or self.only_class()
+
+        def check(model: Any, name: str) -> nn.Module:
+            if not isinstance(model, nn.Module):
+                self.refuse(f"{name} returned {_kind(model)}", "a torch.nn.Module", function)
+            return model
+
+        return self.guarded(function, check)
+
+    def example_inputs(self) -> Callable[[], tuple[Tensor, ...]]:
+        function = self.find("example_inputs")
+
+        def check(inputs: Any, name: str) -> tuple[Tensor, ...]:
+            batch = (inputs,) if isinstance(inputs, Tensor) else inputs
+            expected = "one batch: a tensor, or a tuple of tensors"
+            if not isinstance(batch, tuple | list) or not batch:
+                self.refuse(f"{name} returned {_kind(batch)}", expected, function)
+            for index, entry in enumerate(batch):
+                if not isinstance(entry, Tensor):
+                    problem = f"{name} returned {_kind(entry)} at position {index}"
+                    self.refuse(problem, expected, function)
+            return tuple(batch)
+
+        return self.guarded(function, check)
+
+    def loss(self) -> Callable[..., Any]:
+        function: Callable[..., Any] = self.find("loss")
+        if inspect.isclass(function):
+            expected = "a function loss(output, target) that returns a scalar tensor"
+            hint = f"{self.names.loss} = {function.__name__}()"
+            self.refuse(f"{self.names.loss} is a class", expected, function, hint)
+        return function
+
+    def data(self, role: str) -> Callable[[], Any] | None:
+        function = self.find(role, optional=True)
+        return None if function is None else self.guarded(function, lambda value, _: value)
+
+    def find(self, role: str, optional: bool = False) -> Any:
+        """The function for a role; None when it is optional, missing and not named by the spec."""
+        name = getattr(self.names, role)
+        found = vars(self.module).get(name)
+        if found is None:
+            if optional and name == role:
+                return None
+            self.missing(role, name)
+        if not callable(found) or (role != "loss" and isinstance(found, nn.Module)):
+            self.refuse(f"{name} is {_kind(found)}", f"a function {_SIGNATURES[role]}", found)
+        return found
+
+    def missing(self, role: str, name: str) -> NoReturn:
+        """Complain about a missing function, with the nearest one that the file defines."""
+        raise TraceError(
+            f"the model file has no {name}",
+            where=shown_path(self.path),
+            expected=_SIGNATURES[role].replace(role, name, 1),
+            hint=self.nearest(name),
+        )
+
+    def nearest(self, name: str) -> str | None:
+        members = vars(self.module).items()
+        return nearest(name, (n for n, v in members if callable(v) and not n.startswith("_")))
+
+    def only_class(self) -> type[nn.Module]:
+        """The one module class of the file that can be made without arguments."""
+        own = [v for v in vars(self.module).values() if inspect.isclass(v)]
+        own = [c for c in own if c.__module__ == self.module.__name__]
+        classes = list(dict.fromkeys(c for c in own if issubclass(c, nn.Module)))
+        ready = [c for c in classes if not _required_arguments(c)]
+        if len(ready) == 1:
+            return ready[0]
+        if not classes:
+            self.missing("build_model", "build_model")
+        if ready:
+            problem = f"no build_model, and several classes: {', '.join(c.__name__ for c in ready)}"
+        else:
+            needs = [f"{c.__name__} needs {', '.join(_required_arguments(c))}" for c in classes]
+            problem = f"no build_model, and no class without arguments: {'; '.join(needs)}"
+        raise TraceError(
+            problem,
+            where=shown_path(self.path),
+            expected=_SIGNATURES["build_model"],
+            hint=self.nearest("build_model")
+            or f"def build_model(): return {(ready or classes)[-1].__name__}(...)",
+        )
+
+    def guarded(
+        self, function: Callable[[], Any], check: Callable[[Any, str], T]
+    ) -> Callable[[], T]:
+        """The function with failures explained and its result checked."""
+        name = getattr(function, "__name__", "the function")
+
+        @wraps(function, updated=())
+        def call() -> T:
+            with _running(self.path, f"{name}()"):
+                return check(function(), f"{name}()")
+
+        return call
+
+    def refuse(self, problem: str, expected: str, culprit: Any, hint: str = "") -> NoReturn:
+        """Complain, at the line of the function where that is known."""
+        code = getattr(culprit, "__code__", None)
+        known = code is not None and Path(code.co_filename) == self.path
+        line = f":{code.co_firstlineno}" if known and code is not None else ""
+        raise TraceError(
+            problem, where=shown_path(self.path) + line, expected=expected, hint=hint or None
+        )
+
+
+_SIGNATURES = {
+    "build_model": "build_model() -> nn.Module, or one nn.Module class without arguments",
+    "example_inputs": "example_inputs() -> one batch, a tuple of tensors",
+    "loss": "loss(output, target) -> a scalar tensor",
+    "train_data": "train_data() -> a Dataset of (input, target)",
+    "test_data": "test_data() -> a Dataset of (input, target)",
+}
+
+
+def _required_arguments(made: type[nn.Module]) -> list[str]:
+    try:
+        parameters = inspect.signature(made).parameters.values()
+    except (TypeError, ValueError):
+        return ["unknown arguments"]
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in a message: `nothing`, `a Linear`, `an empty tuple`."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, tuple | list | dict) and not value:
+        return f"an empty {type(value).__name__}"
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"

@@ -1,0 +1,287 @@
+"""What a user may ask for: the models of the YAML file.
+
+Frozen pydantic models, so that the same lines hold the keys, their defaults, their limits and the
+words of the JSON schema and of the starter file. They say nothing about the model that is compiled:
+whether a cut names a real module is for the partitioner to check.
+"""
+
+from __future__ import annotations
+
+from keyword import iskeyword
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from dnic.spec.expect import (
+    Auto,
+    Count,
+    CountOrAuto,
+    CountOrNone,
+    Rate,
+    StepsOrAuto,
+    complaint,
+    expected,
+    shown,
+)
+from dnic.spec.optimizer import OptimizerSpec
+from dnic.spec.section import Section, overlay
+from dnic.spec.units import Bandwidth, Memory, Time
+
+DEFAULT = "default"
+
+
+def _identifier(name: str) -> str:
+    if not name.isidentifier() or iskeyword(name):
+        raise ValueError
+    return name
+
+
+def _printable(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise ValueError
+    return text
+
+
+def _paths(value: object, *at: int) -> tuple[str, ...]:
+    """A list of module paths. A bare number is the path of an entry of `nn.Sequential`."""
+    if not isinstance(value, list | tuple):
+        raise complaint(f"{{}} cannot be {shown(value)}", expected="a list of module paths", at=at)
+    paths = []
+    for index, entry in enumerate(value):
+        path = str(entry) if type(entry) is int and 0 <= entry < 2**31 else entry
+        if not isinstance(path, str) or not path.strip() or not path.isprintable():
+            raise complaint(
+                f"{{}} cannot be {shown(entry)}",
+                expected="the dotted path of a module",
+                hint=f'"{entry}", in quotes' if isinstance(entry, float) else "",
+                at=(*at, index),
+            )
+        if path in paths:
+            raise complaint(
+                f"{{}} names {shown(path)} a second time",
+                expected="every module path once",
+                at=(*at, index),
+            )
+        paths.append(path)
+    return tuple(paths)
+
+
+def _cuts(value: object) -> object:
+    if isinstance(value, str) and value != "auto":
+        raise complaint(
+            f"{{}} cannot be {shown(value)}",
+            expected="a list of module paths, or auto",
+            hint=f"[{value}]" if value.isprintable() else "",
+        )
+    return value if value == "auto" else _paths(value)
+
+
+def _groups(value: object) -> tuple[tuple[str, ...], ...]:
+    if not isinstance(value, list | tuple):
+        raise complaint(
+            f"{{}} cannot be {shown(value)}",
+            expected="a list of lists of module paths, such as [[embedding, head]]",
+        )
+    return tuple(_paths(group, index) for index, group in enumerate(value))
+
+
+def _one_replica(value: object) -> object:
+    if value == "auto" or (type(value) is int and value == 1):
+        return value
+    more = type(value) is int and value > 1
+    raise complaint(
+        f"{{}} is {shown(value)}, which is not available yet"
+        if more
+        else f"{{}} cannot be {shown(value)}",
+        expected="auto or 1",
+    )
+
+
+DeviceKind = Annotated[
+    Literal["auto", "cpu", "cuda"],
+    expected("one of auto, cpu, cuda", {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}),
+]
+Precision = Literal["fp32"]
+Gradient = Literal["auto", "exact", "synthetic"]
+Context = Literal["target", "none"]
+
+Name = Annotated[str, AfterValidator(_identifier), expected("the name of a Python function")]
+Text = Annotated[str, AfterValidator(_printable)]
+
+
+class ModelSpec(Section):
+    """The model file, and the names of the functions that dnic calls in it."""
+
+    file: Annotated[
+        Annotated[Path, BeforeValidator(lambda value: _printable(str(value)))] | None,
+        expected("the path of a Python file, relative to this spec"),
+    ] = Field(default=None, description="the Python file of the model, relative to this spec")
+    build_model: Name = Field(default="build_model", description="build_model() -> nn.Module")
+    example_inputs: Name = Field(
+        default="example_inputs", description="one batch, as a tuple of tensors"
+    )
+    loss: Name = Field(default="loss", description="loss(output, target) -> a scalar")
+    train_data: Name = Field(default="train_data", description="a Dataset of (input, target)")
+    test_data: Name = Field(default="test_data", description="the same, held out")
+
+
+class TrainSpec(Section):
+    """How the bundle trains; `batch_size` None is that of `example_inputs`."""
+
+    batch_size: CountOrNone = Field(
+        default=None, description="samples per step; auto: as example_inputs"
+    )
+    epochs: Count = Field(default=5, description="passes over train_data")
+    optimizer: OptimizerSpec = Field(
+        default=OptimizerSpec(), description="the same for every stage"
+    )
+    precision: Annotated[
+        Precision,
+        expected("fp32", get_args(Precision), later=("bf16", "fp16", "tf32", "fp64", "fp8")),
+    ] = Field(default="fp32", description="of parameters and activations: fp32")
+    seed: Annotated[
+        Annotated[int, Field(strict=True, ge=0, lt=2**32)],
+        expected("a whole number from 0 to 4294967295"),
+    ] = Field(default=0, description="of initial weights, shuffling and dropout")
+
+
+class LinkSpec(Section):
+    """A link between two devices."""
+
+    bandwidth_bytes_per_s: Bandwidth = Field(
+        default=25e9,
+        alias="bandwidth",
+        description="with a unit: MB/s, GB/s, GiB/s, Mbit/s, Gbit/s, ...",
+        json_schema_extra={"default": "25GB/s"},
+    )
+    latency_us: Time = Field(
+        default=10.0,
+        alias="latency",
+        description="one way, with a unit: ns, us, ms or s",
+        json_schema_extra={"default": "10us"},
+    )
+
+
+class LinksSpec(Section):
+    """The links between devices; today all are alike."""
+
+    default: LinkSpec = Field(default=LinkSpec(), description="every link")
+
+
+class DevicesSpec(Section):
+    """The devices to compile for; `memory` None asks the device."""
+
+    count: Count = Field(default=2, description="devices to use, one process each")
+    kind: DeviceKind = Field(default="auto", description="auto, cpu or cuda")
+    memory: Memory = Field(
+        default=None, description="of each device, such as 80GiB; auto: what it has"
+    )
+    profile: Annotated[Text, expected("auto, the name of a device profile, or its path")] = Field(
+        default="auto",
+        description="name or file of a device profile; auto: measure",
+    )
+    links: LinksSpec = Field(default=LinksSpec(), description="between devices")
+
+
+class PartitionSpec(Section):
+    """Where to cut the model."""
+
+    stages: CountOrAuto = Field(
+        default="auto", description="number of stages; auto: up to one per device"
+    )
+    cuts: Annotated[tuple[str, ...] | Auto, BeforeValidator(_cuts)] = Field(
+        default="auto", description="cut after these modules: [layer1, layer2.0]"
+    )
+    replicas: Annotated[
+        Annotated[int, Field(strict=True, ge=1, le=1)] | Auto, BeforeValidator(_one_replica)
+    ] = Field(default="auto", description="copies of a stage: auto or 1")
+    keep_together: Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_groups)] = Field(
+        default=(), description="groups of modules, each in one stage: [[embed, head]]"
+    )
+
+    @model_validator(mode="after")
+    def _stages_fit_cuts(self) -> Self:
+        if self.stages != "auto" and self.cuts != "auto" and self.stages != len(self.cuts) + 1:
+            raise complaint(
+                f"{{}} is {self.stages}, but the cuts make {len(self.cuts) + 1}",
+                expected="one stage more than cuts, or stages: auto",
+                at=("stages",),
+            )
+        return self
+
+
+class HeadSpec(Section):
+    """The module that predicts the gradient at an interface."""
+
+    hidden_layers: Annotated[
+        Annotated[int, Field(strict=True, ge=0, le=3)], expected("a whole number from 0 to 3")
+    ] = Field(default=1, description="0 to 3; 0 is one linear map")
+    width: CountOrAuto = Field(
+        default="auto", description="of a hidden layer; auto: what fits the slack"
+    )
+    context: Annotated[Context, expected("target or none", get_args(Context))] = Field(
+        default="target", description="what it sees beside the activation: target or none"
+    )
+    lr: Rate = Field(default=1e-3, description="its own learning rate")
+
+
+class InterfaceSpec(Section):
+    """How the gradient at an interface is obtained.
+
+    `warmup_steps` `auto` is 5% of all steps, at most 200; only the run knows their number.
+    """
+
+    gradient: Annotated[
+        Gradient,
+        expected(
+            "one of auto, exact, synthetic",
+            get_args(Gradient),
+            later=("virtual", "local", "stale"),
+        ),
+    ] = Field(default="auto", description="auto, exact (wait for it) or synthetic (predict it)")
+    head: HeadSpec = Field(default=HeadSpec(), description="predicts the gradient")
+    window: CountOrAuto = Field(
+        default="auto", description="batches in flight before the sender waits"
+    )
+    warmup_steps: StepsOrAuto = Field(
+        default="auto", description="steps on true gradients first; auto: 5% of all, at most 200"
+    )
+
+
+class Spec(Section):
+    """A whole spec. Use `interface` rather than `interfaces`: it fills in what is inherited."""
+
+    model: ModelSpec = Field(
+        default=ModelSpec(), description="the model file and the functions in it"
+    )
+    train: TrainSpec = Field(default=TrainSpec(), description="how the bundle trains")
+    devices: DevicesSpec = Field(default=DevicesSpec(), description="what to compile for")
+    partition: PartitionSpec = Field(default=PartitionSpec(), description="where to cut the model")
+    interfaces: Annotated[
+        dict[Annotated[Text, expected("a module path")], InterfaceSpec],
+        AfterValidator(lambda given: {DEFAULT: InterfaceSpec(), **given}),
+        BeforeValidator(lambda value: {} if value is None else value),
+    ] = Field(
+        default={DEFAULT: InterfaceSpec()},
+        description="by module path or operation name; unset keys come from default",
+    )
+
+    def interface_names(self) -> tuple[str, ...]:
+        """The interfaces that have settings of their own, in the order of the file."""
+        return tuple(name for name in self.interfaces if name != DEFAULT)
+
+    def interface(self, name: str) -> InterfaceSpec:
+        """Settings of the interface after module or operation `name`.
+
+        Keys that its own entry does not give come from the entry `default`, keys that this does
+        not give either from the defaults; keys of `head` one by one.
+        """
+        default = self.interfaces.get(DEFAULT, InterfaceSpec())
+        own = self.interfaces.get(name)
+        return default if own is None else overlay(default, own)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of the spec file, for editors that complete and check YAML."""
+    return Spec.model_json_schema(by_alias=True)
