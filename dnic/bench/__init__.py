@@ -1,0 +1,1 @@
+"""One run that measures the bundle beside its alternatives."""

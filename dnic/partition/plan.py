@@ -21,10 +21,25 @@ class Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
+class PlannedNames(Part):
+    """What the functions of the convention are called in the model file.
+
+    `build` is a function or a class, called without arguments; `train_data` and `test_data` are
+    None where the file has none.
+    """
+
+    build: str = "build_model"
+    example_inputs: str = "example_inputs"
+    loss: str = "loss"
+    train_data: str | None = "train_data"
+    test_data: str | None = "test_data"
+
+
 class PlannedModel(Part):
     """The model as captured; sizes at `batch_size`."""
 
     name: str
+    names: PlannedNames = PlannedNames()
     parameters: int
     parameter_bytes: int
     batch_size: int

@@ -1,0 +1,138 @@
+"""What the command line asks for, as a spec: a model file, a spec, options, an edited plan."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from dnic.codegen.planfile import read_plan_file
+from dnic.errors import SpecError
+from dnic.partition.plan import PlannedInterface
+from dnic.spec import Spec, load_spec, override, spec_from_mapping, starter
+from dnic.spec.modelfile import load_model_file
+
+
+def requested(
+    model: Path | None, spec_file: Path | None, devices: str | None, plan: Path | None
+) -> Spec:
+    """The spec that the command line means; options win over the files.
+
+    Args:
+        model: the model file, if one was named.
+        spec_file: `--spec`.
+        devices: `--devices`, as typed.
+        plan: `--plan`: an edited plan, in place of model and spec.
+
+    Raises:
+        SpecError: contradicting or missing arguments, or a bad file.
+    """
+    if plan is not None and (model or spec_file):
+        raise SpecError(
+            "--plan comes with neither a model file nor --spec: the bundle holds both",
+            where="--plan",
+            hint=f"dnic compile --plan {plan}",
+        )
+    spec = spec_of_plan(plan) if plan else load_spec(spec_file) if spec_file else Spec()
+    if model is not None:
+        spec = override(spec, "model.file", str(model), option="MODEL.py")
+    if devices is not None:
+        number: object = int(devices) if devices.lstrip("-").isdigit() else devices
+        spec = override(spec, "devices.count", number, option="--devices")
+    if spec.model.file is None:
+        raise SpecError(
+            "no model file",
+            where=str(spec_file) if spec_file else "the command line",
+            expected="dnic compile MODEL.py, or model.file in the spec",
+        )
+    return spec
+
+
+def spec_of_plan(path: Path) -> Spec:
+    """The spec that leads to the plan of a bundle again, edits included.
+
+    Raises:
+        SpecError: the plan cannot be read, or asks for the impossible.
+    """
+    plan = read_plan_file(path)
+    folder = path if path.is_dir() else path.parent
+    names = plan.model.names.model_dump(exclude_none=True)
+    return spec_from_mapping(
+        {
+            "model": {
+                "file": str(folder / "model.py"),
+                "build_model": names.pop("build"),
+                **names,
+            },
+            "train": {
+                "batch_size": plan.train.batch_size,
+                "epochs": plan.train.epochs,
+                "seed": plan.train.seed,
+                "optimizer": {"name": plan.train.optimizer.name, **plan.train.optimizer.options},
+            },
+            "devices": {"count": len(plan.cuts) + 1},
+            "partition": {"cuts": list(plan.cuts)},
+            "interfaces": {i.after: _interface_again(i) for i in plan.interfaces},
+        },
+        str(path),
+    )
+
+
+def default_folder(spec: Spec, plan: Path | None) -> Path:
+    """`build/NAME`: after the model file, or its folder where the file is just `model.py`.
+
+    Raises:
+        SpecError: with `--plan` the folder must be said.
+    """
+    if plan is not None:
+        raise SpecError(
+            "--plan needs a folder to write to",
+            where="-o",
+            hint=f"-o {plan.parent if plan.suffix else plan} --force writes the bundle anew",
+        )
+    file = spec.model.file or Path("model.py")
+    name = file.stem if file.stem != "model" else file.resolve().parent.name
+    return Path("build") / name
+
+
+def write_starter(model: Path, output: Path, *, force: bool) -> None:
+    """Write the commented starter spec for a model file.
+
+    Raises:
+        TraceError: the model file does not follow the convention.
+        SpecError: the output exists.
+    """
+    load_model_file(model)
+    if output.exists() and not force:
+        raise SpecError(f"{output} exists", where="-o", hint="--force replaces it")
+    folder = output.resolve().parent
+    if not folder.is_dir():
+        raise SpecError(f"there is no folder {folder}", where="-o")
+    text = starter(os.path.relpath(model.resolve(), folder))
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False, encoding="utf-8") as file:
+        file.write(text)
+    Path(file.name).chmod(0o644)
+    Path(file.name).replace(output)
+
+
+def check_spec(path: Path) -> str:
+    """Check a spec and the model file that it names; returns what was checked, in words.
+
+    Raises:
+        SpecError, TraceError: what is wrong.
+    """
+    spec = load_spec(path)
+    if spec.model.file is None:
+        return "ok; it names no model file"
+    found = load_model_file(spec.model.file, spec.model)
+    return f"ok; model file {found.path.name} offers {found.build_model.__name__}"
+
+
+def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
+    """An interface of a plan in the words of a spec."""
+    again: dict[str, Any] = interface.model_dump(include={"gradient", "window", "warmup_steps"})
+    if interface.head is not None:
+        head = interface.head.model_dump(include={"hidden_layers", "width", "context", "lr"})
+        again["head"] = {key: value for key, value in head.items() if value is not None}
+    return again

@@ -1,0 +1,285 @@
+"""The passes of the compiler, in order: from a spec to a plan, from a plan to a bundle.
+
+Each pass takes frozen values and returns a new one, which its own room has checked. `observe` is
+told of every pass and sees its result, so that progress can be shown and any value printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import default_collate
+
+from dnic import __version__
+from dnic.codegen.write import bundle_files, check_target, staged
+from dnic.cost import Costs, DeviceProfile, Link, calibrate, cost_model, load_profile
+from dnic.errors import SpecError, TraceError, VerifyError
+from dnic.graph.build import build_graph, event_of_gap
+from dnic.graph.graph import Graph
+from dnic.partition import (
+    InterfaceChoice,
+    Links,
+    PartitionRequest,
+    choose_cuts,
+    cut_points,
+    make_plan,
+)
+from dnic.partition.plan import (
+    Plan,
+    PlannedNames,
+    PlannedOptimizer,
+    PlannedTarget,
+    PlannedTraining,
+)
+from dnic.proof.bundle import prove_bundle_split
+from dnic.proof.rung import Rung
+from dnic.report.pictures import picture_files
+from dnic.spec import InterfaceSpec, Spec
+from dnic.spec.modelfile import ModelFile, load_model_file
+from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by, untouched
+
+Observe = Callable[[str, Any], None]
+
+PASSES = ("load", "capture", "graph", "cost", "cut", "recapture", "plan", "emit", "prove", "write")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The user's model file, run."""
+
+    source: ModelFile
+    model: nn.Module
+    inputs: tuple[Tensor, ...]
+    target: PlannedTarget | None
+
+    def __str__(self) -> str:
+        return f"{type(self.model).__name__} from {self.source.path}\n{self.model}"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """Everything that was decided, and what it was decided on."""
+
+    loaded: Loaded
+    graph: Graph
+    costs: Costs
+    coarse: TracedModel
+    plan: Plan
+
+
+def check_pass(name: str | None) -> None:
+    """Refuse the name of a pass that there is not.
+
+    Raises:
+        SpecError: names the passes.
+    """
+    if name is not None and name not in PASSES:
+        raise SpecError(
+            f"there is no pass {name!r}", where="--print-after", expected=", ".join(PASSES)
+        )
+
+
+def silent(name: str, value: Any) -> None:
+    """Observe nothing."""
+
+
+def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
+    """Decide everything, write nothing.
+
+    Args:
+        spec: what is asked for; `model.file` must be set.
+        observe: called after each pass with its name and its result.
+
+    Raises:
+        SpecError, TraceError, PartitionError: what was asked for cannot be done.
+    """
+    loaded = _seen(observe, "load", load(spec))
+    fine = _seen(observe, "capture", capture_fine(loaded.model, loaded.inputs))
+    graph = _seen(observe, "graph", build_graph(fine))
+    training = training_of(spec, graph.batch_size)
+    profile = device_profile(spec)
+    costs = _seen(
+        observe,
+        "cost",
+        cost_model(graph, profile, training.optimizer.name, training.optimizer.options),
+    )
+    request = request_of(spec, profile)
+    cuts = _seen(observe, "cut", choose_cuts(graph, costs, request))
+    opened = opened_by(fine, [event_of_gap(fine, gap) for gap in cuts])
+    coarse = _seen(observe, "recapture", capture_coarse(fine, loaded.inputs, opened))
+    plan = make_plan(
+        build_graph(coarse, fine), graph, costs, cuts, request, training, loaded.target
+    )
+    table = cut_points(graph)
+    plan = plan.model_copy(
+        update={
+            "dnic": __version__,
+            "model": plan.model.model_copy(update={"names": names_of(spec, loaded.source)}),
+            "cuts": tuple(table.name(gap) for gap in cuts),
+        }
+    )
+    return Planned(loaded, graph, costs, coarse, _seen(observe, "plan", plan))
+
+
+def compile_model(
+    spec: Spec, folder: Path, *, force: bool = False, observe: Observe = silent
+) -> tuple[Planned, Rung]:
+    """Decide, emit, prove, write.
+
+    Args:
+        spec: what is asked for.
+        folder: the bundle; appears only when rung 1 of the proof ladder has passed.
+        force: replace a bundle that is there; its `runs/` stay.
+        observe: called after each pass with its name and its result.
+
+    Raises:
+        SpecError, TraceError, PartitionError: what was asked for cannot be done.
+        VerifyError: the stages do not compute what the model computes. A bug of ours.
+    """
+    check_target(folder, force=force)
+    planned = plan_model(spec, observe)
+    source = planned.loaded.source
+    files = bundle_files(planned.coarse, planned.plan, source.path.read_bytes())
+    files |= picture_files(planned.plan)
+    _seen(observe, "emit", files)
+    with staged(folder, files) as temporary:
+        rung = _seen(observe, "prove", prove_bundle_split(temporary, planned.loaded.inputs))
+        if not rung.passed:
+            raise VerifyError(
+                "the stages do not compute what the model computes; nothing was written",
+                where="; ".join(rung.failures[:3]),
+                expected=f"equal within {rung.tolerance:g} of the largest magnitude",
+                hint="please report this model; partition.cuts elsewhere may work",
+            )
+    _seen(observe, "write", folder)
+    return planned, rung
+
+
+def load(spec: Spec) -> Loaded:
+    """Run the model file: build the model from the seed, one batch, and look at a target.
+
+    Raises:
+        TraceError: the file does not follow the convention, or its functions fail.
+    """
+    if spec.model.file is None:
+        raise TraceError("no model file given", expected="dnic compile MODEL.py, or model.file")
+    source = load_model_file(spec.model.file, spec.model)
+    torch.manual_seed(spec.train.seed)
+    model = source.build_model()
+    torch.manual_seed(spec.train.seed)
+    inputs = source.example_inputs()
+    return Loaded(source, model, inputs, target_of(source, model, inputs))
+
+
+def target_of(
+    source: ModelFile, model: nn.Module, inputs: tuple[Tensor, ...]
+) -> PlannedTarget | None:
+    """Shape, dtype and number of classes of the targets; None without training data.
+
+    Integer targets are classes when the model's output has one axis more than they have.
+    """
+    if source.train_data is None:
+        return None
+    try:
+        _, target = default_collate([source.train_data()[0]])
+    except Exception as error:
+        raise TraceError(
+            f"the first pair of {source.train_data.__name__}() cannot be read: "
+            f"{type(error).__name__}: {error}",
+            where=str(source.path),
+            expected="a Dataset of (input, target)",
+        ) from error
+    if not isinstance(target, Tensor):
+        return None
+    output = _output_shape(model, inputs)
+    classes = None
+    if not target.is_floating_point() and output and len(output) == target.dim() + 1:
+        last = output[1:-1] == tuple(target.shape[1:])
+        classes = output[-1] if last else output[1]
+    return PlannedTarget(
+        shape=("B", *target.shape[1:]),
+        dtype=str(target.dtype).removeprefix("torch."),
+        classes=classes,
+    )
+
+
+def names_of(spec: Spec, source: ModelFile) -> PlannedNames:
+    """What the emitted files call in the model file."""
+    return PlannedNames(
+        build=source.build_model.__name__,
+        example_inputs=spec.model.example_inputs,
+        loss=spec.model.loss,
+        train_data=spec.model.train_data if source.train_data else None,
+        test_data=spec.model.test_data if source.test_data else None,
+    )
+
+
+def training_of(spec: Spec, batch_size: int) -> PlannedTraining:
+    """How the bundle trains."""
+    return PlannedTraining(
+        batch_size=spec.train.batch_size or batch_size,
+        epochs=spec.train.epochs,
+        optimizer=PlannedOptimizer(
+            name=spec.train.optimizer.name, options=dict(spec.train.optimizer.options)
+        ),
+        precision=spec.train.precision,
+        seed=spec.train.seed,
+    )
+
+
+def device_profile(spec: Spec) -> DeviceProfile:
+    """The device of the spec: a stock profile, a file, or this machine measured."""
+    if spec.devices.profile == "auto":
+        return calibrate()
+    return load_profile(spec.devices.profile)
+
+
+def request_of(spec: Spec, profile: DeviceProfile) -> PartitionRequest:
+    """The spec in the partition's words."""
+    link = spec.devices.links.default
+    given = "links" in spec.devices.model_fields_set
+    partition = spec.partition
+    return PartitionRequest(
+        devices=spec.devices.count,
+        stages=None if partition.stages == "auto" else partition.stages,
+        cuts=None if partition.cuts == "auto" else partition.cuts,
+        keep_together=partition.keep_together,
+        memory_bytes=spec.devices.memory or profile.memory_bytes,
+        links=Links(Link("spec", link.bandwidth_bytes_per_s, link.latency_us) if given else None),
+        default=_choice(spec.interface("default")),
+        choices={name: _choice(spec.interface(name)) for name in spec.interface_names()},
+    )
+
+
+def _choice(interface: InterfaceSpec) -> InterfaceChoice:
+    return InterfaceChoice(
+        gradient=interface.gradient,
+        hidden_layers=interface.head.hidden_layers,
+        width=interface.head.width,
+        context=interface.head.context,
+        lr=interface.head.lr,
+        window=interface.window,
+        warmup_steps=interface.warmup_steps,
+    )
+
+
+def _output_shape(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, ...] | None:
+    with untouched(model), torch.no_grad(), torch.random.fork_rng():
+        model.eval()
+        try:
+            output = model(*inputs)
+        except Exception:
+            return None  # the capture, which comes next, explains
+    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return tuple(tensors[0].shape) if len(tensors) == 1 else None
+
+
+def _seen(observe: Observe, name: str, value: Any) -> Any:
+    observe(name, value)
+    return value

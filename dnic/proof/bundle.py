@@ -1,0 +1,147 @@
+"""Climb the proof ladder with a bundle on disk.
+
+1. `split`: the stages, one after the other, are the model (`dnic.proof.split`).
+2. `exact`: the emitted program as real processes, every interface waiting for its gradient, follows
+   plain backprop of the undivided model in one process.
+3. `oracle`: the decoupled machinery, its heads running and training, but handed the true gradient,
+   equals `exact`.
+
+Dropout is off in rungs 2 and 3: each process has random numbers of its own. Rung 1 has it on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnic.codegen.planfile import read_plan_file
+from dnic.partition.plan import Plan
+from dnic.proof.modules import bundle_modules
+from dnic.proof.rung import Rung, ladder
+from dnic.proof.split import prove_split
+from dnic.proof.tolerance import LOSSES, close, error
+from dnic.runtime import Record, launch, read_record
+from dnic.runtime.bundle import load_bundle
+from dnic.runtime.names import INIT_FILE, load_initial
+from dnic.runtime.options import Mode
+
+STEPS = 20
+
+
+def prove_bundle_split(folder: Path, inputs: tuple[Any, ...] | None = None) -> Rung:
+    """Rung 1 on a bundle.
+
+    Args:
+        folder: the bundle.
+        inputs: example inputs; None asks the bundle's model file.
+    """
+    plan = read_plan_file(folder)
+    with bundle_modules(folder) as (model, stages):
+        if inputs is None:
+            torch.manual_seed(plan.train.seed)
+            given = getattr(model, plan.model.names.example_inputs)()
+            inputs = (given,) if isinstance(given, Tensor) else tuple(given)
+        whole = _built(model, plan, folder)
+        parts = _built(model, plan, folder)
+        made = [stage(parts) for stage in stages.STAGES]
+        return prove_split(whole, made, plan, inputs)
+
+
+def verify_bundle(folder: Path, begin: Callable[[str], None] = lambda rung: None) -> dict[str, Any]:
+    """All three rungs; the ladder as `dnic verify --json` prints it.
+
+    Args:
+        folder: the bundle.
+        begin: told the name of each rung before it is tried.
+
+    Raises:
+        RuntimeFault: this is no bundle, or its files do not belong together.
+    """
+    plan = read_plan_file(load_bundle(folder).folder)
+    begin("split")
+    rungs = [prove_bundle_split(folder)]
+    if plan.model.names.train_data is None:
+        without = "the model file has no train_data()"
+        return ladder([*rungs, *(_untried(name, without) for name in ("exact", "oracle"))])
+    with tempfile.TemporaryDirectory(prefix="dnic-verify-") as temporary:
+        runs = _Runs(folder, Path(temporary))
+        begin("exact")
+        exact = runs.record("exact")
+        rungs.append(
+            _compared("exact", exact, runs.record("backprop"), "plain backprop in one process")
+        )
+        begin("oracle")
+        rungs.append(
+            _compared("oracle", runs.record("oracle"), exact, "the exact run")
+            if len(plan.stages) > 1
+            else _untried("oracle", "one stage has no interfaces")
+        )
+    return ladder(rungs)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Short recorded runs of one bundle."""
+
+    folder: Path
+    temporary: Path
+
+    def record(self, mode: Mode) -> Record:
+        """Losses and final parameters of `STEPS` steps."""
+        kept = self.temporary / mode
+        extra = ("--no-dropout", "--no-evaluate", "--no-checkpoint", f"--max-steps={STEPS}")
+        launch(
+            self.folder,
+            epochs=STEPS,
+            mode=mode,
+            out=self.temporary / f"run-{mode}",
+            quiet=True,
+            extra=(*extra, f"--record={kept}", "--device=cpu"),
+        )
+        return read_record(kept)
+
+
+def _compared(name: str, ours: Record, reference: Record, what: str) -> Rung:
+    """Losses step by step; the parameters' difference is reported, not judged.
+
+    An optimizer such as Adam divides a gradient by its own size: where that is all rounding, the
+    smallest difference turns the sign of an update, so parameters that do not matter may drift.
+    """
+    pair = [torch.tensor(record.losses, dtype=torch.float64) for record in (ours, reference)]
+    drift = max(
+        (error(ours.parameters[key], reference.parameters[key]) for key in reference.parameters),
+        default=0.0,
+    )
+    same_names = ours.parameters.keys() == reference.parameters.keys()
+    passed = same_names and len(ours.losses) > 0 and close(pair[0], pair[1], LOSSES)
+    failures = [] if passed else [f"losses {ours.losses} against {reference.losses}"]
+    if not same_names:
+        missing = ours.parameters.keys() ^ reference.parameters.keys()
+        failures = [f"parameters on one side only: {', '.join(sorted(missing))}"]
+    return Rung(
+        name=name,
+        passed=passed,
+        max_abs_error=error(pair[0], pair[1]),
+        tolerance=LOSSES,
+        compared=len(ours.losses),
+        detail=f"losses of {len(ours.losses)} steps against {what}; parameters differ by at most "
+        f"{drift:.1e} at the end",
+        failures=tuple(failures),
+    )
+
+
+def _untried(name: str, why: str) -> Rung:
+    return Rung(name, None, 0.0, LOSSES, 0, f"not tried: {why}")
+
+
+def _built(model_file: Any, plan: Plan, folder: Path) -> nn.Module:
+    torch.manual_seed(plan.train.seed)
+    model: nn.Module = getattr(model_file, plan.model.names.build)()
+    load_initial(model, str(folder / INIT_FILE))
+    return model
