@@ -1,0 +1,49 @@
+"""Plain backpropagation of the undivided model in one process: what everything is compared with.
+
+The model as the user wrote it, its initial weights, the same optimizer and the same order of the
+data as the stages get; no process group, no link. Random numbers are those of stage 0, so dropout
+masks differ from a divided run's (`--no-dropout` makes the two comparable).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from torch.autograd import backward
+
+from dnic.runtime.batches import Batch, Header
+from dnic.runtime.evaluation import Evaluation, Score
+from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.trainer import Trainer
+
+
+class Backprop(Trainer):
+    """Trains the undivided model."""
+
+    def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
+        figures = EpochFigures()
+        device = self.worker.device
+        started = time.perf_counter()
+        for done, (inputs, target) in zip(range(1, header.count.messages + 1), feed, strict=False):
+            batch = tuple(part.to(device, non_blocking=True) for part in inputs)
+            output = self.module(*batch)
+            loss = self._loss_of(output, target.to(device, non_blocking=True))
+            self.optimizer.zero_grad(set_to_none=True)
+            backward([loss])
+            self.optimizer.step()
+            self.step += 1
+            self._count_loss(figures, loss, target.shape[0])
+            if header.live and self._live.due():
+                self._show(header, done, started, {"train_loss": float(loss)})
+        figures.seconds = time.perf_counter() - started
+        return figures
+
+    def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation:
+        score = Score()
+        device = self.worker.device
+        for inputs, target in feed:
+            there = target.to(device, non_blocking=True)
+            output = self.module(*(part.to(device, non_blocking=True) for part in inputs))
+            score.add(output, there, self._loss_of(output, there))
+        return score.result()

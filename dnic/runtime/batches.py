@@ -1,0 +1,186 @@
+"""Batches of (input, target) in an order that follows from (seed, epoch).
+
+`torch.utils.data.DataLoader` does the work. This adds what the stages must know of each other's
+data before an epoch starts (`Header`), the check that targets are tensors, and a shortcut: the
+samples of a `TensorDataset` are taken by one index instead of one by one and stacked. Data sets
+without a length are not supported, because the number of messages must be known beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.bundle import TensorSpec
+from dnic.runtime.links import Count
+from dnic.runtime.seeds import epoch_seed
+
+Batch = tuple[tuple[Any, ...], Tensor]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the first stage tells the others about an epoch, or an evaluation, before it starts.
+
+    Attributes:
+        count: batches and their sizes.
+        target: the targets of one batch.
+        batches: batches in a whole epoch; more than `count.messages` when the run ends early.
+        live: whether anybody looks at live figures.
+    """
+
+    count: Count
+    target: TensorSpec
+    batches: int
+    live: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """For the board."""
+        return {
+            "count": [self.count.messages, self.count.batch_size, self.count.last_batch_size],
+            "target": [list(self.target.shape), self.target.dtype],
+            "batches": self.batches,
+            "live": self.live,
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Header:
+        """The inverse of `to_json`."""
+        shape, dtype = content["target"]
+        return cls(
+            count=Count(*content["count"]),
+            target=TensorSpec("target", tuple(shape), dtype, False),
+            batches=content["batches"],
+            live=content["live"],
+        )
+
+
+class Batches:
+    """A data set, in batches; only the process that runs the first stage holds one.
+
+    Args:
+        dataset: a torch data set of (input, target); several inputs as a tuple or list.
+        batch_size: samples in a batch; the last one may be smaller.
+        shuffle: whether every epoch has another order.
+        seed: of that order.
+        loader_options: further arguments of `DataLoader`, such as `num_workers`.
+
+    Raises:
+        RuntimeFault: the data set is empty or has no length.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        loader_options: Mapping[str, Any],
+    ) -> None:
+        samples = len(dataset) if isinstance(dataset, Sized) else None
+        if samples is None:
+            raise RuntimeFault(
+                f"the data set {type(dataset).__name__} has no length",
+                where="model.py",
+                expected="a torch Dataset with __len__ and __getitem__",
+            )
+        self.samples = samples
+        if samples == 0:
+            raise RuntimeFault(f"the data set {type(dataset).__name__} is empty", where="model.py")
+        self._dataset: Dataset[Any] = dataset
+        self._batch_size = min(batch_size, samples)
+        self._shuffle = shuffle
+        self._seed = seed
+        self._loader_options = loader_options
+
+    def __len__(self) -> int:
+        return -(-self.samples // self._batch_size)
+
+    def count(self, most: int | None = None) -> Count:
+        """The batches of an epoch, or the first `most` of them."""
+        last = self.samples - (len(self) - 1) * self._batch_size
+        if most is None or most >= len(self):
+            return Count(len(self), self._batch_size, last)
+        return Count(most, self._batch_size, self._batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of one epoch: the inputs as a tuple, and the target.
+
+        Raises:
+            RuntimeFault: a sample is no pair, or its target no tensor.
+        """
+        generator = torch.Generator().manual_seed(epoch_seed(self._seed, epoch))
+        for pair in self._pairs(generator):
+            yield _checked(pair)
+
+    def _pairs(self, generator: torch.Generator) -> Iterator[Any]:
+        # Exactly this class: a subclass may do more than index its tensors.
+        dataset: Dataset[Any] = self._dataset
+        if type(dataset) is TensorDataset and not self._loader_options:
+            return self._indexed(dataset.tensors, generator)
+        loader: DataLoader[Any] = DataLoader(
+            self._dataset,
+            batch_size=self._batch_size,
+            shuffle=self._shuffle,
+            generator=generator,
+            **self._loader_options,
+        )
+        return iter(loader)
+
+    def _indexed(self, tensors: tuple[Tensor, ...], generator: torch.Generator) -> Iterator[Any]:
+        # DataLoader draws a seed for its workers first; the same here gives the same order.
+        torch.empty((), dtype=torch.int64).random_(generator=generator)
+        if self._shuffle:
+            sampler = RandomSampler(range(self.samples), generator=generator)
+            for indices in BatchSampler(sampler, self._batch_size, drop_last=False):
+                index = torch.tensor(indices)
+                yield tuple(tensor[index] for tensor in tensors)
+        else:
+            for start in range(0, self.samples, self._batch_size):
+                yield tuple(tensor[start : start + self._batch_size] for tensor in tensors)
+
+
+def target_spec(target: Tensor) -> TensorSpec:
+    """The targets of a batch, whose first size follows the batch."""
+    dtype = str(target.dtype).removeprefix("torch.")
+    return TensorSpec("target", ("B", *target.shape[1:]), dtype, False)
+
+
+def read_dataset(factory: Callable[[], Dataset[Any]]) -> Dataset[Any]:
+    """Calls the model file's `train_data` or `test_data`.
+
+    Raises:
+        RuntimeFault: it did not return a data set.
+    """
+    dataset = factory()
+    if not hasattr(dataset, "__getitem__"):
+        raise RuntimeFault(
+            f"{getattr(factory, '__name__', 'the callable')}() returned {type(dataset).__name__}",
+            where="model.py",
+            expected="a torch Dataset of (input, target)",
+        )
+    return dataset
+
+
+def _checked(pair: Any) -> Batch:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise RuntimeFault(
+            "a sample of the data set is not a pair",
+            where="model.py",
+            expected="(input, target); several inputs as a tuple",
+        )
+    inputs, target = pair
+    if not isinstance(target, Tensor) or target.dim() == 0:
+        raise RuntimeFault(
+            f"the targets of a batch are {type(target).__name__}, not a tensor",
+            where="model.py",
+            expected="a number or a tensor of one shape as every sample's target",
+        )
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), target

@@ -1,0 +1,360 @@
+"""A bundle on disk, as the machine that trains sees it: the part of `plan.yaml` that a run needs.
+
+The compiler has its own, stricter model of a plan; the runtime must not import the compiler, so
+this reader takes just what a run uses into frozen values and ignores the rest (times, pictures,
+reasons). It also answers whether the files still belong together: `structure_digest` covers what
+`stages.py` was generated from, the SHA-256 sums in `plan.yaml` cover the files themselves. What a
+person may edit (`train`, and each interface's `gradient`, `head`, `window`, `warmup_steps`) is in
+neither.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dnic.errors import RuntimeFault
+
+Size = int | str
+Gradient = Literal["exact", "synthetic"]
+
+PLAN_FILE = "plan.yaml"
+COMPILE_AGAIN = "dnic compile --plan plan.yaml writes the generated files anew"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that crosses from one stage to another; sizes that follow the batch are strings."""
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: str
+    differentiable: bool
+
+    def resolve(self, batch_size: int) -> tuple[int, ...]:
+        """The shape at one batch size."""
+        return tuple(
+            size if isinstance(size, int) else batch_multiple(size) * batch_size
+            for size in self.shape
+        )
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """The head of a synthetic interface."""
+
+    hidden_layers: int
+    width: int | None
+    context: Literal["target", "none"]
+    lr: float
+
+
+@dataclass(frozen=True)
+class InterfacePlan:
+    """What crosses between two stages and where its gradient comes from."""
+
+    name: str
+    source: int
+    to: int
+    tensors: tuple[TensorSpec, ...]
+    gradient: Gradient
+    head: HeadPlan | None
+    window: int
+    warmup_steps: int | Literal["auto"]
+
+    @property
+    def differentiable(self) -> tuple[TensorSpec, ...]:
+        """The tensors through which a gradient flows back."""
+        return tuple(tensor for tensor in self.tensors if tensor.differentiable)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The tensors that a stage's `forward` takes and returns, in order."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How the bundle trains."""
+
+    batch_size: int
+    epochs: int
+    seed: int
+    optimizer: str
+    optimizer_options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """The second element of a training pair.
+
+    `classes` is the number of categories when targets are class indices, None otherwise.
+    """
+
+    sample_shape: tuple[int, ...]
+    dtype: str
+    classes: int | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The part of `plan.yaml` that a run needs."""
+
+    model: str
+    train: TrainPlan
+    target: TargetPlan
+    stages: tuple[StagePlan, ...]
+    interfaces: tuple[InterfacePlan, ...]
+    digest: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A folder that `dnic compile` wrote."""
+
+    folder: Path
+    plan: Plan
+
+    @property
+    def stages(self) -> int:
+        """Number of stages, which is the number of processes that a run takes."""
+        return len(self.plan.stages)
+
+
+def batch_multiple(size: str) -> int:
+    """How many entries a size such as `"64*B"` holds for every sample.
+
+    Raises:
+        RuntimeFault: the size is neither `B` nor `<n>*B`.
+    """
+    if size == "B":
+        return 1
+    number = size.removesuffix("*B")
+    if number == size or not number.isdigit():
+        raise RuntimeFault(
+            f"{size!r} is not a size", where=PLAN_FILE, expected='a number, "B" or "64*B"'
+        )
+    return int(number)
+
+
+def structure_digest(plan: Mapping[str, Any]) -> str:
+    """SHA-256, in hex, of what `stages.py` was generated from.
+
+    Covers, in order, the stages' inputs, outputs, modules and operation names and the interfaces'
+    ends and tensors (name, shape, dtype, differentiable).
+
+    Args:
+        plan: the content of `plan.yaml`, or the same as a pydantic dump `by_alias=True`.
+    """
+    stages = [
+        {
+            "inputs": list(stage["inputs"]),
+            "outputs": list(stage["outputs"]),
+            "modules": list(stage["modules"]),
+            "operations": [operation["name"] for operation in stage["operations"]],
+        }
+        for stage in plan["stages"]
+    ]
+    interfaces = [
+        {
+            "from": interface["from"],
+            "to": interface["to"],
+            "tensors": [
+                [t["name"], list(t["shape"]), t["dtype"], t["differentiable"]]
+                for t in interface["tensors"]
+            ],
+        }
+        for interface in plan["interfaces"]
+    ]
+    text = json.dumps([stages, interfaces], separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Reads a bundle's plan and checks that its files still belong to it.
+
+    Raises:
+        RuntimeFault: there is no plan, it cannot be read, or a generated file was edited.
+    """
+    bundle = Bundle(folder, read_plan(folder / PLAN_FILE))
+    check_files(bundle)
+    return bundle
+
+
+def check_files(bundle: Bundle) -> None:
+    """Compares every file that the plan lists with its recorded SHA-256 sum.
+
+    Raises:
+        RuntimeFault: names the first file that is missing or differs.
+    """
+    for name, recorded in bundle.plan.files.items():
+        path = bundle.folder / name
+        if not path.is_file():
+            raise RuntimeFault(f"{name} is missing", where=str(path), hint=COMPILE_AGAIN)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != recorded:
+            raise RuntimeFault(
+                f"{name} was edited and no longer matches {PLAN_FILE}",
+                where=str(path),
+                expected=f"train.py and the training keys of {PLAN_FILE} are the ones to edit",
+                hint=COMPILE_AGAIN,
+            )
+
+
+def check_stages(bundle: Bundle, compiled: str) -> None:
+    """Compares the digest that `stages.py` carries with that of the plan.
+
+    Raises:
+        RuntimeFault: `plan.yaml` was edited in a part that `stages.py` was generated from.
+    """
+    if bundle.plan.digest != compiled:
+        raise RuntimeFault(
+            f"stages.py was generated from another plan than this {PLAN_FILE}",
+            where=str(bundle.folder / PLAN_FILE),
+            expected="the stages, and the tensors of the interfaces, as they were compiled",
+            hint=COMPILE_AGAIN,
+        )
+
+
+def read_plan(path: Path) -> Plan:
+    """Reads the part of a `plan.yaml` that a run needs.
+
+    Raises:
+        RuntimeFault: there is no such file, it is no YAML, or a key is missing or wrong.
+    """
+    if not path.is_file():
+        raise RuntimeFault(
+            "this folder is not a bundle", where=str(path.parent), expected=path.name
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RuntimeFault(f"cannot be read as YAML: {error}", where=str(path)) from error
+    with _wrong_keys_named(path):
+        plan = _plan(content)
+    check_plan(plan, path)
+    return plan
+
+
+def check_plan(plan: Plan, path: Path) -> None:
+    """Checks what a hand edit can break and a run would only meet much later.
+
+    Raises:
+        RuntimeFault: names the key and the values that it may take.
+    """
+    for interface in plan.interfaces:
+        where = f"{path}: interfaces: {interface.name}"
+        if interface.gradient not in ("exact", "synthetic"):
+            raise RuntimeFault(
+                f"gradient {interface.gradient!r} is not known",
+                where=where,
+                expected="exact, synthetic",
+            )
+        if (
+            interface.gradient == "synthetic"
+            and interface.differentiable
+            and interface.head is None
+        ):
+            raise RuntimeFault(
+                "a synthetic gradient needs a head",
+                where=where,
+                expected="head: {hidden_layers: 1, width: 64, context: target, lr: 1.0e-3}",
+            )
+        if interface.window < 1:
+            raise RuntimeFault(
+                f"window {interface.window} is too small", where=where, expected="1 or more"
+            )
+    if plan.train.batch_size < 1 or plan.train.epochs < 0:
+        raise RuntimeFault(
+            "batch_size must be 1 or more and epochs 0 or more", where=f"{path}: train"
+        )
+
+
+@contextmanager
+def _wrong_keys_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except KeyError as error:
+        raise RuntimeFault(
+            f"the key {error.args[0]!r} is missing", where=str(path), hint=COMPILE_AGAIN
+        ) from error
+    except (TypeError, ValueError) as error:
+        raise RuntimeFault(
+            f"a value has the wrong type: {error}", where=str(path), hint=COMPILE_AGAIN
+        ) from error
+
+
+def _plan(content: Mapping[str, Any]) -> Plan:
+    train = content["train"]
+    return Plan(
+        model=str(content["model"]["name"]),
+        train=TrainPlan(
+            batch_size=int(train["batch_size"]),
+            epochs=int(train["epochs"]),
+            seed=int(train.get("seed", 0)),
+            optimizer=str(train["optimizer"]["name"]),
+            optimizer_options=dict(train["optimizer"].get("options") or {}),
+        ),
+        target=_target(content.get("target")),
+        stages=tuple(
+            StagePlan(str(stage["name"]), tuple(stage["inputs"]), tuple(stage["outputs"]))
+            for stage in content["stages"]
+        ),
+        interfaces=tuple(_interface(interface) for interface in content["interfaces"]),
+        digest=structure_digest(content),
+        files=dict(content.get("files") or {}),
+    )
+
+
+def _target(content: Mapping[str, Any] | None) -> TargetPlan:
+    if content is None:  # compiled without data: heads see no target, so its kind does not matter
+        return TargetPlan((), "int64", None)
+    whole = TensorSpec("target", tuple(content["shape"]), str(content["dtype"]), False)
+    classes = content.get("classes")
+    return TargetPlan(whole.resolve(1)[1:], whole.dtype, None if classes is None else int(classes))
+
+
+def _interface(content: Mapping[str, Any]) -> InterfacePlan:
+    head = content.get("head")
+    warmup = content.get("warmup_steps", "auto")
+    return InterfacePlan(
+        name=str(content["name"]),
+        source=int(content["from"]),
+        to=int(content["to"]),
+        tensors=tuple(_tensor(tensor) for tensor in content["tensors"]),
+        gradient=content["gradient"],
+        head=_head(head) if head else None,
+        window=int(content.get("window", 1)),
+        warmup_steps="auto" if warmup == "auto" else int(warmup),
+    )
+
+
+def _tensor(content: Mapping[str, Any]) -> TensorSpec:
+    shape: Sequence[Size] = content["shape"]
+    for size in shape:
+        if isinstance(size, str):
+            batch_multiple(size)
+    return TensorSpec(
+        str(content["name"]), tuple(shape), str(content["dtype"]), bool(content["differentiable"])
+    )
+
+
+def _head(content: Mapping[str, Any]) -> HeadPlan:
+    width = content.get("width")
+    return HeadPlan(
+        hidden_layers=int(content["hidden_layers"]),
+        width=None if width is None else int(width),
+        context=content.get("context", "target"),
+        lr=float(content.get("lr", 1e-3)),
+    )

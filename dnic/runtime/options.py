@@ -1,0 +1,105 @@
+"""The command line of `train.py`.
+
+Standard `argparse`; what is here is the list, defaults that come from `plan.yaml`, and errors that
+read like all others of dnic.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NoReturn, get_args
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.bundle import Bundle
+
+Mode = Literal["decoupled", "exact", "oracle", "backprop"]
+DEFAULT_TIMEOUT_S = 1800.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run was asked for.
+
+    Attributes:
+        epochs: passes over the training data, counted from the first start of the run.
+        mode: `decoupled` as planned; `exact`: every interface waits for its gradient; `oracle`:
+            heads run and train, but the true gradient is used; `backprop`: the undivided model in
+            one process.
+        out: folder for metrics, checkpoints and the result.
+        resume: a checkpoint, or the `out` folder of an earlier run, to continue from.
+        seed: of everything random; None takes the checkpoint's or the plan's.
+        evaluate, checkpoint: whether the trainer's methods of these names do anything.
+        max_steps: end the run after this many steps.
+        record: folder for every step's loss and the final parameters.
+        timeout_s: how long a rank waits for another before it gives up.
+        dropout: False makes every dropout module pass its input through.
+        device: `auto` takes CUDA where there is one.
+    """
+
+    epochs: int
+    mode: Mode
+    out: Path
+    resume: Path | None
+    seed: int | None
+    evaluate: bool
+    checkpoint: bool
+    max_steps: int | None
+    record: Path | None
+    timeout_s: float
+    dropout: bool
+    device: Literal["auto", "cpu", "cuda"]
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise RuntimeFault(message, where="train.py", hint="python train.py --help")
+
+
+def parse_options(arguments: Sequence[str], bundle: Bundle) -> Options:
+    """Reads the command line; defaults come from the bundle's plan.
+
+    Raises:
+        RuntimeFault: an option is unknown or its value is impossible.
+    """
+    parser = _Parser(prog="train.py", description=f"Train {bundle.plan.model}.")
+    add = parser.add_argument
+    add("--epochs", type=_count, default=bundle.plan.train.epochs, help="default: %(default)s")
+    add("--mode", choices=get_args(Mode), default="decoupled", help="default: %(default)s")
+    add("--out", type=Path, help="folder of the run; default: runs/MODE beside train.py")
+    add("--resume", type=Path, metavar="FOLDER", help="continue from a checkpoint or a run")
+    add("--seed", type=int, help=f"default: {bundle.plan.train.seed}")
+    add("--no-evaluate", dest="evaluate", action="store_false", help="train only")
+    add("--no-checkpoint", dest="checkpoint", action="store_false", help="write no checkpoints")
+    add("--max-steps", type=_count, help="end after this many steps")
+    add("--record", type=Path, metavar="FOLDER", help="write every loss, and the final parameters")
+    add(
+        "--timeout",
+        dest="timeout_s",
+        type=_seconds,
+        default=DEFAULT_TIMEOUT_S,
+        metavar="SECONDS",
+        help="longest wait for another rank; default: %(default).0f",
+    )
+    add("--no-dropout", dest="dropout", action="store_false", help="dropout modules do nothing")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
+    values = parser.parse_args(arguments)
+    if values.out is None:
+        values.out = bundle.folder / "runs" / values.mode
+    return Options(**vars(values))
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a time")
+    return number

@@ -1,0 +1,88 @@
+"""Where a process stands among the processes of a run, as torchrun tells it.
+
+Also the one check that must come before any communication: a bundle runs on as many processes as
+it has stages.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.options import Mode
+
+
+@dataclass(frozen=True)
+class Place:
+    """One process of a run.
+
+    Attributes:
+        rank: its number among all processes; equals the stage that it runs.
+        local_rank: its number among the processes of this machine.
+        world_size: number of processes.
+        torchrun: whether torchrun (or something that sets the same variables) started it.
+        run_id: tells this start apart from earlier ones on the same machine.
+    """
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    torchrun: bool = False
+    run_id: str = ""
+
+    @classmethod
+    def from_environment(cls) -> Place:
+        """Reads torchrun's environment variables."""
+        env = os.environ
+        if "RANK" not in env or "WORLD_SIZE" not in env:
+            return cls(run_id=str(os.getpid()))
+        return cls(
+            rank=int(env["RANK"]),
+            local_rank=int(env.get("LOCAL_RANK", env["RANK"])),
+            world_size=int(env["WORLD_SIZE"]),
+            torchrun=True,
+            run_id="-".join(
+                env.get(name, "")
+                for name in ("TORCHELASTIC_RUN_ID", "MASTER_PORT", "TORCHELASTIC_RESTART_COUNT")
+            ),
+        )
+
+
+def check_processes(place: Place, stages: int, mode: Mode) -> None:
+    """Refuses a number of processes that does not fit the bundle.
+
+    Raises:
+        RuntimeFault: with the command that is right.
+    """
+    if mode == "backprop":
+        if place.world_size > 1:
+            raise RuntimeFault(
+                f"--mode backprop runs in one process; torchrun started {place.world_size}",
+                hint="python train.py --mode backprop",
+            )
+        return
+    if place.world_size == stages:
+        return
+    started = (
+        f"torchrun started {place.world_size} process{'es' if place.world_size > 1 else ''}"
+        if place.torchrun
+        else "this process was started without torchrun"
+    )
+    raise RuntimeFault(
+        f"this bundle has {stages} stages; {started}",
+        expected="one process for each stage",
+        hint=f"torchrun --standalone --nproc-per-node={stages} train.py",
+    )
+
+
+def pin_to_core(place: Place) -> None:
+    """Binds this process to one core, by its local rank, with one thread (`DNIC_PIN=1`)."""
+    if os.environ.get("DNIC_PIN") != "1":
+        return
+    torch.set_num_threads(1)
+    if hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {allowed[place.local_rank % len(allowed)]})

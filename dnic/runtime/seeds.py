@@ -1,0 +1,64 @@
+"""Every random number of a run follows from its seed.
+
+Each stage draws from generators of its own, seeded from (seed, stage), and each epoch's order from
+(seed, epoch): dropout and shuffling are the same whatever the other stages do. Data sets may draw
+from `random` and numpy, so these are seeded and restored beside torch's own. CUDA kernels that are
+not deterministic are out of reach.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import SeedSequence
+
+_STAGE_STREAM = 1
+_EPOCH_STREAM = 2
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds torch (every device), numpy and `random`."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def stage_seed(seed: int, stage: int) -> int:
+    """The seed of one stage's own random numbers."""
+    return _mixed(seed, _STAGE_STREAM, stage)
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of the order of the samples in one epoch."""
+    return _mixed(seed, _EPOCH_STREAM, epoch)
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that `seed_everything` seeds."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys)), position, has_gauss, gauss),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Puts every generator back into a state that `random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy(), position, has_gauss, gauss))
+    random.setstate(state["python"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def _mixed(seed: int, stream: int, index: int) -> int:
+    state = SeedSequence([seed % 2**64, stream, index]).generate_state(1, np.uint64)
+    return int(state[0]) >> 1

@@ -1,0 +1,336 @@
+"""Where the gradient at an interface comes from: awaited, predicted, or both.
+
+One object for each interface that a stage sends differentiable tensors over. The engine calls, in
+every step, `gradient` (before the backward pass), `take` (before the update) and `learn` (after
+it); at the end of an epoch `drain`. `torch.distributed.pipelining` knows only the first kind.
+
+Synthetic gradients: Jaderberg et al. 2016, arXiv 1608.05343, sections 2 and 3; the lag between
+activation and true gradient is fixed here, so that a run does not depend on its links' timing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from dnic.runtime.bundle import InterfacePlan, TargetPlan
+from dnic.runtime.links import Count, Receiver, dtype_named
+from dnic.runtime.options import Mode
+
+if TYPE_CHECKING:
+    from dnic.runtime.head_training import HeadTrainer
+
+WARMUP_MOST_STEPS = 200
+WARMUP_SHARE = 0.05
+
+
+@dataclass
+class SourceStatistics:
+    """Sums over the steps of an epoch.
+
+    `cosine` and `norm_ratio` compare predicted with true gradients, averaged over an interface's
+    tensors; `lateness` counts the stage's updates between computing an activation and taking its
+    true gradient.
+    """
+
+    learned: int = 0
+    cosine: float | Tensor = 0.0
+    norm_ratio: float | Tensor = 0.0
+    taken: int = 0
+    lateness: int = 0
+    lateness_max: int = 0
+
+    def late(self, updates: int) -> None:
+        """Counts a gradient that was taken so many updates after its activation."""
+        self.taken += 1
+        self.lateness += updates
+        self.lateness_max = max(self.lateness_max, updates)
+
+    def summary(self) -> dict[str, float | None]:
+        """Means; None where nothing was counted."""
+        return {
+            "cosine": float(self.cosine) / self.learned if self.learned else None,
+            "norm_ratio": float(self.norm_ratio) / self.learned if self.learned else None,
+            "lateness": self.lateness / self.taken if self.taken else None,
+            "lateness_max": float(self.lateness_max) if self.taken else None,
+        }
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a stage sent over an interface in one step.
+
+    Attributes:
+        step: global step.
+        version: updates that the stage had made when it computed the tensors.
+        tensors: the differentiable ones, detached.
+        target: the batch's targets, valid during the step.
+    """
+
+    step: int
+    version: int
+    tensors: list[Tensor]
+    target: Tensor
+
+
+class GradientSource(ABC):
+    """How one interface's gradients are obtained.
+
+    Args:
+        plan: the interface.
+        returned: where the true gradients arrive, one message per step.
+    """
+
+    kind = "exact"
+
+    def __init__(self, plan: InterfacePlan, returned: Receiver) -> None:
+        self.plan = plan
+        self.statistics = SourceStatistics()
+        self._returned = returned
+
+    def begin(self, count: Count) -> None:
+        """Posts the receives of an epoch."""
+        self._returned.begin(self.plan.differentiable, count)
+
+    @abstractmethod
+    def gradient(self, sent: Sent) -> list[Tensor]:
+        """Gradients with which the stage goes on, in the order of `sent.tensors`."""
+
+    @abstractmethod
+    def take(self, step: int, version: int) -> None:
+        """Takes the true gradient that is due at this step, if it is not taken already."""
+
+    @abstractmethod
+    def learn(self) -> None:
+        """Trains the heads on the gradient that was taken last."""
+
+    @abstractmethod
+    def drain(self, version: int) -> None:
+        """Takes and learns what is still on its way at the end of an epoch."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """State of each head's trainer by tensor name."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned; tensors without an entry start anew."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, Tensor]:
+        """Parameters of the heads by `<tensor>.<name>`."""
+
+
+class ExactSource(GradientSource):
+    """Waits for the true gradient of the same batch."""
+
+    def __init__(self, plan: InterfacePlan, returned: Receiver) -> None:
+        super().__init__(plan, returned)
+        self._version = 0
+
+    def gradient(self, sent: Sent) -> list[Tensor]:
+        """The true gradients; valid until `take`."""
+        self._version = sent.version
+        return self._returned.receive()
+
+    def take(self, step: int, version: int) -> None:
+        """Counts the gradient and frees its buffer: the backward pass is over."""
+        self.statistics.late(version - self._version)
+        self._returned.release()
+
+    def learn(self) -> None:
+        """Nothing: there is no head."""
+
+    def drain(self, version: int) -> None:
+        """Nothing: no gradient is under way after a step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Empty."""
+        return {}
+
+
+class SyntheticSource(GradientSource):
+    """Predicts the gradient; the true one arrives `window` steps later and trains the heads.
+
+    During the first `warmup_steps` steps of a run it waits like `ExactSource`, and the heads learn
+    in the same step.
+    """
+
+    kind = "synthetic"
+
+    def __init__(
+        self, plan: InterfacePlan, returned: Receiver, trainers: Sequence[HeadTrainer], warmup: int
+    ) -> None:
+        super().__init__(plan, returned)
+        self.warmup_steps = warmup
+        self._trainers = trainers
+        self._window = plan.window
+        self._pending: deque[Sent] = deque()
+        self._due: tuple[Sent, list[Tensor]] | None = None
+
+    def gradient(self, sent: Sent) -> list[Tensor]:
+        """Predicted gradients; the true ones while warming up."""
+        sent = replace(sent, target=sent.target.clone())
+        if sent.step < self.warmup_steps:
+            gradients = self._returned.receive()
+            self._due = (sent, gradients)
+            return gradients
+        self._pending.append(sent)
+        return self._predict(sent)
+
+    def take(self, step: int, version: int) -> None:
+        """Waits for the gradient of the batch `window` steps ago."""
+        if self._pending and self._pending[0].step <= step - self._window:
+            self._due = (self._pending.popleft(), self._returned.receive())
+        if self._due is not None:
+            self.statistics.late(version - self._due[0].version)
+
+    def learn(self) -> None:
+        """One step of every head on the gradient that `take` got."""
+        if self._due is None:
+            return
+        sent, gradients = self._due
+        share = 1.0 / len(self._trainers)
+        for trainer, tensor, gradient in zip(self._trainers, sent.tensors, gradients, strict=True):
+            figures = trainer.learn(tensor, sent.target, gradient)
+            self.statistics.cosine = self.statistics.cosine + figures.cosine * share
+            self.statistics.norm_ratio = self.statistics.norm_ratio + figures.norm_ratio * share
+        self.statistics.learned += 1
+        self._due = None
+        self._returned.release()
+
+    def drain(self, version: int) -> None:
+        """Takes the gradients of the last `window` batches, in order."""
+        while self._pending:
+            self.take(self._pending[0].step + self._window, version)
+            self.learn()
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of each head's trainer by tensor name."""
+        return {
+            spec.name: trainer.state_dict()
+            for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True)
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned; tensors without an entry start anew."""
+        for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True):
+            if spec.name in state:
+                trainer.load_state_dict(state[spec.name])
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Parameters of the heads by `<tensor>.<name>`."""
+        return {
+            f"{spec.name}.{name}": parameter
+            for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True)
+            for name, parameter in trainer.head.named_parameters()
+        }
+
+    def _predict(self, sent: Sent) -> list[Tensor]:
+        return [
+            trainer.predict(tensor, sent.target)
+            for trainer, tensor in zip(self._trainers, sent.tensors, strict=True)
+        ]
+
+
+class OracleSource(SyntheticSource):
+    """Heads predict and learn one step late, but the stage is given the true gradient.
+
+    The third rung of the proof ladder: with the machinery of a synthetic interface at window 1,
+    training must equal exact training bit for bit.
+    """
+
+    kind = "oracle"
+
+    def __init__(
+        self, plan: InterfacePlan, returned: Receiver, trainers: Sequence[HeadTrainer]
+    ) -> None:
+        super().__init__(plan, returned, trainers, warmup=0)
+        self._true: deque[list[Tensor]] = deque()
+
+    def gradient(self, sent: Sent) -> list[Tensor]:
+        """The true gradients; the predicted ones are computed and dropped."""
+        sent = replace(sent, target=sent.target.clone())
+        self._predict(sent)
+        self._pending.append(sent)
+        self._true.append([gradient.clone() for gradient in self._returned.receive()])
+        self._returned.release()
+        return self._true[-1]
+
+    def take(self, step: int, version: int) -> None:
+        """Takes the gradient of the step before."""
+        if self._pending and self._pending[0].step < step:
+            self._due = (self._pending.popleft(), self._true.popleft())
+            self.statistics.late(version - self._due[0].version)
+
+
+def build_source(
+    plan: InterfacePlan,
+    returned: Receiver,
+    mode: Mode,
+    target: TargetPlan,
+    device: torch.device,
+) -> GradientSource:
+    """The source that an interface has in a mode; random numbers are drawn for the heads.
+
+    Args:
+        plan: the interface.
+        returned: where its true gradients arrive.
+        mode: of the run; not `backprop`.
+        target: what the targets are.
+        device: where the heads live.
+    """
+    if mode == "exact" or plan.gradient == "exact":
+        return ExactSource(plan, returned)
+    trainers = build_trainers(plan, target, device)
+    if mode == "oracle":
+        return OracleSource(plan, returned, trainers)
+    return SyntheticSource(plan, returned, trainers, warmup=0)
+
+
+def build_trainers(
+    plan: InterfacePlan, target: TargetPlan, device: torch.device
+) -> list[HeadTrainer]:
+    """A head with its trainer for every differentiable tensor of a synthetic interface."""
+    from dnic.runtime.head_training import HeadTrainer
+    from dnic.runtime.heads import HeadSpec, build_head
+
+    head = plan.head
+    if head is None:
+        raise ValueError("a synthetic interface without a head")  # check_plan has refused it
+    target_dtype = dtype_named(target.dtype)
+    spec = HeadSpec(hidden_layers=head.hidden_layers, width=head.width, context=head.context)
+    return [
+        HeadTrainer(
+            build_head(
+                tensor.resolve(1)[1:],
+                dtype_named(tensor.dtype),
+                spec,
+                target.classes,
+                target.sample_shape,
+                target_dtype,
+            ).to(device),
+            head.lr,
+        )
+        for tensor in plan.differentiable
+    ]
+
+
+def warmup_steps(plan: InterfacePlan, total_steps: int) -> int:
+    """Steps for which an interface starts exact; `auto` is 5% of the run, at most 200."""
+    if plan.warmup_steps == "auto":
+        return min(WARMUP_MOST_STEPS, int(WARMUP_SHARE * total_steps))
+    return plan.warmup_steps

@@ -1,0 +1,118 @@
+"""The base class of the stages in an emitted `stages.py`.
+
+A stage takes parts of the user's own model and keeps them under their original dotted names, so
+that its `state_dict()` keys are the model's own and a checkpoint of all stages is a checkpoint of
+the model. `torch.fx`'s `split_module` flattens names, and `torch.distributed.pipelining` copies
+shared parameters; here a module or parameter that the model shares stays one object.
+
+A module that is only partly taken becomes a plain container: its children keep their paths, but
+its own `forward` and hooks are gone. That is what the generator wants: it opened that module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dnic.errors import RuntimeFault
+
+
+class Container(nn.Module):
+    """Stands where a partly taken module stood; children by attribute, index or key."""
+
+    def __getitem__(self, key: int | str) -> nn.Module:
+        child = self._modules[str(key)]
+        if child is None:
+            raise KeyError(key)
+        return child
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._modules
+
+
+class Stage(nn.Module):
+    """One stage of a model: some of its submodules, parameters and buffers, and a `forward`.
+
+    Args:
+        source: the user's whole model. Its parts are taken, not copied.
+        names: dotted paths of the submodules, parameters, buffers and plain tensor attributes that
+            the stage holds. A path that lies inside another one is skipped.
+
+    Raises:
+        RuntimeFault: the model has no such part.
+    """
+
+    def __init__(self, source: nn.Module, *names: str) -> None:
+        super().__init__()
+        taken = set(names)
+        for name in names:
+            if not any(prefix in taken for prefix in _prefixes(name)):
+                self._take(source, name)
+        self.train(source.training)
+
+    def _take(self, source: nn.Module, name: str) -> None:
+        *path, leaf = name.split(".")
+        holder: nn.Module = self
+        owner = source
+        for part in path:
+            owner = _child(owner, part, name)
+            if part not in holder._modules:
+                holder.add_module(part, Container())
+            holder = _child(holder, part, name)
+        if leaf in owner._modules:
+            holder.add_module(leaf, owner._modules[leaf])
+        elif leaf in owner._parameters:
+            holder.register_parameter(leaf, owner._parameters[leaf])
+        elif leaf in owner._buffers:
+            persistent = leaf not in owner._non_persistent_buffers_set
+            holder.register_buffer(leaf, owner._buffers[leaf], persistent=persistent)
+        elif isinstance(getattr(owner, leaf, None), Tensor):
+            # Unlike in the user's model it is registered, so that it follows `.to(device)`.
+            holder.register_buffer(leaf, getattr(owner, leaf), persistent=False)
+        else:
+            raise _missing(name)
+
+
+def check_ownership(stages: Sequence[nn.Module]) -> None:
+    """Refuses stages that share a parameter: each would train a copy of its own.
+
+    Raises:
+        RuntimeFault: names the parameter and both stages.
+    """
+    owners: dict[torch.nn.Parameter, int] = {}
+    for index, stage in enumerate(stages):
+        for name, parameter in stage.named_parameters():
+            first = owners.setdefault(parameter, index)
+            if first != index:
+                raise RuntimeFault(
+                    f"the parameter {name} is in stage {first} and in stage {index}",
+                    where="stages.py",
+                    expected="every parameter in one stage",
+                    hint="keep_together in the spec's `partition` joins the modules that share it",
+                )
+
+
+def _prefixes(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]
+
+
+def _child(owner: nn.Module, part: str, name: str) -> nn.Module:
+    child = owner._modules.get(part)
+    if child is None:
+        raise _missing(name)
+    return child
+
+
+def _missing(name: str) -> RuntimeFault:
+    return RuntimeFault(
+        f"the model has no module, parameter or buffer {name}",
+        where="model.py",
+        expected="the model that was compiled",
+        hint="dnic compile model.py",
+    )

@@ -1,0 +1,282 @@
+"""What all ways of training share: epochs, metrics, evaluation, checkpoints, the result.
+
+The two ways are `Engine` (stages that exchange tensors) and `Backprop` (the undivided model). They
+fill in how an epoch is trained and how an evaluation runs; everything a person sees or finds in
+the run's folder comes from here, so that the two can be compared figure by figure.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from dnic.errors import RuntimeFault
+from dnic.runtime import checkpoint as checkpoints
+from dnic.runtime.batches import Batch, Batches, Header, target_spec
+from dnic.runtime.evaluation import Evaluation
+from dnic.runtime.metrics import (
+    RESULT_FILE,
+    EpochFigures,
+    LiveFigures,
+    MetricsFile,
+    merged,
+    replace_text,
+)
+from dnic.runtime.progress import Progress
+from dnic.runtime.record import clear_record, write_record
+from dnic.runtime.seeds import random_state, restore_random_state
+
+if TYPE_CHECKING:
+    from dnic.runtime.worker import Worker
+
+Loss = Callable[[Any, Tensor], Tensor]
+
+
+class Trainer(ABC):
+    """Trains one process's part of a model.
+
+    Attributes:
+        worker: the process.
+        module: its part of the model.
+        optimizer: over the module's parameters.
+        epoch: epochs begun, over the whole run.
+        step: steps done, over the whole run.
+    """
+
+    def __init__(
+        self, worker: Worker, module: nn.Module, optimizer: torch.optim.Optimizer, *, loss: Loss
+    ) -> None:
+        self.worker = worker
+        self.module = module
+        self.optimizer = optimizer
+        self.loss = loss
+        self.epoch = 0
+        self.step = 0
+        self._first = worker.place.rank == 0
+        self._last = worker.place.rank == worker.place.world_size - 1
+        self._losses: list[Tensor] = []
+        self._phase = 0
+        self._row: dict[str, Any] | None = None
+        self._result: dict[str, Any] = {}
+        self._trained_samples = 0
+        self._trained_s = 0.0
+        self._progress = Progress(shown=self._first, epochs=worker.options.epochs)
+        self._live = LiveFigures(worker.board, worker.place.rank)
+        self._metrics = MetricsFile(worker.options.out)
+        worker.guard.at_failure.append(self._progress.end)
+
+    def epochs(self) -> Iterator[int]:
+        """The numbers, from 1, of the epochs that are still to do.
+
+        Goes on after the checkpoint with `--resume`; ends early after `--max-steps`.
+        """
+        options = self.worker.options
+        if options.resume is not None and self.epoch == 0:
+            self.restore(options.resume)
+        if self._first:
+            self._metrics.start(self.epoch)
+            checkpoints.clear_unfinished(options.out)
+            if options.record is not None:
+                clear_record(options.record)
+        for epoch in range(self.epoch + 1, options.epochs + 1):
+            if options.max_steps is not None and self.step >= options.max_steps:
+                break
+            self.epoch = epoch
+            yield epoch
+            self._close_row()
+
+    def train(self, batches: Batches | None) -> None:
+        """One pass over the training data.
+
+        Args:
+            batches: what `worker.batches` returned.
+        """
+        header, feed = self._announce(batches, f"epoch {self.epoch}", self.worker.options.max_steps)
+        self._progress.begin(f"epoch {self.epoch}", header.count.messages)
+        self.module.train()
+        figures = self._train(header, feed)
+        self._progress.end()
+        figures.samples = header.count.samples
+        ranks = self._gathered(figures.to_json(last=self._last))
+        if not ranks:
+            return
+        row = merged(ranks)
+        self._trained_samples += row["samples"]
+        self._trained_s += row["train_s"]
+        self._row = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "mode": self.worker.options.mode,
+            **row,
+        }
+
+    def evaluate(self, batches: Batches | None) -> Evaluation | None:
+        """Loss and accuracy over a data set, in eval mode; the same figures on every process.
+
+        Args:
+            batches: what `worker.batches` returned.
+
+        Returns:
+            The figures; None with `--no-evaluate`.
+        """
+        if not self.worker.options.evaluate:
+            return None
+        header, feed = self._announce(batches, "evaluation", None)
+        training = self.module.training
+        self.module.eval()
+        with torch.no_grad():
+            score = self._evaluate(header, feed)
+        self.module.train(training)
+        key = f"evaluation/{self._phase}"
+        if score is not None:
+            self.worker.board.publish(key, score.to_json())
+        figures = Evaluation.from_json(self.worker.board.read(key))
+        if self._row is not None:
+            self._row.update(figures.to_json())
+        self._result.update(figures.to_json())
+        return figures
+
+    def checkpoint(self) -> Path | None:
+        """Writes a checkpoint of the run; None with `--no-checkpoint`."""
+        if not self.worker.options.checkpoint:
+            return None
+        return checkpoints.save(self.worker, self.epoch, self.step, self.module, self.state_dict())
+
+    def restore(self, folder: Path) -> None:
+        """Goes on where a checkpoint was written.
+
+        Raises:
+            RuntimeFault: it is no checkpoint, or one of another bundle.
+        """
+        self.load_state_dict(checkpoints.restore(self.worker, folder, self.module))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What this process must remember beside the model's parameters and buffers."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        restore_random_state(state["random"])
+
+    def finish(self) -> None:
+        """Writes the result of the run; called once, by `entry`."""
+        self._close_row()
+        options, place = self.worker.options, self.worker.place
+        if options.record is not None:
+            write_record(
+                options.record,
+                place.rank,
+                [float(loss) for loss in self._losses],
+                self.worker.names.state(self.module, place.rank),
+                self.worker.names.tied,
+                self.head_parameters(),
+            )
+        if not self._first:
+            return
+        result = {
+            "model": self.worker.bundle.plan.model,
+            "mode": options.mode,
+            "epochs": self.epoch,
+            "steps": self.step,
+            "world_size": place.world_size,
+            "seed": self.worker.seed,
+            "device": self.worker.device.type,
+            "threads": torch.get_num_threads(),
+            "samples_per_s": self._trained_samples / self._trained_s if self._trained_s else None,
+            **self._result,
+        }
+        replace_text(options.out / RESULT_FILE, json.dumps(result, indent=1) + "\n")
+
+    def head_parameters(self) -> dict[str, Tensor]:
+        """Parameters of this process's heads by name, for records."""
+        return {}
+
+    @abstractmethod
+    def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
+        """Trains for `header.count.messages` steps."""
+
+    @abstractmethod
+    def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation | None:
+        """Evaluates; the figures on the last stage, None elsewhere."""
+
+    def _announce(
+        self, batches: Batches | None, title: str, max_steps: int | None
+    ) -> tuple[Header, Iterator[Batch]]:
+        """Agrees with the other processes on what comes; the feed is empty but on the first."""
+        self._phase += 1
+        key = f"phase/{self._phase}"
+        if batches is None:
+            if self._first:
+                raise RuntimeFault("there are no batches", where="train.py", expected=title)
+            return Header.from_json(self.worker.board.read(key)), iter(())
+        most = None if max_steps is None else max_steps - self.step
+        feed = batches.epoch(self.epoch)
+        first = next(feed)
+        header = Header(
+            count=batches.count(most),
+            target=target_spec(first[1]),
+            batches=len(batches),
+            live=self._progress.live,
+        )
+        self.worker.board.publish(key, header.to_json())
+        return header, chain((first,), feed)
+
+    def _loss_of(self, output: Any, target: Tensor) -> Tensor:
+        loss = self.loss(output, target)
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            raise RuntimeFault(
+                "loss(output, target) did not return a scalar tensor",
+                where="model.py",
+                expected="the mean over the batch",
+            )
+        return loss
+
+    def _count_loss(self, figures: EpochFigures, loss: Tensor, size: int) -> None:
+        detached = loss.detach()
+        figures.loss_sum = figures.loss_sum + detached.double() * size
+        if self.worker.options.record is not None:
+            self._losses.append(detached)
+
+    def _show(self, header: Header, done: int, started: float, figures: dict[str, Any]) -> None:
+        """Publishes this process's live figures; the first one also draws them."""
+        if self._first:
+            seen = self._live.look(self.worker.place.world_size)
+            seen["interfaces"] = figures.get("interfaces", {}) | seen["interfaces"]
+            seen["train_loss"] = figures.get("train_loss", seen.get("train_loss"))
+            seconds = time.perf_counter() - started
+            seen["samples_per_s"] = done * header.count.batch_size / seconds
+            self._progress.update(done, seen)
+        else:
+            self._live.publish(figures)
+
+    def _gathered(self, figures: dict[str, Any]) -> list[dict[str, Any]]:
+        """What every process counted, on the first; empty on the others."""
+        board, key = self.worker.board, f"figures/{self._phase}"
+        board.publish(f"{key}/{self.worker.place.rank}", figures)
+        if not self._first:
+            return []
+        return [board.read(f"{key}/{rank}") for rank in range(self.worker.place.world_size)]
+
+    def _close_row(self) -> None:
+        if self._row is None:
+            return
+        self._metrics.append(self._row)
+        self._progress.epoch(self._row)
+        for key in ("train_loss", "interfaces", "waited_share", "memory_bytes"):
+            self._result[key] = self._row[key]
+        self._row = None
