@@ -1,0 +1,232 @@
+"""From two captures, costs and cuts to the whole `Plan`.
+
+Times and bytes come from the fine graph, where they were computed; names, modules and edges from
+the coarse one, which is what code is generated from.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TypeVar
+
+from dnic import __version__
+from dnic.cost import Costs
+from dnic.graph.graph import Graph, Operation
+from dnic.partition.check import check_plan
+from dnic.partition.choose import head_memory_bytes
+from dnic.partition.cuts import cut_points, is_computed
+from dnic.partition.interfaces import Crossing, Decided, by_stage, decide_interfaces, match_choices
+from dnic.partition.plan import (
+    Plan,
+    PlannedInterface,
+    PlannedModel,
+    PlannedOperation,
+    PlannedStage,
+    PlannedTarget,
+    PlannedTraining,
+    Prediction,
+)
+from dnic.partition.prediction import predict_step
+from dnic.partition.request import PartitionRequest
+from dnic.partition.stages import StageOf, crossings, stages_of
+
+Number = TypeVar("Number", int, float)
+
+_ITEM_BYTES = {"float64": 8, "float16": 2, "bfloat16": 2, "complex64": 8, "complex128": 16}
+
+
+def make_plan(
+    coarse: Graph,
+    fine: Graph,
+    costs: Costs,
+    cuts: tuple[int, ...],
+    request: PartitionRequest,
+    training: PlannedTraining,
+    target: PlannedTarget | None,
+) -> Plan:
+    """The plan for these cuts.
+
+    Args:
+        coarse: the coarse capture, its spans counting positions of `fine`.
+        fine: the fine capture.
+        costs: of the fine operations.
+        cuts: gaps of the fine graph, as `choose_cuts` returns them.
+        request: what was asked for.
+        training: how the bundle trains.
+        target: what training targets look like; None without training data.
+
+    Raises:
+        SpecError: the request names an interface that this plan does not have.
+        PartitionError: the cuts do not suit the coarse capture, or the plan fails its check.
+    """
+    table = cut_points(fine)
+    stage = stages_of(coarse, cuts)
+    after = tuple(table.name(gap) for gap in cuts)
+    crossing = crossings(coarse, stage, after)
+    busy_us = _stage_sums(costs.total_us, cuts)
+    decided = decide_interfaces(
+        crossing,
+        match_choices(crossing, request, table, cuts),
+        request,
+        busy_us,
+        costs.profile,
+        fine.batch_size,
+        target,
+    )
+    step_us, bottleneck = predict_step(decided.stage_us, decided.flows)
+    backprop_us = sum(costs.total_us)
+    counts = _parameter_counts(fine, costs)
+    plan = Plan(
+        dnic=__version__,
+        model=PlannedModel(
+            name=coarse.name,
+            parameters=sum(counts),
+            parameter_bytes=sum(costs.parameter_bytes),
+            batch_size=fine.batch_size,
+            operations=len(coarse.operations),
+        ),
+        train=training,
+        target=target,
+        stages=_stages(coarse, fine, costs, cuts, stage, crossing, decided, counts),
+        interfaces=decided.interfaces,
+        prediction=Prediction(
+            profile=costs.profile.name,
+            backprop_us=backprop_us,
+            step_us=step_us,
+            speedup=backprop_us / step_us if step_us else 1.0,
+            bottleneck=bottleneck,
+        ),
+    )
+    check_plan(plan)
+    return plan
+
+
+def _stages(
+    coarse: Graph,
+    fine: Graph,
+    costs: Costs,
+    cuts: tuple[int, ...],
+    stage: StageOf,
+    crossing: Sequence[Crossing],
+    decided: Decided,
+    counts: Sequence[int],
+) -> tuple[PlannedStage, ...]:
+    """Every stage; `counts` is the number of parameters of each fine operation."""
+    total = len(cuts) + 1
+    working_us = [f + b for f, b in zip(costs.forward_us, costs.backward_us, strict=True)]
+    whole_us = sum(working_us)
+    shares = _operation_shares(coarse, working_us, cuts, stage)
+    heads = by_stage(crossing, decided.heads)
+    parameters = _stage_sums(counts, cuts)
+    parameter_bytes = _stage_sums(costs.parameter_bytes, cuts)
+    flops = _stage_sums([op.forward_flops for op in fine.operations], cuts)
+    forward_us = _stage_sums(costs.forward_us, cuts)
+    backward_us = _stage_sums(costs.backward_us, cuts)
+    kept_bytes = _stage_sums(costs.memory_bytes, cuts)
+    stage_us = _stage_sums(working_us, cuts)
+    planned = []
+    for i in range(total):
+        operations = [op for op in coarse.operations if i in stage[op.name]]
+        buffers = sum(
+            f.nbytes * (f.window + 1) for f in decided.interfaces if i in (f.source, f.to)
+        )
+        head_bytes = head_memory_bytes(heads[i]) if i in heads else 0
+        planned.append(
+            PlannedStage(
+                name=f"stage{i}",
+                device=i,
+                inputs=_inputs(coarse, decided.interfaces, i),
+                outputs=("output",) if i == total - 1 else _sent(coarse, decided.interfaces, i),
+                modules=tuple(
+                    dict.fromkeys(o.target for o in operations if o.kind in ("module", "attribute"))
+                ),
+                operations=tuple(_operation(op, shares, i, stage) for op in operations),
+                memory_bytes=kept_bytes[i] + buffers + head_bytes,
+                time_share=stage_us[i] / whole_us if whole_us else 1 / total,
+                parameters=parameters[i],
+                parameter_bytes=parameter_bytes[i],
+                forward_flops=flops[i],
+                forward_us=forward_us[i],
+                backward_us=backward_us[i],
+            )
+        )
+    return tuple(planned)
+
+
+def _operation(
+    op: Operation, shares: dict[str, float], index: int, stage: StageOf
+) -> PlannedOperation:
+    first = stage[op.name][0] == index
+    return PlannedOperation(
+        name=op.name,
+        kind=op.kind,
+        target=op.target,
+        module=op.module,
+        module_class=op.module_class,
+        inputs=op.inputs,
+        shape=op.value.shape if op.value else None,
+        parameters=op.parameter_bytes // _item_bytes(op),
+        time_share=shares.get(op.name, 0.0) if first else 0.0,
+    )
+
+
+def _inputs(coarse: Graph, interfaces: Sequence[PlannedInterface], index: int) -> tuple[str, ...]:
+    """What a stage takes, in order of production."""
+    if index == 0:
+        return tuple(op.name for op in coarse.operations if op.kind == "input")
+    names = {t.name for f in interfaces if f.to == index for t in f.tensors}
+    return tuple(sorted(names, key=coarse.position.__getitem__))
+
+
+def _sent(coarse: Graph, interfaces: Sequence[PlannedInterface], index: int) -> tuple[str, ...]:
+    """What a stage returns, each tensor once, in order of production."""
+    names = {t.name for f in interfaces if f.source == index for t in f.tensors}
+    return tuple(sorted(names, key=coarse.position.__getitem__))
+
+
+def _stage_sums(entries: Sequence[Number], cuts: tuple[int, ...]) -> list[Number]:
+    """Sums of fine operations' entries over each stage."""
+    return [sum(entries[a:b]) for a, b in pairwise((0, *cuts, len(entries)))]
+
+
+def _operation_shares(
+    coarse: Graph, working_us: Sequence[float], cuts: tuple[int, ...], stage: StageOf
+) -> dict[str, float]:
+    """Share of the model's time of each coarse operation; they add up to 1.
+
+    Time of fine operations that no coarse one covers goes to the next operation of their stage, or
+    to the last.
+    """
+    cover: list[str | None] = [None] * len(working_us)
+    computed: dict[int, list[Operation]] = {}
+    for op in coarse.operations:
+        if is_computed(op):
+            # Of two that cover a position the later runs it: the earlier only prepares arguments.
+            cover[op.span[0] : op.span[1]] = [op.name] * (op.span[1] - op.span[0])
+            computed.setdefault(stage[op.name][0], []).append(op)
+    whole_us = sum(working_us)
+    shares: dict[str, float] = {}
+    for position, time_us in enumerate(working_us):
+        owner = cover[position]
+        if owner is None:
+            here = computed.get(bisect_right(cuts, position), [])
+            behind = [op.name for op in here if op.span[0] > position]
+            owner = behind[0] if behind else here[-1].name if here else None
+        if owner is not None and whole_us:
+            shares[owner] = shares.get(owner, 0.0) + time_us / whole_us
+    return shares
+
+
+def _parameter_counts(fine: Graph, costs: Costs) -> list[int]:
+    """Number of parameters that each fine operation is the first to use."""
+    return [
+        nbytes // _item_bytes(op)
+        for op, nbytes in zip(fine.operations, costs.parameter_bytes, strict=True)
+    ]
+
+
+def _item_bytes(op: Operation) -> int:
+    """Bytes of one parameter of an operation, taken to have the dtype of its result."""
+    return _ITEM_BYTES.get(op.value.dtype, 4) if op.value else 4

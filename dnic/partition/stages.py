@@ -1,0 +1,135 @@
+"""Which stage each operation of the coarse capture belongs to, and what crosses between stages.
+
+The cuts are gaps of the fine graph; code is generated from the coarse one, in which every uncut
+module is one operation. The two are joined by `Operation.span`: the range of fine positions that a
+coarse operation covers.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+
+from dnic.errors import PartitionError
+from dnic.graph.graph import Graph, Operation
+from dnic.graph.shape import text
+from dnic.partition.cuts import is_computed
+from dnic.partition.interfaces import Crossing
+
+StageOf = Mapping[str, tuple[int, ...]]
+
+
+def stages_of(coarse: Graph, cuts: tuple[int, ...]) -> StageOf:
+    """The stages of every coarse operation, by its name.
+
+    One stage each; a parameter or buffer that is fetched on its own belongs to every stage that
+    uses it.
+
+    Args:
+        coarse: the coarse capture.
+        cuts: gaps of the fine graph, ascending.
+
+    Raises:
+        PartitionError: a cut falls inside an operation, a trained parameter is used in two stages,
+            or an operation uses a result of a later stage.
+    """
+    stage: dict[str, tuple[int, ...]] = {}
+    for op in coarse.operations:
+        if op.kind != "attribute":
+            stage[op.name] = (_stage_of(op, cuts),)
+    users: dict[str, set[int]] = {}
+    for op in coarse.operations:
+        for name in op.inputs:
+            users.setdefault(name, set()).update(stage.get(op.name, ()))
+    for op in coarse.operations:
+        if op.kind == "attribute":
+            used = users.get(op.name) or {bisect_right(cuts, op.span[0])}
+            stage[op.name] = tuple(sorted(used))
+    _check_parameters(coarse, stage)
+    _check_forward(coarse, stage)
+    return stage
+
+
+def crossings(coarse: Graph, stage: StageOf, after: tuple[str, ...]) -> tuple[Crossing, ...]:
+    """What crosses from each stage to each other, pairs in order.
+
+    Args:
+        coarse: the coarse capture.
+        stage: of its operations.
+        after: what each cut is called.
+
+    Raises:
+        PartitionError: something that is not a tensor would have to cross.
+    """
+    pairs: dict[tuple[int, int], dict[str, Operation]] = {}
+    for op in coarse.operations:
+        if op.kind == "attribute":
+            continue
+        for name in op.inputs:
+            sent = coarse.by_name[name]
+            if sent.kind != "attribute" and stage[name] != stage[op.name]:
+                pairs.setdefault((stage[name][0], stage[op.name][0]), {})[name] = sent
+    found = []
+    for (source, to), sent_ops in sorted(pairs.items()):
+        ops = sorted(sent_ops.values(), key=lambda op: coarse.position[op.name])
+        values = []
+        for op in ops:
+            if op.value is None:
+                raise PartitionError(
+                    f"{op.name} would go from stage{source} to stage{to} and is not a tensor",
+                    where=op.source or op.target,
+                    hint="keep_together joins the modules that share it",
+                )
+            values.append(op.value)
+        neighbour = to == source + 1
+        name = after[source] if neighbour else f"{ops[-1].name}->stage{to}"
+        found.append(Crossing(name, source, to, after[source], tuple(values)))
+    return tuple(found)
+
+
+def _stage_of(op: Operation, cuts: tuple[int, ...]) -> int:
+    if op.kind == "input":
+        return 0
+    if op.kind == "output":
+        return len(cuts)
+    first, last = op.span[0], max(op.span[0], op.span[1] - 1)
+    stage = bisect_right(cuts, first)
+    if bisect_right(cuts, last) != stage:
+        shape = f" {text(op.value.shape)}" if op.value else ""
+        raise PartitionError(
+            f"a cut falls inside {op.name}{shape}",
+            where=op.source or op.target,
+            expected=f"no cut from {op.span[0] + 1} to {op.span[1] - 1}; the cuts are {list(cuts)}",
+        )
+    return stage
+
+
+def _check_parameters(coarse: Graph, stage: StageOf) -> None:
+    """Refuse a trained parameter in two stages: each would train a copy of its own."""
+    owner: dict[str, int] = {}
+    for op in coarse.operations:
+        trained = op.value is None or op.value.differentiable
+        if op.kind == "attribute" and not trained:
+            continue
+        for name in op.parameters:
+            for where in stage[op.name]:
+                first = owner.setdefault(name, where)
+                if first != where:
+                    raise PartitionError(
+                        f"parameter {name} is used in stage{first} and in stage{where}",
+                        where=op.source or op.target,
+                        expected="every parameter in one stage",
+                        hint="keep_together joins the modules that share it",
+                    )
+
+
+def _check_forward(coarse: Graph, stage: StageOf) -> None:
+    for op in coarse.operations:
+        for name in op.inputs:
+            if is_computed(coarse.by_name[name]) and stage[name][0] > stage[op.name][0]:
+                raise PartitionError(
+                    f"{op.name} in stage{stage[op.name][0]} uses {name}, "
+                    f"which stage{stage[name][0]} makes",
+                    where=op.source or op.target,
+                    expected="edges that point forward",
+                )

@@ -1,0 +1,236 @@
+"""The solver against brute force over every constraint, literal small plans, and its messages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations, pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dnic.errors import PartitionError
+from dnic.partition import CutProblem, solve
+
+Cuts = tuple[int, ...]
+
+
+def stage_us(problem: CutProblem, a: int, b: int) -> float:
+    n = len(problem.times_us)
+    time = sum(problem.times_us[a:b])
+    time += problem.after_us[a] if problem.after_us and a > 0 else 0
+    time += problem.before_us[b] if problem.before_us and b < n else 0
+    return max(time, problem.link_us[b] if problem.link_us and b < n else 0)
+
+
+def stage_bytes(problem: CutProblem, a: int, b: int) -> float:
+    n = len(problem.times_us)
+    held = sum(problem.memory_bytes[a:b])
+    held += problem.after_bytes[a] if problem.after_bytes and a > 0 else 0
+    return held + (problem.before_bytes[b] if problem.before_bytes and b < n else 0)
+
+
+def step_us(problem: CutProblem, cuts: Cuts) -> float:
+    return max(stage_us(problem, a, b) for a, b in pairwise((0, *cuts, len(problem.times_us))))
+
+
+def is_allowed(problem: CutProblem, cuts: Cuts) -> bool:
+    if not set(problem.fixed) <= set(cuts) or not set(cuts) <= set(problem.candidates):
+        return False
+    if any(a < gap < b for gap in cuts for a, b in problem.keep_together):
+        return False
+    stages = pairwise((0, *cuts, len(problem.times_us)))
+    limits = problem.limits_bytes or (None,) * problem.max_stages
+    return all(
+        limit is None or stage_bytes(problem, a, b) <= limit
+        for (a, b), limit in zip(stages, limits, strict=False)
+    )
+
+
+def merit(problem: CutProblem, cuts: Cuts) -> tuple[float, ...]:
+    sums = [sum(column) for column in zip(*(problem.preferences[gap] for gap in cuts), strict=True)]
+    return (*sums, step_us(problem, cuts))
+
+
+def brute_force(problem: CutProblem) -> tuple[float, tuple[float, ...], int] | None:
+    """Shortest step, merit of the tidiest partition near it, number of cuts; None: impossible."""
+    wanted = range(1, problem.max_stages + 1)
+    if problem.stages is not None:
+        wanted = range(problem.stages, problem.stages + 1)
+    best: tuple[float, int, list[Cuts]] | None = None
+    for stages in wanted:
+        every = [c for c in combinations(problem.candidates, stages - 1) if is_allowed(problem, c)]
+        if every:
+            shortest = min(step_us(problem, cuts) for cuts in every)
+            if best is None or shortest < best[0]:
+                best = (shortest, stages, every)
+    if best is None:
+        return None
+    shortest, stages, every = best
+    # As the solver: a hair above, so that rounding excludes nothing.
+    limit = shortest * (1 + problem.tolerance) * (1 + 1e-9)
+    near = [merit(problem, cuts) for cuts in every if step_us(problem, cuts) <= limit]
+    return shortest, min(near), stages - 1
+
+
+@st.composite
+def problems(draw: st.DrawFn) -> CutProblem:
+    n = draw(st.integers(1, 9))
+    small = st.integers(0, 12)
+    per_gap = st.tuples(*[small] * (n + 1))
+    gaps = draw(st.sets(st.integers(1, n - 1))) if n > 1 else set()
+    candidates = tuple(sorted(gaps))
+    max_stages = draw(st.integers(1, 5))
+    stages = draw(st.none() | st.integers(1, max_stages))
+    fixed = draw(st.sets(st.sampled_from(candidates), max_size=2)) if candidates else set()
+    ranges = st.tuples(st.integers(0, n), st.integers(0, n)).map(lambda r: (min(r), max(r)))
+    limit = st.none() | st.integers(0, 90)
+    limits = draw(st.just(()) | st.tuples(*[limit] * max_stages))
+    return CutProblem(
+        times_us=draw(st.tuples(*[st.integers(0, 40)] * n)),
+        candidates=candidates,
+        max_stages=max_stages,
+        stages=stages,
+        fixed=tuple(sorted(fixed)),
+        keep_together=tuple(draw(st.lists(ranges, max_size=2))),
+        before_us=draw(st.just(()) | per_gap),
+        after_us=draw(st.just(()) | per_gap),
+        link_us=draw(st.just(()) | per_gap),
+        memory_bytes=draw(st.tuples(*[small] * n)),
+        before_bytes=draw(st.just(()) | per_gap),
+        after_bytes=draw(st.just(()) | per_gap),
+        limits_bytes=limits,
+        preferences=draw(st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 3))] * (n + 1))),
+        tolerance=draw(st.sampled_from([0.0, 0.06, 0.5])),
+    )
+
+
+@settings(max_examples=1200, deadline=None)
+@given(problems())
+def test_equals_brute_force(problem: CutProblem) -> None:
+    expected = brute_force(problem)
+    if expected is None:
+        with pytest.raises(PartitionError):
+            solve(problem)
+        return
+    shortest, best_merit, cuts = expected
+    found = solve(problem)
+    assert is_allowed(problem, found.cuts)
+    assert found.optimum_us == shortest
+    assert len(found.cuts) == cuts
+    assert found.step_us == step_us(problem, found.cuts)
+    assert merit(problem, found.cuts) == best_merit
+
+
+LITERAL: list[tuple[str, CutProblem, Cuts, float]] = [
+    ("balanced", CutProblem((3, 3, 3, 3), (1, 2, 3), 2), (2,), 6),
+    ("one stage is allowed to be all", CutProblem((5,), (), 3), (), 5),
+    ("fewer stages when that is no slower", CutProblem((9, 1, 1), (1, 2), 3), (1,), 9),
+    ("exactly three", CutProblem((9, 1, 1), (1, 2), 3, stages=3), (1, 2), 9),
+    ("a blocked gap", CutProblem((3, 3, 3, 3), (1, 3), 2), (1,), 9),
+    ("a fixed cut", CutProblem((3, 3, 3, 3), (1, 2, 3), 2, fixed=(3,)), (3,), 9),
+    ("a group", CutProblem((3, 3, 3, 3), (1, 2, 3), 2, keep_together=((1, 3),)), (1,), 9),
+    (
+        "a head that costs too much",
+        CutProblem((3, 3, 3, 3), (1, 2, 3), 2, before_us=(0, 0, 8, 0, 0)),
+        (1,),
+        9,
+    ),
+    (
+        "a cut that does not pay",
+        CutProblem((3, 3), (1,), 2, before_us=(0, 4, 0)),
+        (),
+        6,
+    ),
+    (
+        "a slow link bounds the step",
+        CutProblem((3, 3, 3, 3), (1, 2, 3), 2, link_us=(0, 0, 10, 0, 0)),
+        (1,),
+        9,
+    ),
+    (
+        "the larger device takes more",
+        CutProblem((1, 1, 1), (1, 2), 2, memory_bytes=(5, 5, 5), limits_bytes=(5, 10)),
+        (1,),
+        2,
+    ),
+    (
+        "five per cent longer for one tensor less",
+        CutProblem(
+            (40, 2, 40),
+            (1, 2),
+            2,
+            preferences=((0,), (2,), (1,), (0,)),
+        ),
+        (2,),
+        42,
+    ),
+    (
+        "not ten per cent longer",
+        CutProblem((18, 2, 3, 17), (1, 2, 3), 2, preferences=((0,), (2,), (2,), (1,), (0,))),
+        (2,),
+        20,
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "problem", "cuts", "step"), LITERAL, ids=[c[0] for c in LITERAL])
+def test_small_plans(name: str, problem: CutProblem, cuts: Cuts, step: float) -> None:
+    found = solve(problem)
+    assert (found.cuts, found.step_us) == (cuts, step)
+
+
+IMPOSSIBLE: list[tuple[CutProblem, str]] = [
+    (CutProblem((1,) * 8, tuple(range(1, 8)), 12, stages=12), "12 stages asked, only 7 cut points"),
+    (CutProblem((1, 1, 1), (1, 2), 2, fixed=(1, 2)), "2 cuts make 3 stages, only 2 devices"),
+    (CutProblem((1, 1), (1,), 2, stages=3), "3 stages asked, only 2 devices"),
+    (CutProblem((1, 1), (), 2, fixed=(1,)), "gap 1 was asked for but may not be cut"),
+    (
+        CutProblem((1, 1), (1,), 2, fixed=(1,), keep_together=((0, 2),)),
+        "gap 1 was asked for but lies inside a group",
+    ),
+    (
+        CutProblem(
+            (1, 1, 1, 1),
+            (1, 2, 3),
+            4,
+            memory_bytes=(1 << 30, 2 << 30, 3 << 30, int(21.4 * (1 << 30))),
+            limits_bytes=(16 << 30,) * 4,
+            stages=4,
+        ),
+        "stage 3 needs 21.4 GiB, device 3 has 16 GiB",
+    ),
+    (
+        CutProblem((1, 1), (1,), 2, memory_bytes=(3 << 20, 5 << 20), limits_bytes=(4 << 20,) * 2),
+        "stage 1 needs 5 MiB, device 1 has 4 MiB",
+    ),
+]
+
+
+@pytest.mark.parametrize(("problem", "message"), IMPOSSIBLE)
+def test_says_which_constraint_fails(problem: CutProblem, message: str) -> None:
+    with pytest.raises(PartitionError, match=message):
+        solve(problem)
+
+
+def test_work_grows_with_the_square_of_the_candidates_and_not_with_the_stages() -> None:
+    def examined(n: int, stages: int) -> int:
+        return solve(CutProblem((1.0,) * n, tuple(range(1, n)), stages, stages=stages)).examined
+
+    pairs = 400 * 401 // 2
+    # The first pass looks at each range once; the second only at ranges that fit a stage.
+    assert pairs < examined(400, 8) < 1.5 * pairs
+    assert examined(800, 8) < 4.2 * examined(400, 8)
+    assert examined(400, 16) < examined(400, 8)
+
+
+def test_many_operations() -> None:
+    n = 2000
+    times = tuple(float(1 + i * 7919 % 13) for i in range(n))
+    problem = CutProblem(times, tuple(range(1, n)), 8, preferences=((1, 1),) * (n + 1))
+    found = solve(problem)
+    assert len(found.cuts) == 7
+    assert found.step_us <= found.optimum_us * 1.06
+    assert found.optimum_us >= sum(times) / 8
+    exact = solve(replace(problem, tolerance=0.0))
+    assert exact.step_us == exact.optimum_us == found.optimum_us
