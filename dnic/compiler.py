@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
 
 from dnic import __version__
@@ -42,7 +41,7 @@ from dnic.proof.rung import Rung
 from dnic.report.pictures import picture_files
 from dnic.spec import InterfaceSpec, Spec
 from dnic.spec.modelfile import ModelFile, load_model_file
-from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by, untouched
+from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by
 
 Observe = Callable[[str, Any], None]
 
@@ -51,12 +50,12 @@ PASSES = ("load", "capture", "graph", "cost", "cut", "recapture", "plan", "emit"
 
 @dataclass(frozen=True)
 class Loaded:
-    """The user's model file, run."""
+    """The user's model file, run; `target` is one target as a batch of one, if there is one."""
 
     source: ModelFile
     model: nn.Module
     inputs: tuple[Tensor, ...]
-    target: PlannedTarget | None
+    target: Tensor | None
 
     def __str__(self) -> str:
         return f"{type(self.model).__name__} from {self.source.path}\n{self.model}"
@@ -114,7 +113,13 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
     opened = opened_by(fine, [event_of_gap(fine, gap) for gap in cuts])
     coarse = _seen(observe, "recapture", capture_coarse(fine, loaded.inputs, opened))
     plan = make_plan(
-        build_graph(coarse, fine), graph, costs, cuts, request, training, loaded.target
+        build_graph(coarse, fine),
+        graph,
+        costs,
+        cuts,
+        request,
+        training,
+        target_of(loaded.target, graph),
     )
     table = cut_points(graph)
     plan = plan.model_copy(
@@ -174,38 +179,44 @@ def load(spec: Spec) -> Loaded:
     model = source.build_model()
     torch.manual_seed(spec.train.seed)
     inputs = source.example_inputs()
-    return Loaded(source, model, inputs, target_of(source, model, inputs))
+    return Loaded(source, model, inputs, first_target(source))
 
 
-def target_of(
-    source: ModelFile, model: nn.Module, inputs: tuple[Tensor, ...]
-) -> PlannedTarget | None:
-    """Shape, dtype and number of classes of the targets; None without training data.
-
-    Integer targets are classes when the model's output has one axis more than they have.
-    """
+def first_target(source: ModelFile) -> Tensor | None:
+    """One target as a batch of one sample; None without training data, or if it is no tensor."""
     if source.train_data is None:
         return None
+    dataset = source.train_data()
     try:
-        _, target = default_collate([source.train_data()[0]])
-    except Exception as error:
+        _, target = default_collate([dataset[0]])
+    except (TypeError, ValueError, LookupError) as error:
         raise TraceError(
             f"the first pair of {source.train_data.__name__}() cannot be read: "
             f"{type(error).__name__}: {error}",
             where=str(source.path),
             expected="a Dataset of (input, target)",
         ) from error
-    if not isinstance(target, Tensor):
+    return target if isinstance(target, Tensor) else None
+
+
+def target_of(sample: Tensor | None, graph: Graph) -> PlannedTarget | None:
+    """Shape, dtype and number of classes of the targets.
+
+    Integer targets are classes where the model's output has one axis more than they have: the
+    last one, or axis 1 as in `cross_entropy`.
+    """
+    if sample is None:
         return None
-    output = _output_shape(model, inputs)
+    rest = tuple(sample.shape[1:])
+    results = [graph.by_name[name].value for name in graph.operations[-1].inputs]
+    output = results[0].shape if len(results) == 1 and results[0] else ()
     classes = None
-    if not target.is_floating_point() and output and len(output) == target.dim() + 1:
-        last = output[1:-1] == tuple(target.shape[1:])
-        classes = output[-1] if last else output[1]
+    if not sample.is_floating_point() and len(output) == len(rest) + 2:
+        axis = -1 if output[1:-1] == rest else 1
+        size = output[axis]
+        classes = size if isinstance(size, int) else None
     return PlannedTarget(
-        shape=("B", *target.shape[1:]),
-        dtype=str(target.dtype).removeprefix("torch."),
-        classes=classes,
+        shape=("B", *rest), dtype=str(sample.dtype).removeprefix("torch."), classes=classes
     )
 
 
@@ -251,7 +262,15 @@ def request_of(spec: Spec, profile: DeviceProfile) -> PartitionRequest:
         cuts=None if partition.cuts == "auto" else partition.cuts,
         keep_together=partition.keep_together,
         memory_bytes=spec.devices.memory or profile.memory_bytes,
-        links=Links(Link("spec", link.bandwidth_bytes_per_s, link.latency_us) if given else None),
+        links=Links(
+            Link(
+                name="spec",
+                bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+                latency_us=link.latency_us,
+            )
+            if given
+            else None
+        ),
         default=_choice(spec.interface("default")),
         choices={name: _choice(spec.interface(name)) for name in spec.interface_names()},
     )
@@ -267,17 +286,6 @@ def _choice(interface: InterfaceSpec) -> InterfaceChoice:
         window=interface.window,
         warmup_steps=interface.warmup_steps,
     )
-
-
-def _output_shape(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, ...] | None:
-    with untouched(model), torch.no_grad(), torch.random.fork_rng():
-        model.eval()
-        try:
-            output = model(*inputs)
-        except Exception:
-            return None  # the capture, which comes next, explains
-    tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
-    return tuple(tensors[0].shape) if len(tensors) == 1 else None
 
 
 def _seen(observe: Observe, name: str, value: Any) -> Any:

@@ -6,6 +6,7 @@ module as `getattr(self.layers, "3")`. People will read, and step through, what 
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import operator
@@ -69,7 +70,7 @@ def access(path: str) -> str:
 def call_text(node: fx.Node, names: Names) -> str:
     """The right-hand side that computes `node`."""
     args = [value_text(arg, names) for arg in node.args]
-    keywords = {key: value_text(arg, names) for key, arg in node.kwargs.items()}
+    keywords = {key: value_text(arg, names) for key, arg in _said(node).items()}
     if node.op == "get_attr":
         return access(str(node.target))
     if node.op == "call_module":
@@ -88,6 +89,20 @@ def call_text(node: fx.Node, names: Names) -> str:
     if function is getattr:
         return f"{args[0]}.{node.args[1]}"
     return invocation(function_text(function, names), args, keywords)
+
+
+def _said(node: fx.Node) -> dict[str, Any]:
+    """The keyword arguments that are not a function's own defaults anyway."""
+    if node.op != "call_function" or not inspect.isfunction(node.target):
+        return dict(node.kwargs)
+    parameters = inspect.signature(node.target).parameters
+    return {
+        key: value
+        for key, value in node.kwargs.items()
+        if key not in parameters
+        or type(parameters[key].default) is not type(value)
+        or parameters[key].default != value
+    }
 
 
 def invocation(function: str, args: list[str], keywords: Mapping[str, str]) -> str:
@@ -143,7 +158,11 @@ def value_text(value: Any, names: Names) -> str:
         ends = ", ".join(value_text(v, names) for v in (value.start, value.stop, value.step))
         return f"slice({ends})"
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{k!r}: {value_text(v, names)}" for k, v in value.items()) + "}"
+        return (
+            "{"
+            + ", ".join(f"{value_text(k, names)}: {value_text(v, names)}" for k, v in value.items())
+            + "}"
+        )
     if isinstance(value, list):
         return "[" + ", ".join(value_text(v, names) for v in value) + "]"
     if isinstance(value, tuple):

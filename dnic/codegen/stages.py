@@ -5,6 +5,7 @@ Decides nothing: which operation belongs to which stage, and what crosses, is th
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 
@@ -47,12 +48,13 @@ def stages_source(traced: TracedModel, plan: Plan, digest: str) -> str:
 
 
 def _import_lines(imports: set[str]) -> list[str]:
-    """Sorted as a formatter would: torch first, then the user's, then dnic."""
-    third_party = sorted(
-        (line for line in imports if "dnic" not in line),
-        key=lambda line: (line.startswith("from"), line),
-    )
-    return [*third_party, "", *sorted(line for line in imports if "dnic" in line)]
+    """Sorted as a formatter would: Python's own, torch and other packages, the bundle's."""
+    groups: list[list[str]] = [[], [], []]
+    for line in sorted(imports, key=lambda line: (line.startswith("from"), line)):
+        package = line.split()[1].partition(".")[0]
+        own = package in ("dnic", "model")
+        groups[2 if own else 0 if package in sys.stdlib_module_names else 1].append(line)
+    return [line for group in groups if group for line in (*group, "")][:-1]
 
 
 def _stage_class(traced: TracedModel, stage: PlannedStage, imports: set[str]) -> str:
@@ -133,8 +135,9 @@ def _body(
 ) -> Iterator[str]:
     previous: Shape | None = traced.shapes.get(stage.inputs[-1]) if stage.inputs else None
     frozen = False
+    live = _live(nodes, stage.outputs)
     for node in nodes:
-        if node.op in ("placeholder", "get_attr") or _is_unpacked(node) or _is_dead(node):
+        if node.op in ("placeholder", "get_attr") or _is_unpacked(node) or node not in live:
             continue
         if node.op == "output":
             yield f"return {value_text(node.args[0], names)}"
@@ -195,12 +198,17 @@ def _is_unpacked(node: fx.Node) -> bool:
     return isinstance(owner, fx.Node) and _target(owner) != owner.name
 
 
-def _is_dead(node: fx.Node) -> bool:
-    """Nobody uses it and nothing changes by it; random functions stay, for the random state."""
+def _live(nodes: Sequence[fx.Node], outputs: Sequence[str]) -> set[fx.Node]:
+    """Nodes that a stage needs: for its outputs, for a change in place, for the random state."""
     random = ("dropout", "rand", "bernoulli", "normal")
-    return (
-        not node.users
-        and not recorded(node).mutated
-        and node.op in ("call_function", "call_method")
-        and not any(word in str(node.target) for word in random)
-    )
+    live: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if (
+            node.op in ("output", "call_module")
+            or node.name in outputs
+            or recorded(node).mutated
+            or any(word in str(node.target) for word in random)
+            or any(user in live for user in node.users)
+        ):
+            live.add(node)
+    return live

@@ -22,10 +22,8 @@ from dnic.errors import RuntimeFault
 class Container(nn.Module):
     """Stands where a partly taken module stood; children by attribute, index or key."""
 
-    def __getitem__(self, key: int | str) -> nn.Module:
-        child = self._modules[str(key)]
-        if child is None:
-            raise KeyError(key)
+    def __getitem__(self, key: int | str) -> nn.Module | Tensor:
+        child: nn.Module | Tensor = getattr(self, str(key))
         return child
 
     def __len__(self) -> int:

@@ -11,7 +11,7 @@ from dnic.trace.capture import (
 )
 from dnic.trace.functions import qualified_name
 from dnic.trace.recorded import Recorded, recorded
-from dnic.trace.recorder import item
+from dnic.trace.recording import item
 
 __all__ = [
     "BatchSize",

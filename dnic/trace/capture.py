@@ -22,11 +22,12 @@ from torch import Tensor, fx, nn
 
 from dnic.errors import TraceError
 from dnic.trace.align import Misaligned, align_batch, align_mode, shape_with_batch
+from dnic.trace.frames import user_line
 from dnic.trace.leaves import coarse_leaves, fine_leaves
 from dnic.trace.recorded import recorded
-from dnic.trace.recorder import ReadsData, Recorder, Recording, Unencodable, user_frame
+from dnic.trace.recorder import Recorder
+from dnic.trace.recording import Calls, ReadsData, Recording, Unencodable
 
-Spans = dict[tuple[str, int], tuple[int, int]]
 Shape = tuple[int | str, ...]
 
 
@@ -42,7 +43,7 @@ class TracedModel:
         batch_size: number of samples in the example inputs.
         shapes: by node name, the tensor's shape with the batch symbolic; a tensor whose size
             follows neither is missing.
-        spans: calls (of the finest capture) inside each call of a module.
+        calls: what the finest capture called, by which cuts are found in coarser ones.
         whole: paths of modules that are kept whole, with the reason.
     """
 
@@ -51,7 +52,7 @@ class TracedModel:
     graph: fx.Graph
     batch_size: int
     shapes: dict[str, Shape]
-    spans: Spans
+    calls: Calls
     whole: dict[str, str]
 
     def __str__(self) -> str:
@@ -90,7 +91,7 @@ def capture_coarse(
     """
     rule = coarse_leaves(opened, fine.whole)
     try:
-        return _capture(fine.module, inputs, rule, fine.spans, fine.whole)
+        return _capture(fine.module, inputs, rule, fine.calls, fine.whole)
     except (ReadsData, Unencodable, Misaligned) as obstacle:
         raise TraceError(
             f"the coarse capture of {fine.name} met what the fine one did not: {obstacle}",
@@ -103,7 +104,7 @@ def opened_by(fine: TracedModel, events: Collection[int]) -> tuple[str, ...]:
     """Paths of the modules inside which a cut before one of these calls falls, outermost first."""
     opened = {
         path: None
-        for (path, _), (first, last) in fine.spans.items()
+        for (path, _), (first, last) in fine.calls.spans.items()
         if any(first < event < last for event in events)
     }
     return tuple(sorted(opened, key=lambda path: (path.count("."), path)))
@@ -113,15 +114,15 @@ def _capture(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     rule: Callable[[nn.Module, str], bool],
-    spans: Spans | None,
+    fine: Calls | None,
     whole: dict[str, str],
 ) -> TracedModel:
     batch = batch_size_of(inputs)
     batches = (batch, batch + 1)
-    train = _record(model, inputs, rule, spans, training=True)
-    larger = _record(model, grown(inputs, batch), rule, spans, training=True)
+    train = _record(model, inputs, rule, fine, training=True)
+    larger = _record(model, grown(inputs, batch), rule, fine, training=True)
     align_batch(train.graph, larger.graph, batches)
-    evaluation = _record(model, inputs, rule, spans, training=False)
+    evaluation = _record(model, inputs, rule, fine, training=False)
     align_mode(train.graph, evaluation.graph)
     shapes: dict[str, Shape] = {}
     for node, twin in zip(train.graph.nodes, larger.graph.nodes, strict=True):
@@ -136,7 +137,7 @@ def _capture(
         graph=train.graph,
         batch_size=batch,
         shapes=shapes,
-        spans=spans if spans is not None else train.spans,
+        calls=fine or train.calls,
         whole=dict(whole),
     )
 
@@ -145,7 +146,7 @@ def _record(
     model: nn.Module,
     inputs: tuple[Tensor, ...],
     rule: Callable[[nn.Module, str], bool],
-    spans: Spans | None,
+    fine: Calls | None,
     *,
     training: bool,
 ) -> Recording:
@@ -154,7 +155,7 @@ def _record(
         torch.manual_seed(0)
         model.train(training)
         try:
-            return Recorder(model, rule, spans).run(fresh, input_names(model, len(inputs)))
+            return Recorder(model, rule, fine).run(fresh, input_names(model, len(inputs)))
         except (ReadsData, Unencodable):
             raise
         except Exception as error:
@@ -254,4 +255,4 @@ def _line_of(error: BaseException) -> str:
         if "/torch/" not in file and "/dnic/" not in file:
             found = f"{file}:{trace.tb_lineno}"
         trace = trace.tb_next
-    return found or user_frame()
+    return found or user_line()

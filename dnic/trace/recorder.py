@@ -12,12 +12,10 @@ follow the mode (`align`), branches on the values of tensors (`ReadsData`, raise
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -25,48 +23,28 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from dnic.trace.flops import FlopTally
+from dnic.trace.frames import assigned_names, user_line
 from dnic.trace.functions import Call, as_call, reads_data
-from dnic.trace.recorded import KEY, Recorded, TensorFacts, leaves, storage_key, tensors_in
-
-TORCH_FOLDER = str(Path(torch.__file__).parent)
-OWN_FOLDER = str(Path(__file__).parent)
-PLAIN: tuple[type, ...] = (int, float, complex, bool, str, bytes, type(None), type(...))
-PLAIN += (torch.dtype, torch.device, torch.memory_format, torch.layout)
-
-# Names that emitted code uses for itself.
-RESERVED = frozenset({"self", "batch", "torch", "F", "nn", "Tensor", "runtime", "PLAN", "STAGES"})
-
-
-class ReadsData(Exception):
-    """The model asked for the value of a tensor: the branch that follows cannot be recorded."""
-
-    def __init__(self, function: str, scope: str, source: str) -> None:
-        super().__init__(f"{function} at {source}")
-        self.function = function
-        self.scope = scope
-        self.source = source
-
-
-class Unencodable(Exception):
-    """An argument or a result that cannot be written down."""
-
-    def __init__(self, what: str, scope: str, source: str) -> None:
-        super().__init__(f"{what} at {source}")
-        self.what = what
-        self.scope = scope
-        self.source = source
-
-
-@dataclass
-class Recording:
-    """A recorded run: the graph, and for each module call the calls that happened inside it.
-
-    `spans[path, k]` is the range of events of the k-th call of the module at `path`.
-    """
-
-    graph: fx.Graph
-    spans: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
-    events: int = 0
+from dnic.trace.recorded import (
+    KEY,
+    Recorded,
+    TensorFacts,
+    leaves,
+    recorded,
+    storage_key,
+    tensors_in,
+)
+from dnic.trace.recording import (
+    PLAIN,
+    RESERVED,
+    Calls,
+    ReadsData,
+    Recording,
+    Unencodable,
+    attributes,
+    drop_unused_items,
+    item,
+)
 
 
 class Recorder(TorchFunctionMode):
@@ -75,28 +53,28 @@ class Recorder(TorchFunctionMode):
     Args:
         model: the user's model.
         is_leaf: whether the module at this dotted path is written down as one node.
-        spans: `spans` of a finer recording of the same model; a leaf then covers the events that
-            its call covered there. None for the finest recording, where each call is one event.
+        fine: calls of the finest recording of the same model; a leaf then covers the events that
+            its call covered there, and functions keep their names. None for that recording itself.
     """
 
     def __init__(
         self,
         model: nn.Module,
         is_leaf: Callable[[nn.Module, str], bool],
-        spans: dict[tuple[str, int], tuple[int, int]] | None = None,
+        fine: Calls | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.is_leaf = is_leaf
-        self.fine_spans = spans
-        self.recording = Recording(fx.Graph())
+        self.fine = fine
+        self.recording = Recording(fx.Graph(), Calls())
         self.paths = {module: path for path, module in model.named_modules()}
-        self.attributes = _attributes(model)
+        self.attributes = attributes(model)
         self.nodes: dict[int, fx.Node] = {}
         self.tainted: set[fx.Node] = set()
         self.alive: list[Tensor] = []
         self.scopes: list[tuple[str, str]] = [("", type(model).__name__)]
-        self.calls: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self.event = 0
         self.paused = 0
         self.flops = FlopTally()
@@ -114,8 +92,7 @@ class Recorder(TorchFunctionMode):
             output = self.model(*inputs)
         node = self.recording.graph.output(self._encode(output))
         node.meta[KEY] = Recorded(module_class=self.scopes[0][1], event=(self.event, self.event))
-        self.recording.events = self.event
-        _drop_unused_items(self.recording.graph)
+        drop_unused_items(self.recording.graph)
         return self.recording
 
     def __torch_function__(
@@ -127,7 +104,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if reads_data(func):
             if any(self._is_tainted(tensor) for tensor in tensors_in((args, kwargs))):
-                raise ReadsData(func.__name__, self.scopes[-1][0], user_frame())
+                raise ReadsData(func.__name__, self.scopes[-1][0], user_line())
             return func(*args, **kwargs)
         read = tensors_in((args, kwargs))
         with self._observed(read) as seen:
@@ -145,8 +122,8 @@ class Recorder(TorchFunctionMode):
         path = self.paths.get(module)
         if path is None or module is self.model:
             return forward(module, *args, **kwargs)
-        number = self.calls[path]
-        self.calls[path] += 1
+        number = self.counts[path]
+        self.counts[path] += 1
         if self.paused:
             return forward(module, *args, **kwargs)
         start = self.event
@@ -155,21 +132,21 @@ class Recorder(TorchFunctionMode):
             with self._pause():
                 with self._observed(tensors_in((args, kwargs)) + list(module.parameters())) as seen:
                     out = forward(module, *args, **kwargs)
-                first, last = self.fine_spans[path, number] if self.fine_spans else (0, 1)
+                first, last = self.fine.spans[path, number] if self.fine else (0, 1)
                 stem = path.replace(".", "_")
                 self._write(Call("call_module", path, args, kwargs, stem), out, seen, last - first)
         else:
             out = forward(module, *args, **kwargs)
         self.scopes.pop()
-        self.recording.spans[path, number] = (start, self.event)
+        self.recording.calls.spans[path, number] = (start, self.event)
         return out
 
     def _write(self, call: Call, out: Any, seen: _Seen, events: int) -> None:
         scope, module_class = self.scopes[-1]
         if call.op == "call_module" and not tensors_in(out):
-            raise Unencodable(f"{call.target}, which yields no tensor,", scope, user_frame())
+            raise Unencodable(f"{call.target}, which yields no tensor,", scope, user_line())
         args, kwargs = self._encode(tuple(call.args)), self._encode(dict(call.kwargs))
-        node = self._node(call.op, call.target, args, kwargs, call.stem)
+        node = self._node(call.op, call.target, args, kwargs, self._stem(call))
         facts = Recorded(
             scope=scope,
             module_class=module_class,
@@ -180,19 +157,43 @@ class Recorder(TorchFunctionMode):
             bytes_read=seen.bytes_read,
             mutated=frozenset(seen.mutated),
             grad_enabled=torch.is_grad_enabled(),
-            source=user_frame(),
+            source=user_line(),
         )
         node.meta[KEY] = facts
         if call.op == "call_module" or any(n in self.tainted for n in node.all_input_nodes):
             self.tainted.add(node)
+        if seen.mutated:
+            self._refresh(seen.mutated, node in self.tainted)
         self._name_result(out, node, facts)
         self.event += events
+
+    def _stem(self, call: Call) -> str:
+        """A module is called by its path, a result as the user's variable, else by its function."""
+        if call.op == "call_module":
+            return call.stem
+        if self.fine is not None:
+            return self.fine.names[self.event]
+        variables = assigned_names()
+        return variables[0] if len(variables) == 1 else call.stem
+
+    def _refresh(self, storages: set[int], tainted: bool) -> None:
+        """Look again at the tensors that an operation changed in place."""
+        for tensor in self.alive:
+            node = self.nodes.get(id(tensor))
+            if node is None or storage_key(tensor) not in storages:
+                continue
+            node.meta[KEY] = replace(recorded(node), tensor=TensorFacts.of(tensor))
+            if tainted:
+                self.tainted.add(node)
 
     def _node(self, op: str, target: Any, args: Any, kwargs: Any, stem: str) -> fx.Node:
         name = stem if stem.isidentifier() else f"_{stem}"
         if name in RESERVED:
             name += "_"
-        return self.recording.graph.create_node(op, target, args, kwargs, name=name)
+        node = self.recording.graph.create_node(op, target, args, kwargs, name=name)
+        if op in ("call_function", "call_method") and target is not item:
+            self.recording.calls.names[self.event] = node.name
+        return node
 
     def _name_result(self, out: Any, node: fx.Node, facts: Recorded) -> None:
         """Remember which node each tensor of a result comes from, item by item."""
@@ -206,10 +207,17 @@ class Recorder(TorchFunctionMode):
             results = enumerate(out)
         else:
             return
+        variables = assigned_names() if self.fine is None else ()
         for key, result in results:
             if not tensors_in(result):
                 continue
-            child = self._node("call_function", item, (node, key), {}, f"{node.name}_{key}")
+            name = f"{node.name}_{key}"
+            if isinstance(key, int) and len(variables) == len(out):
+                name = variables[key]
+            if self.fine is not None:
+                name = self.fine.items.get((self.event, key), name)
+            child = self._node("call_function", item, (node, key), {}, name)
+            self.recording.calls.items[self.event, key] = child.name
             child.meta[KEY] = Recorded(
                 scope=facts.scope,
                 module_class=facts.module_class,
@@ -258,7 +266,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, PLAIN):
             return value
         scope = self.scopes[-1][0]
-        raise Unencodable(f"a value of type {type(value).__name__}", scope, user_frame())
+        raise Unencodable(f"a value of type {type(value).__name__}", scope, user_line())
 
     def _construct(self, kind: type, items: dict[str, Any]) -> fx.Node:
         """A node that builds a dataclass or named tuple, such as Hugging Face's outputs."""
@@ -269,7 +277,7 @@ class Recorder(TorchFunctionMode):
             scope=self.scopes[-1][0],
             module_class=self.scopes[-1][1],
             event=(self.event, self.event),
-            source=user_frame(),
+            source=user_line(),
         )
         return node
 
@@ -281,7 +289,7 @@ class Recorder(TorchFunctionMode):
             raise Unencodable(
                 "a tensor that neither the model holds nor a torch function made",
                 self.scopes[-1][0],
-                user_frame(),
+                user_line(),
             )
         node = self._node("get_attr", path, (), {}, path.replace(".", "_"))
         node.meta[KEY] = Recorded(
@@ -289,7 +297,7 @@ class Recorder(TorchFunctionMode):
             module_class=self.scopes[-1][1],
             event=(self.event, self.event),
             tensor=TensorFacts.of(tensor),
-            source=user_frame(),
+            source=user_line(),
         )
         self.tainted.add(node)
         self._name_tensor(tensor, node)
@@ -323,24 +331,6 @@ class _Seen:
     mutated: set[int] = field(default_factory=set)
 
 
-def user_frame() -> str:
-    """`file:line` of the innermost frame that is neither torch's nor ours."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith((TORCH_FOLDER, OWN_FOLDER, "<")) and "contextlib" not in file:
-            return f"{file}:{frame.f_lineno}"
-        if frame.f_back is None:
-            break
-        frame = frame.f_back
-    return "unknown:0"
-
-
-def item(container: Any, key: Any) -> Any:
-    """Item of a result of several tensors; told apart from the user's own indexing."""
-    return container[key]
-
-
 @contextmanager
 def _intercepted(recorder: Recorder) -> Iterator[None]:
     """Send every call of a module through the recorder."""
@@ -354,23 +344,3 @@ def _intercepted(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         nn.Module.__call__ = forward  # type: ignore[method-assign]
-
-
-def _attributes(model: nn.Module) -> dict[int, str]:
-    """Dotted path of every tensor that a module holds: parameters, buffers, plain attributes."""
-    found: dict[int, str] = {}
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
-        holders = (module._parameters, module._buffers, vars(module))
-        for holder in holders:
-            for name, value in holder.items():
-                if isinstance(value, Tensor):
-                    found.setdefault(id(value), prefix + name)
-    return found
-
-
-def _drop_unused_items(graph: fx.Graph) -> None:
-    """Remove items of results that nobody used."""
-    for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and node.target is item and not node.users:
-            graph.erase_node(node)
