@@ -87,7 +87,8 @@ def _device(name: str, data: dict[str, Any], where: str) -> DeviceProfile:
     try:
         return DeviceProfile.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A mistyped key is also a missing one; the typing mistake is what helps.
+        first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
         known = list(Link.model_fields if key.startswith("link.") else DeviceProfile.model_fields)
         if first["type"] == "extra_forbidden":

@@ -89,6 +89,7 @@ def make_plan(
         ),
         train=training,
         target=target,
+        cuts=after,
         stages=_stages(coarse, fine, costs, cuts, stage, crossing, decided, counts),
         interfaces=decided.interfaces,
         prediction=Prediction(

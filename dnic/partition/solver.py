@@ -7,8 +7,9 @@ costs on the cuts. Numbers in, gaps out: nothing here knows torch, models or nam
 
 Two passes. The first finds the shortest step. The second, among all partitions within a tolerance
 of it, the one whose cuts are the best to have: an exactly balanced cut often carries several
-tensors where one a few operations away carries one. Both are exact. A tensor that skips stages
-counts at every cut that it crosses; stages that are not contiguous are not considered.
+tensors where one a few operations away carries one. (Stages with next to nothing to do are avoided
+first, or the tidiest cut would be the one right behind the input.) Both are exact. A tensor that
+skips stages counts at every cut that it crosses; only contiguous stages are considered.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 TOLERANCE = 0.06
+IDLE_SHARE = 0.1
 _ROUNDING = 1e-9
 
 
@@ -49,6 +51,8 @@ class CutProblem:
         preferences: for each gap numbers of which the sum over the cuts is minimised, the first
             number first, among all partitions within the tolerance; empty for none.
         tolerance: how much longer than the shortest a step may be for the sake of `preferences`.
+        idle_share: a stage whose operations take less than this share of the shortest step is idle;
+            among the partitions within the tolerance, those with the fewest such stages count.
     """
 
     times_us: tuple[float, ...]
@@ -66,6 +70,7 @@ class CutProblem:
     limits_bytes: tuple[int | None, ...] = ()
     preferences: tuple[tuple[int, ...], ...] = ()
     tolerance: float = TOLERANCE
+    idle_share: float = IDLE_SHARE
 
     @property
     def usable(self) -> tuple[int, ...]:
@@ -105,8 +110,14 @@ def solve(problem: CutProblem) -> CutSolution:
     if stages is None:
         raise _too_little_memory(tables, problem)
     optimum = float(best[stages, -1])
-    cuts, step = tables.tidiest(stages, optimum * (1 + problem.tolerance) * (1 + _ROUNDING))
-    return CutSolution(cuts, step, optimum, tables.examined)
+    limit = optimum * (1 + problem.tolerance) * (1 + _ROUNDING)
+    while True:
+        cuts, step = tables.tidiest(stages, limit, optimum * problem.idle_share)
+        fewer = 1 + int(np.argmax(best[1:, -1] <= step))
+        if problem.stages is not None or fewer == stages:
+            return CutSolution(cuts, step, optimum, tables.examined)
+        # The tidiest cuts may be as slow as the best with one stage less: then that one it is.
+        stages = fewer
 
 
 class _Tables:
@@ -168,10 +179,14 @@ class _Tables:
             self.examined += i.stop - i.start
         return best
 
-    def tidiest(self, stages: int, limit: float) -> tuple[tuple[int, ...], float]:
-        """Cuts of least preference sum, then least maximum, with no stage above `limit`."""
+    def tidiest(self, stages: int, limit: float, idle_us: float) -> tuple[tuple[int, ...], float]:
+        """Cuts with the fewest idle stages, then of least preference sum, then least maximum.
+
+        No stage is above `limit`; idle are those whose operations take less than `idle_us`.
+        """
         shape = (stages + 1, self.last + 1)
         reached = np.zeros(shape, dtype=bool)
+        idle = np.zeros(shape, dtype=np.int64)
         sums = np.zeros((len(self.keys), *shape), dtype=np.int64)
         slowest = np.full(shape, np.inf)
         parent = np.zeros(shape, dtype=np.int64)
@@ -186,8 +201,9 @@ class _Tables:
             self.examined += i.stop - i.start
             time = self.time_rows(i, j)[:stages]
             left = reached[:-1, i] & (time <= limit)
-            for key in sums:
-                sum_here = np.where(left, key[:-1, i], np.iinfo(np.int64).max)
+            idle_here = idle[:-1, i] + (self.time[j] - self.time[i] < idle_us)
+            for key in (idle_here, *sums[:, :-1, i]):
+                sum_here = np.where(left, key, np.iinfo(np.int64).max)
                 left &= sum_here == sum_here.min(axis=1)[:, None]
             worst = np.where(left, np.maximum(slowest[:-1, i], time), np.inf)
             chosen = worst.argmin(axis=1)
@@ -195,6 +211,7 @@ class _Tables:
             reached[1:, j] = left.any(axis=1)
             slowest[1:, j] = worst[of, chosen]
             parent[1:, j] = chosen + i.start
+            idle[1:, j] = idle_here[of, chosen]
             added = self.keys[:, j] if j < self.last else np.zeros(len(self.keys), dtype=np.int64)
             sums[:, 1:, j] = sums[:, of, chosen + i.start] + added[:, None]
         cuts = []

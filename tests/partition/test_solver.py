@@ -47,9 +47,11 @@ def is_allowed(problem: CutProblem, cuts: Cuts) -> bool:
     )
 
 
-def merit(problem: CutProblem, cuts: Cuts) -> tuple[float, ...]:
+def merit(problem: CutProblem, cuts: Cuts, shortest: float) -> tuple[float, ...]:
+    stages = pairwise((0, *cuts, len(problem.times_us)))
+    idle = sum(sum(problem.times_us[a:b]) < problem.idle_share * shortest for a, b in stages)
     sums = [sum(column) for column in zip(*(problem.preferences[gap] for gap in cuts), strict=True)]
-    return (*sums, step_us(problem, cuts))
+    return (idle, *sums, step_us(problem, cuts))
 
 
 def brute_force(problem: CutProblem) -> tuple[float, tuple[float, ...], int] | None:
@@ -57,20 +59,25 @@ def brute_force(problem: CutProblem) -> tuple[float, tuple[float, ...], int] | N
     wanted = range(1, problem.max_stages + 1)
     if problem.stages is not None:
         wanted = range(problem.stages, problem.stages + 1)
-    best: tuple[float, int, list[Cuts]] | None = None
+    every: dict[int, list[Cuts]] = {}
     for stages in wanted:
-        every = [c for c in combinations(problem.candidates, stages - 1) if is_allowed(problem, c)]
-        if every:
-            shortest = min(step_us(problem, cuts) for cuts in every)
-            if best is None or shortest < best[0]:
-                best = (shortest, stages, every)
-    if best is None:
+        found = [c for c in combinations(problem.candidates, stages - 1) if is_allowed(problem, c)]
+        if found:
+            every[stages] = found
+    if not every:
         return None
-    shortest, stages, every = best
+    shortest_with = {s: min(step_us(problem, c) for c in cuts) for s, cuts in every.items()}
+    shortest = min(shortest_with.values())
     # As the solver: a hair above, so that rounding excludes nothing.
     limit = shortest * (1 + problem.tolerance) * (1 + 1e-9)
-    near = [merit(problem, cuts) for cuts in every if step_us(problem, cuts) <= limit]
-    return shortest, min(near), stages - 1
+    stages = min(s for s in every if shortest_with[s] == shortest)
+    while True:
+        near = (cuts for cuts in every[stages] if step_us(problem, cuts) <= limit)
+        best = min(merit(problem, cuts, shortest) for cuts in near)
+        fewer = min(s for s in every if shortest_with[s] <= best[-1])
+        if fewer == stages:
+            return shortest, best, stages - 1
+        stages = fewer
 
 
 @st.composite
@@ -102,6 +109,7 @@ def problems(draw: st.DrawFn) -> CutProblem:
         limits_bytes=limits,
         preferences=draw(st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 3))] * (n + 1))),
         tolerance=draw(st.sampled_from([0.0, 0.06, 0.5])),
+        idle_share=draw(st.sampled_from([0.0, 0.25, 0.5])),
     )
 
 
@@ -119,7 +127,7 @@ def test_equals_brute_force(problem: CutProblem) -> None:
     assert found.optimum_us == shortest
     assert len(found.cuts) == cuts
     assert found.step_us == step_us(problem, found.cuts)
-    assert merit(problem, found.cuts) == best_merit
+    assert merit(problem, found.cuts, shortest) == best_merit
 
 
 LITERAL: list[tuple[str, CutProblem, Cuts, float]] = [
@@ -164,6 +172,36 @@ LITERAL: list[tuple[str, CutProblem, Cuts, float]] = [
         ),
         (2,),
         42,
+    ),
+    (
+        "no device for nothing, however tidy",
+        CutProblem(
+            (1, 50, 50, 50),
+            (1, 2, 3),
+            3,
+            stages=3,
+            tolerance=1.0,
+            preferences=((0,), (0,), (1,), (1,), (0,)),
+        ),
+        (2, 3),
+        51,
+    ),
+    (
+        "an idle stage where there is no other",
+        CutProblem((1, 50), (1,), 2, stages=2),
+        (1,),
+        50,
+    ),
+    (
+        "a stage less when tidiness costs what it gains",
+        CutProblem(
+            (50, 2, 48, 3),
+            (1, 2, 3),
+            3,
+            preferences=((0,), (5,), (0,), (0,), (0,)),
+        ),
+        (2,),
+        52,
     ),
     (
         "not ten per cent longer",
