@@ -1,0 +1,1 @@
+"""What people read: pictures of a plan, tables, figures with their units."""
