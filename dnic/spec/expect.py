@@ -33,6 +33,8 @@ def shown(value: object) -> str:
     """A value as a message shows it: short, on one line, whatever it holds."""
     if isinstance(value, dict):
         return "a mapping"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     printer = reprlib.Repr()
     printer.maxstring = 60
     try:

@@ -36,7 +36,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ModelFile:
-    """What a model file offers. Every function raises `TraceError` when the user's code fails.
+    """What a model file offers.
+
+    All functions but `loss` raise `TraceError` when the user's code fails; their `__name__` is the
+    name under which the file offers them.
 
     Attributes:
         path: the file, resolved.
@@ -69,16 +72,18 @@ def load_model_file(path: Path | str, names: ModelSpec | None = None) -> ModelFi
     given = Path(path)
     source = _source(given)
     resolved = given.resolve()
-    functions = _Functions(resolved, _imported(resolved, source), names or ModelSpec())
-    return ModelFile(
-        path=resolved,
-        module=functions.module,
-        build_model=functions.build_model(),
-        example_inputs=functions.example_inputs(),
-        loss=functions.loss(),
-        train_data=functions.data("train_data"),
-        test_data=functions.data("test_data"),
-    )
+    with _registered(resolved) as module:
+        _run(source, module, resolved)
+        functions = _Functions(resolved, module, names or ModelSpec())
+        return ModelFile(
+            path=resolved,
+            module=module,
+            build_model=functions.build_model(),
+            example_inputs=functions.example_inputs(),
+            loss=functions.loss(),
+            train_data=functions.data("train_data"),
+            test_data=functions.data("test_data"),
+        )
 
 
 def _source(path: Path) -> bytes:
@@ -108,27 +113,30 @@ def _check_path(path: Path) -> None:
         )
 
 
-def _imported(path: Path, source: bytes) -> ModuleType:
-    """The file as a module, run anew, under a name that only this path has."""
+@contextmanager
+def _registered(path: Path) -> Iterator[ModuleType]:
+    """An empty module in `sys.modules`, under a name of this path's own; removed on failure."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
     name = f"dnic_model_{digest}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise TraceError("the model file cannot be imported", where=shown_path(path))
-    module = importlib.util.module_from_spec(spec)
-    linecache.checkcache(str(path))
     before = sys.modules.get(name)
-    sys.modules[name] = module
+    sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
-        with _running(path, "the model file"):
-            # Not through the loader: it would run stale bytecode of a file changed within a second.
-            exec(compile(source, str(path), "exec"), module.__dict__)
+        yield sys.modules[name]
     except BaseException:
-        sys.modules.pop(name)
+        del sys.modules[name]
         if before is not None:
             sys.modules[name] = before
         raise
-    return module
+
+
+def _run(source: bytes, module: ModuleType, path: Path) -> None:
+    """Run the file. Not through its loader, which would take stale bytecode of a changed file."""
+    linecache.checkcache(str(path))
+    with _running(path, "the model file"):
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
 
 
 @contextmanager
@@ -148,7 +156,8 @@ def _running(path: Path, what: str) -> Iterator[None]:
 
 
 def _explained(error: BaseException, path: Path, what: str) -> TraceError:
-    message = str(error).strip().partition("\n")[0]
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    message = said.strip().partition("\n")[0]
     hint = None
     if isinstance(error, SystemExit):
         hint = 'put what is to run as a program under `if __name__ == "__main__":`'
@@ -171,30 +180,32 @@ class _Functions:
     names: ModelSpec
 
     def build_model(self) -> Callable[[], nn.Module]:
-        function = self.find("build_model", optional=True) or self.only_class()
+        name, function = self.names.build_model, self.find("build_model", optional=True)
+        if function is None:
+            name, function = self.only_class()
 
-        def check(model: Any, name: str) -> nn.Module:
+        def check(model: Any) -> nn.Module:
             if not isinstance(model, nn.Module):
-                self.refuse(f"{name} returned {_kind(model)}", "a torch.nn.Module", function)
+                self.refuse(f"{name}() returned {_kind(model)}", "a torch.nn.Module", function)
             return model
 
-        return self.guarded(function, check)
+        return self.guarded(name, function, check)
 
     def example_inputs(self) -> Callable[[], tuple[Tensor, ...]]:
-        function = self.find("example_inputs")
+        name, function = self.names.example_inputs, self.find("example_inputs")
 
-        def check(inputs: Any, name: str) -> tuple[Tensor, ...]:
+        def check(inputs: Any) -> tuple[Tensor, ...]:
             batch = (inputs,) if isinstance(inputs, Tensor) else inputs
             expected = "one batch: a tensor, or a tuple of tensors"
             if not isinstance(batch, tuple | list) or not batch:
-                self.refuse(f"{name} returned {_kind(batch)}", expected, function)
+                self.refuse(f"{name}() returned {_kind(batch)}", expected, function)
             for index, entry in enumerate(batch):
                 if not isinstance(entry, Tensor):
-                    problem = f"{name} returned {_kind(entry)} at position {index}"
+                    problem = f"{name}() returned {_kind(entry)} at position {index}"
                     self.refuse(problem, expected, function)
             return tuple(batch)
 
-        return self.guarded(function, check)
+        return self.guarded(name, function, check)
 
     def loss(self) -> Callable[..., Any]:
         function: Callable[..., Any] = self.find("loss")
@@ -206,7 +217,9 @@ class _Functions:
 
     def data(self, role: str) -> Callable[[], Any] | None:
         function = self.find(role, optional=True)
-        return None if function is None else self.guarded(function, lambda value, _: value)
+        if function is None:
+            return None
+        return self.guarded(getattr(self.names, role), function, lambda value: value)
 
     def find(self, role: str, optional: bool = False) -> Any:
         """The function for a role; None when it is optional, missing and not named by the spec."""
@@ -218,6 +231,9 @@ class _Functions:
             self.missing(role, name)
         if not callable(found) or (role != "loss" and isinstance(found, nn.Module)):
             self.refuse(f"{name} is {_kind(found)}", f"a function {_SIGNATURES[role]}", found)
+        if role != "loss" and (needed := _required_arguments(found)):
+            problem = f"{name}() needs {', '.join(needed)}"
+            self.refuse(problem, "a function that takes no arguments", found)
         return found
 
     def missing(self, role: str, name: str) -> NoReturn:
@@ -226,21 +242,29 @@ class _Functions:
             f"the model file has no {name}",
             where=shown_path(self.path),
             expected=_SIGNATURES[role].replace(role, name, 1),
-            hint=self.nearest(name),
+            hint=self.renamed(name) if name == role else self.nearest(name),
         )
 
     def nearest(self, name: str) -> str | None:
         members = vars(self.module).items()
         return nearest(name, (n for n, v in members if callable(v) and not n.startswith("_")))
 
-    def only_class(self) -> type[nn.Module]:
-        """The one module class of the file that can be made without arguments."""
-        own = [v for v in vars(self.module).values() if inspect.isclass(v)]
-        own = [c for c in own if c.__module__ == self.module.__name__]
-        classes = list(dict.fromkeys(c for c in own if issubclass(c, nn.Module)))
+    def renamed(self, name: str) -> str | None:
+        found = self.nearest(name)
+        return f"rename {found} to {name}" if found else None
+
+    def only_class(self) -> tuple[str, type[nn.Module]]:
+        """The one module class of the file that can be made without arguments, and its name."""
+        classes = {
+            value: name
+            for name, value in vars(self.module).items()
+            if inspect.isclass(value)
+            and issubclass(value, nn.Module)
+            and value.__module__ == self.module.__name__
+        }
         ready = [c for c in classes if not _required_arguments(c)]
         if len(ready) == 1:
-            return ready[0]
+            return classes[ready[0]], ready[0]
         if not classes:
             self.missing("build_model", "build_model")
         if ready:
@@ -252,21 +276,21 @@ class _Functions:
             problem,
             where=shown_path(self.path),
             expected=_SIGNATURES["build_model"],
-            hint=self.nearest("build_model")
-            or f"def build_model(): return {(ready or classes)[-1].__name__}(...)",
+            hint=self.renamed("build_model")
+            or f"def build_model(): return {(ready or list(classes))[-1].__name__}(...)",
         )
 
     def guarded(
-        self, function: Callable[[], Any], check: Callable[[Any, str], T]
+        self, name: str, function: Callable[[], Any], check: Callable[[Any], T]
     ) -> Callable[[], T]:
         """The function with failures explained and its result checked."""
-        name = getattr(function, "__name__", "the function")
 
         @wraps(function, updated=())
         def call() -> T:
             with _running(self.path, f"{name}()"):
-                return check(function(), f"{name}()")
+                return check(function())
 
+        call.__name__ = name
         return call
 
     def refuse(self, problem: str, expected: str, culprit: Any, hint: str = "") -> NoReturn:
@@ -288,11 +312,11 @@ _SIGNATURES = {
 }
 
 
-def _required_arguments(made: type[nn.Module]) -> list[str]:
+def _required_arguments(function: Callable[..., Any]) -> list[str]:
     try:
-        parameters = inspect.signature(made).parameters.values()
+        parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
-        return ["unknown arguments"]
+        return []
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
 
@@ -301,6 +325,8 @@ def _kind(value: Any) -> str:
     """What a value is, in a message: `nothing`, `a Linear`, `an empty tuple`."""
     if value is None:
         return "nothing"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     if isinstance(value, tuple | list | dict) and not value:
         return f"an empty {type(value).__name__}"
     name = type(value).__name__

@@ -66,7 +66,7 @@ def _problem(details: ErrorDetails, path: KeyPath, where: str) -> SpecError:
         expected = f"one of {', '.join(keys)}"
         return SpecError(f"unknown key {key}", where=where, expected=expected, hint=hint)
     if _general(path) in _KEYS:
-        expected = f"a mapping with some of the keys {', '.join(_KEYS[_general(path)])}"
+        expected = f"a mapping; its keys: {', '.join(_KEYS[_general(path)])}"
         problem = f"{key} cannot be {shown(details['input'])}"
         return SpecError(problem, where=where, expected=expected)
     return SpecError(f"{key}: {details['msg']}", where=where)

@@ -43,6 +43,12 @@ def _printable(text: str) -> str:
     return text
 
 
+def _file(value: object) -> str:
+    if not isinstance(value, str | Path):
+        raise ValueError
+    return _printable(str(value))
+
+
 def _paths(value: object, *at: int) -> tuple[str, ...]:
     """A list of module paths. A bare number is the path of an entry of `nn.Sequential`."""
     if not isinstance(value, list | tuple):
@@ -54,7 +60,7 @@ def _paths(value: object, *at: int) -> tuple[str, ...]:
             raise complaint(
                 f"{{}} cannot be {shown(entry)}",
                 expected="the dotted path of a module",
-                hint=f'"{entry}", in quotes' if isinstance(entry, float) else "",
+                hint="quotes around it" if isinstance(entry, float) else "",
                 at=(*at, index),
             )
         if path in paths:
@@ -114,7 +120,7 @@ class ModelSpec(Section):
     """The model file, and the names of the functions that dnic calls in it."""
 
     file: Annotated[
-        Annotated[Path, BeforeValidator(lambda value: _printable(str(value)))] | None,
+        Annotated[Path, BeforeValidator(_file)] | None,
         expected("the path of a Python file, relative to this spec"),
     ] = Field(default=None, description="the Python file of the model, relative to this spec")
     build_model: Name = Field(default="build_model", description="build_model() -> nn.Module")

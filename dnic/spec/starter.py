@@ -6,6 +6,7 @@ PyYAML's own writer has no comments. Comments of a spec that was read are not ke
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -99,6 +100,4 @@ def _scalar(value: object) -> str:
     if isinstance(value, float):
         # YAML 1.1 readers need a point before the exponent.
         return re.sub(r"^(-?\d+)e", r"\1.0e", repr(value))
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return json.dumps(value)

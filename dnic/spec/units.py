@@ -144,14 +144,11 @@ def text_of_time(microseconds: float) -> str:
 
 
 def text_of_memory(size: int | None) -> str:
-    """A text that `memory_bytes` reads back as the same number of bytes."""
+    """The shortest text that `memory_bytes` reads back as the same number of bytes."""
     if size is None:
         return "auto"
-    for unit in ("TiB", "GiB", "MiB", "KiB", "TB", "GB", "MB", "KB"):
-        factor = ByteSize.byte_sizes[unit.lower()]
-        if size % factor == 0:
-            return f"{size // int(factor)}{unit}"
-    return f"{size}B"
+    factors = {unit: int(ByteSize.byte_sizes[unit.lower()]) for unit in _KNOWN_SIZES.split(", ")}
+    return min((f"{size // f}{u}" for u, f in factors.items() if size % f == 0), key=len)
 
 
 def _plain(number: float) -> str:

@@ -167,11 +167,19 @@ def _composed(text: str, name: str) -> yaml.Node | None:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise _invalid(", ".join(filter(None, (error.context, error.problem))), where) from error
+        raise _invalid(_told(error), where) from error
     # PyYAML turns escapes and version numbers into characters and integers unchecked.
     except (ValueError, OverflowError) as error:
         where = f"{name}:{composer.get_mark().line + 1}" if composer else name
         raise _invalid("an escape or a number that YAML does not allow", where) from error
+
+
+def _told(error: yaml.MarkedYAMLError) -> str:
+    """PyYAML's message, with the line where what it was reading began."""
+    begin, end = error.context_mark, error.problem_mark
+    far = begin is not None and end is not None and begin.line != end.line
+    begun = f" begun on line {begin.line + 1}" if far and begin else ""
+    return ", ".join(filter(None, (error.context and f"{error.context}{begun}", error.problem)))
 
 
 def _invalid(problem: str, where: str) -> SpecError:
