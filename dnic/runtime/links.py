@@ -198,12 +198,13 @@ class Receiver:
         self._count = Count(0, 0, 0)
         self._posted = 0
         self._taken = 0
+        self._released = 0
         self.waited_s = 0.0
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Posts the first receives of a phase of `count.messages` messages of these tensors."""
         self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
-        self._count, self._posted, self._taken = count, 0, 0
+        self._count, self._posted, self._taken, self._released = count, 0, 0, 0
         for _ in range(min(self._number, count.messages)):
             self._post()
 
@@ -225,6 +226,9 @@ class Receiver:
 
     def release(self) -> None:
         """Gives the oldest taken message's slot to the next receive."""
+        if self._released == self._taken:
+            raise RuntimeError("a message is released that was not taken")
+        self._released += 1
         if self._posted < self._count.messages:
             self._post()
 

@@ -266,8 +266,7 @@ class OracleSource(SyntheticSource):
         sent = replace(sent, target=sent.target.clone())
         self._predict(sent)
         self._pending.append(sent)
-        self._true.append([gradient.clone() for gradient in self._returned.receive()])
-        self._returned.release()
+        self._true.append(self._returned.receive())
         return self._true[-1]
 
     def take(self, step: int, version: int) -> None:

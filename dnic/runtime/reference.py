@@ -1,0 +1,261 @@
+"""The same algorithm in one process: every stage in lockstep, no links, no timing.
+
+The engine is asynchronous; this is what it must compute all the same, bit for bit (on one thread).
+It shares heads, their trainers and the seeds with the engine, but none of its step code: gradients
+are looked up where they are computed, and lie in a list until the step at which they are due. Use
+it to test the engine, and to study lags and heads without starting processes. No evaluation and no
+checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import backward
+from torch.utils.data import Dataset
+
+from dnic.runtime.batches import Batches
+from dnic.runtime.bundle import Bundle, InterfacePlan, check_stages
+from dnic.runtime.head_training import HeadTrainer
+from dnic.runtime.names import INIT_FILE, StateNames, load_initial
+from dnic.runtime.options import Mode
+from dnic.runtime.record import Record
+from dnic.runtime.seeds import random_state, restore_random_state, seed_everything, stage_seed
+from dnic.runtime.sources import build_trainers, warmup_steps
+from dnic.runtime.trainer import Loss
+from dnic.runtime.worker import build_optimizer, disable_dropout
+
+
+@dataclass
+class _Interface:
+    """An interface with its heads, and the batches whose true gradient is not due yet."""
+
+    plan: InterfacePlan
+    exact: bool
+    oracle: bool
+    window: int
+    heads: list[HeadTrainer]
+    warmup: int = 0
+    waiting: deque[tuple[int, list[Tensor], Tensor, list[Tensor]]] = field(default_factory=deque)
+
+    @property
+    def names(self) -> list[str]:
+        return [spec.name for spec in self.plan.differentiable]
+
+
+@dataclass
+class _Stage:
+    """A stage with its optimizer, its interfaces to stages above and its random numbers."""
+
+    module: nn.Module
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    optimizer: torch.optim.Optimizer
+    above: list[_Interface]
+    random: dict[str, Any]
+
+    @contextmanager
+    def own_random_numbers(self) -> Iterator[None]:
+        restore_random_state(self.random)
+        yield
+        self.random = random_state()
+
+
+class Reference:
+    """A bundle that trains in this process.
+
+    Args:
+        bundle: the bundle.
+        stages: its `stages.py`, imported.
+        build_model, loss, train_data: the model file's.
+        mode: `decoupled`, `exact` or `oracle`.
+        seed: None takes the plan's.
+        dropout: False makes every dropout module pass its input through.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        stages: ModuleType,
+        build_model: Callable[[], nn.Module],
+        loss: Loss,
+        train_data: Callable[[], Dataset[Any]],
+        *,
+        mode: Mode = "decoupled",
+        seed: int | None = None,
+        dropout: bool = True,
+    ) -> None:
+        check_stages(bundle, stages.PLAN)
+        torch.set_flush_denormal(True)
+        self._plan = bundle.plan
+        self._loss = loss
+        self._seed = bundle.plan.train.seed if seed is None else seed
+        seed_everything(self._seed)
+        model = build_model()
+        load_initial(model, str(bundle.folder / INIT_FILE))
+        if not dropout:
+            disable_dropout(model)
+        parts = [stage(model) for stage in stages.STAGES]
+        self._names = StateNames.of(model, parts)
+        self._stages = [self._stage(index, part, mode) for index, part in enumerate(parts)]
+        with self._stages[0].own_random_numbers():
+            self._batches = Batches(
+                train_data(),
+                bundle.plan.train.batch_size,
+                shuffle=True,
+                seed=self._seed,
+                loader_options={},
+            )
+        self._step = 0
+        self.losses: list[float] = []
+
+    def _stage(self, index: int, module: nn.Module, mode: Mode) -> _Stage:
+        train = self._plan.train
+        optimizer = build_optimizer(train.optimizer, train.optimizer_options, module)
+        seed_everything(stage_seed(self._seed, index))
+        above = []
+        for plan in sorted(self._plan.interfaces, key=lambda plan: plan.to):
+            if plan.source == index and plan.differentiable:
+                exact = mode == "exact" or plan.gradient == "exact"
+                oracle = mode == "oracle" and not exact
+                cpu = torch.device("cpu")
+                heads = [] if exact else build_trainers(plan, self._plan.target, cpu)
+                above.append(_Interface(plan, exact, oracle, 1 if oracle else plan.window, heads))
+        row = self._plan.stages[index]
+        return _Stage(module, row.inputs, row.outputs, optimizer, above, random_state())
+
+    def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
+        """Trains from the beginning.
+
+        Args:
+            epochs: None takes the plan's.
+            max_steps: end after this many steps.
+        """
+        epochs = self._plan.train.epochs if epochs is None else epochs
+        total = epochs * len(self._batches)
+        total = total if max_steps is None else min(total, max_steps)
+        for stage in self._stages:
+            stage.module.train()
+            for interface in stage.above:
+                interface.warmup = 0 if interface.oracle else warmup_steps(interface.plan, total)
+        for epoch in range(1, epochs + 1):
+            if self._step < total:
+                self._epoch(epoch, total)
+        return self.record()
+
+    def record(self) -> Record:
+        """Losses so far, and the parameters as they are."""
+        parameters: dict[str, Tensor] = {}
+        for index, stage in enumerate(self._stages):
+            parameters.update(self._names.state(stage.module, index))
+        for name, kept in self._names.tied.items():
+            parameters[name] = parameters[kept]
+        heads = {
+            f"{interface.plan.name}.{name}.{key}": value.detach()
+            for stage in self._stages
+            for interface in stage.above
+            for name, head in zip(interface.names, interface.heads, strict=False)
+            for key, value in head.head.named_parameters()
+        }
+        return Record(list(self.losses), parameters, heads)
+
+    def _epoch(self, epoch: int, total: int) -> None:
+        with self._stages[0].own_random_numbers():
+            feed = self._batches.epoch(epoch)
+            batch = next(feed)
+        for position in range(len(self._batches)):
+            if position:
+                with self._stages[0].own_random_numbers():
+                    batch = next(feed)
+            self._train_step(*batch)
+            if self._step == total:
+                break
+        for stage in self._stages:
+            with stage.own_random_numbers():
+                for interface in stage.above:
+                    while interface.waiting:
+                        self._learn(interface, *interface.waiting.popleft()[1:])
+
+    def _train_step(self, batch: tuple[Any, ...], target: Tensor) -> None:
+        values: dict[str, Tensor] = {}  # every tensor that crosses, with its stage's graph
+        given: list[dict[str, Tensor]] = []  # per stage: its inputs as leaves
+        loss = torch.zeros(())
+        for stage in self._stages:
+            with stage.own_random_numbers():
+                own = dict(enumerate(batch)) if stage is self._stages[0] else {}
+                leaves = own or self._leaves(stage, values)
+                output = stage.module(*leaves.values())
+                given.append(leaves)
+                if stage is self._stages[-1]:
+                    loss = self._loss(output, target)
+                else:
+                    outputs = output if isinstance(output, (tuple, list)) else (output,)
+                    values.update(zip(stage.outputs, outputs, strict=True))
+        self.losses.append(float(loss.detach()))
+        for stage in reversed(self._stages):
+            with stage.own_random_numbers():
+                self._update(stage, values, given, target, loss)
+        self._step += 1
+
+    def _leaves(self, stage: _Stage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
+        """A stage's inputs as it would receive them: contiguous, cut off from where they are from."""
+        flows = {spec.name for row in self._plan.interfaces for spec in row.differentiable}
+        return {
+            name: values[name]
+            .detach()
+            .clone(memory_format=torch.contiguous_format)
+            .requires_grad_(name in flows)
+            for name in stage.inputs
+        }
+
+    def _update(
+        self,
+        stage: _Stage,
+        values: Mapping[str, Tensor],
+        given: list[dict[str, Tensor]],
+        target: Tensor,
+        loss: Tensor,
+    ) -> None:
+        """Backward, update and head training of one stage; the stages above have done theirs."""
+        stage.optimizer.zero_grad(set_to_none=True)
+        if stage is self._stages[-1]:
+            backward([loss])
+            stage.optimizer.step()
+            return
+        sums: dict[str, Tensor] = {}
+        for interface in stage.above:
+            tensors = [values[name].detach() for name in interface.names]
+            true = [_gradient(given[interface.plan.to][name]) for name in interface.names]
+            used = true
+            if not interface.exact:
+                interface.waiting.append((self._step, tensors, target, true))
+                if not interface.oracle and self._step >= interface.warmup:
+                    used = [
+                        head.predict(tensor, target)
+                        for head, tensor in zip(interface.heads, tensors, strict=True)
+                    ]
+            for name, gradient in zip(interface.names, used, strict=True):
+                sums[name] = sums[name] + gradient if name in sums else gradient
+        backward([values[name] for name in sums], list(sums.values()))
+        stage.optimizer.step()
+        for interface in stage.above:
+            lag = 0 if self._step < interface.warmup else interface.window
+            while interface.waiting and interface.waiting[0][0] <= self._step - lag:
+                self._learn(interface, *interface.waiting.popleft()[1:])
+
+    def _learn(
+        self, interface: _Interface, tensors: list[Tensor], target: Tensor, true: list[Tensor]
+    ) -> None:
+        for head, tensor, gradient in zip(interface.heads, tensors, true, strict=True):
+            head.learn(tensor, target, gradient)
+
+
+def _gradient(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.contiguous()
