@@ -86,7 +86,9 @@ def _stage_class(traced: TracedModel, stage: PlannedStage, imports: set[str]) ->
 
 
 def _docstring(stage: PlannedStage) -> list[str]:
-    holds = ", ".join(stage.modules) if stage.modules else "no parameters"
+    if not stage.modules:
+        return [f'    """No parameters, {stage.time_share:.0%} of the model\'s time."""']
+    holds = ", ".join(stage.modules)
     share = f"{stage.parameters:,} parameters, {stage.time_share:.0%} of the model's time."
     if len(holds) + len(share) + 12 <= WIDTH:
         return [f'    """{holds}: {share}"""']

@@ -58,10 +58,15 @@ def prove_split(
     batches = (inputs, grown(inputs, plan.model.batch_size, OTHER_BATCH))
     for training in (True, False):
         for batch in batches:
-            reference = _whole(model, batch, training)
-            ours = _composed(stages, plan, batch, training)
             size = plan.model.batch_size + (OTHER_BATCH if batch is not inputs else 0)
             at = f"{'train' if training else 'eval'} mode, batch {size}"
+            reference = _whole(model, batch, training)
+            try:
+                ours = _composed(stages, plan, batch, training)
+            except Exception as failure:  # noqa: BLE001 (however emitted code fails, it failed)
+                text = f"the stages raise {type(failure).__name__}: {failure} ({at})"
+                failures.append((float("inf"), text))
+                continue
             expected, found = dict(reference.figures()), dict(ours.figures())
             for name in expected.keys() ^ found.keys():
                 failures.append((float("inf"), f"{name} is on one side only ({at})"))
