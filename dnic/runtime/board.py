@@ -62,14 +62,10 @@ class Board:
         except RuntimeError as error:
             raise LinkFault("the rendezvous store", str(error)) from error
 
-    def meet(self, name: str, ranks: int) -> None:
-        """Returns once `ranks` ranks have called it with this name (used once per run)."""
-        if self._store is None:
-            return
-        try:
-            arrived = self._store.add(f"{name}/arrived", 1)
-        except RuntimeError as error:
-            raise LinkFault("the rendezvous store", str(error)) from error
-        if arrived == ranks:
-            self.publish(f"{name}/all", True)
-        self.read(f"{name}/all")
+    def leave(self, rank: int, ranks: int) -> None:
+        """Says that this rank is done; rank 0, which may hold the store, leaves last."""
+        if rank:
+            self.publish(f"left/{rank}", True)
+        else:
+            for other in range(1, ranks):
+                self.read(f"left/{other}")

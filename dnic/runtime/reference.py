@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,6 @@ from torch.utils.data import Dataset
 
 from dnic.runtime.batches import Batches
 from dnic.runtime.bundle import Bundle, InterfacePlan, check_stages
-from dnic.runtime.head_training import HeadTrainer
 from dnic.runtime.names import INIT_FILE, StateNames, load_initial
 from dnic.runtime.options import Mode
 from dnic.runtime.record import Record
@@ -31,6 +30,9 @@ from dnic.runtime.seeds import random_state, restore_random_state, seed_everythi
 from dnic.runtime.sources import build_trainers, warmup_steps
 from dnic.runtime.trainer import Loss
 from dnic.runtime.worker import build_optimizer, disable_dropout
+
+if TYPE_CHECKING:
+    from dnic.runtime.head_training import HeadTrainer
 
 
 @dataclass
@@ -185,12 +187,12 @@ class Reference:
 
     def _train_step(self, batch: tuple[Any, ...], target: Tensor) -> None:
         values: dict[str, Tensor] = {}  # every tensor that crosses, with its stage's graph
-        given: list[dict[str, Tensor]] = []  # per stage: its inputs as leaves
+        given: list[dict[Any, Tensor]] = []  # per stage: its inputs as leaves
         loss = torch.zeros(())
         for stage in self._stages:
             with stage.own_random_numbers():
-                own = dict(enumerate(batch)) if stage is self._stages[0] else {}
-                leaves = own or self._leaves(stage, values)
+                first = stage is self._stages[0]
+                leaves = dict(enumerate(batch)) if first else self._leaves(stage, values)
                 output = stage.module(*leaves.values())
                 given.append(leaves)
                 if stage is self._stages[-1]:
@@ -205,7 +207,7 @@ class Reference:
         self._step += 1
 
     def _leaves(self, stage: _Stage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
-        """A stage's inputs as it would receive them: contiguous, cut off from where they are from."""
+        """A stage's inputs as it would receive them: contiguous, without their history."""
         flows = {spec.name for row in self._plan.interfaces for spec in row.differentiable}
         return {
             name: values[name]
@@ -219,7 +221,7 @@ class Reference:
         self,
         stage: _Stage,
         values: Mapping[str, Tensor],
-        given: list[dict[str, Tensor]],
+        given: list[dict[Any, Tensor]],
         target: Tensor,
         loss: Tensor,
     ) -> None:

@@ -155,10 +155,10 @@ class Worker:
         return self.trainer_
 
     def finish(self) -> None:
-        """Ends a run that went well: result, then all processes leave together."""
+        """Ends a run that went well."""
         if self.trainer_ is not None:
             self.trainer_.finish()
-        self.board.meet("end", self.place.world_size)
+        self.board.leave(self.place.rank, self.place.world_size)
         if dist.is_initialized():
             dist.destroy_process_group()
 
