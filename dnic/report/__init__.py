@@ -1,1 +1,16 @@
 """What people read: pictures of a plan, tables, figures with their units."""
+
+from dnic.report.partition import draw_plan, partition_diagram
+from dnic.report.planjson import plan_json
+from dnic.report.result import result_lines
+from dnic.report.tables import comparison_table, plan_table, verify_table
+
+__all__ = [
+    "comparison_table",
+    "draw_plan",
+    "partition_diagram",
+    "plan_json",
+    "plan_table",
+    "result_lines",
+    "verify_table",
+]

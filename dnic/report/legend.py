@@ -15,18 +15,21 @@ SPACE = 16.0
 
 @dataclass(frozen=True)
 class Legend:
-    """Samples of lines and their names, in one row."""
+    """Samples of lines and their names."""
 
     nodes: tuple[Node, ...]
     edges: tuple[Edge, ...]
 
 
-def legend(plan: Plan, corner: Point) -> Legend:
-    """The key of a plan's picture, its top left corner at `corner`."""
+def legend(plan: Plan, corner: Point, width: float) -> Legend:
+    """The key of a plan's picture, its top left corner at `corner`, in rows up to `width`."""
     left, top = corner
     nodes: list[Node] = []
     edges: list[Edge] = []
     for style, text in _entries(plan):
+        text_width = ink.text_width(text, ink.SMALL_SIZE)
+        if left > corner[0] and left + SAMPLE_WIDTH + 5 + text_width > corner[0] + width:
+            left, top = corner[0], top + HEIGHT + 4
         y = top + HEIGHT / 2
         ends = ((left, y), (left + SAMPLE_WIDTH, y))
         names = [f"legend {text} {end}" for end in ("from", "to")]
@@ -35,8 +38,7 @@ def legend(plan: Plan, corner: Point) -> Legend:
             for name, (x, _) in zip(names, ends, strict=True)
         ]
         edges.append(Edge(names[0], names[1], ends, style))
-        width = ink.text_width(text, ink.SMALL_SIZE)
-        place = Rectangle(left + SAMPLE_WIDTH + 5, top, width, HEIGHT)
+        place = Rectangle(left + SAMPLE_WIDTH + 5, top, text_width, HEIGHT)
         nodes.append(ink.label(f"legend {text}", place, text, align="left"))
         left = place.right + SPACE
     return Legend(tuple(nodes), tuple(edges))
@@ -50,8 +52,8 @@ def _entries(plan: Plan) -> list[tuple[Style, str]]:
     }
     entries = [(ink.FORWARD, "activation")] if plan.interfaces else []
     if "synthetic" in sources:
-        entries.append((ink.PREDICTED, "predicted gradient: the stage steps at once"))
-        entries.append((ink.TRUE, "true gradient, later: trains the head"))
+        entries.append((ink.PREDICTED, "predicted gradient, used at once"))
+        entries.append((ink.TRUE, "true gradient, later"))
     if "exact" in sources:
-        entries.append((ink.EXACT, "exact gradient: the stage waits"))
+        entries.append((ink.EXACT, "exact gradient, waited for"))
     return entries

@@ -25,7 +25,7 @@ MOST_ROWS = 12
 PADDING = 10.0
 HEADING_HEIGHT = 58.0
 TITLE_HEIGHT = 34.0
-ROWS_WIDTH = (100.0, 180.0)
+ROWS_WIDTH = (112.0, 180.0)
 LEAST_GAP = 104.0
 LEGEND_SPACE = 14.0
 
@@ -44,12 +44,12 @@ def partition_diagram(plan: Plan) -> Diagram:
     below = drawing.interfaces_below(panels, bottom)
     crossings = [*beside, *below]
     bottom = max([bottom, *(c.bottom for c in crossings)])
-    key = legend(plan, (panels[0].place.left, bottom + LEGEND_SPACE))
+    key = legend(plan, (0.0, bottom + LEGEND_SPACE), panels[-1].place.right)
     return Diagram(
         title=plan.model.name,
         boxes=tuple(map(_panel_box, plan.stages, panels)),
         nodes=(
-            *_title(plan, panels[0].place.left),
+            *_title(plan),
             *(node for crossing in crossings for node in crossing.nodes),
             *key.nodes,
         ),
@@ -162,18 +162,20 @@ def _down_to(place: Rectangle, bottom: float) -> Rectangle:
 def _panel_box(stage: PlannedStage, panel: Panel) -> Box:
     place, name = panel.place, panel.anchor
     inner = Rectangle(place.left + PADDING, place.top, place.width - 2 * PADDING, 0)
-    half = inner.width / 2
 
     def line(top: float, height: float) -> tuple[Rectangle, Rectangle]:
         y = place.top + top
-        return Rectangle(inner.left, y, half, height), Rectangle(inner.left + half, y, half, height)
+        left, right = 0.45 * inner.width, 0.55 * inner.width
+        return Rectangle(inner.left, y, left, height), Rectangle(
+            inner.left + left, y, right, height
+        )
 
     title, device = line(5, 13)
     time, duration = line(26, 10)
     parameters, memory = line(36, 10)
     track = Rectangle(inner.left, place.top + 20, inner.width, 3.5)
     bar = replace(track, width=max(0.5, inner.width * min(stage.time_share, 1.0)))
-    duration_us = stage.forward_us + stage.backward_us
+    busy = units.time(stage.forward_us + stage.backward_us)
     size, count = units.size(stage.memory_bytes), units.count(stage.parameters)
     nodes = (
         ink.label(name, title, name, ink.HEADING_SIZE, ink.INK, "left", "bold"),
@@ -181,27 +183,27 @@ def _panel_box(stage: PlannedStage, panel: Panel) -> Box:
         Node(f"{name} time track", track, style=TRACK_STYLE),
         Node(f"{name} time bar", bar, style=BAR_STYLE),
         ink.label(f"{name} share", time, f"{units.share(stage.time_share)} of time", align="left"),
-        ink.label(f"{name} duration", duration, units.time(duration_us), align="right"),
+        ink.label(f"{name} duration", duration, f"fwd+bwd {busy}", align="right"),
         ink.label(f"{name} parameters", parameters, f"{count} params", align="left"),
         ink.label(f"{name} memory", memory, size, align="right"),
     )
     return Box(name, place, PANEL_STYLE, (*nodes, *panel.column.nodes), panel.column.boxes)
 
 
-def _title(plan: Plan, left: float) -> tuple[Node, Node]:
+def _title(plan: Plan) -> tuple[Node, Node]:
     model, prediction = plan.model, plan.prediction
+    step, backprop = units.time(prediction.step_us), units.time(prediction.backprop_us)
     facts = [
         f"{units.count(model.parameters)} parameters",
         f"batch {model.batch_size}",
-        f"predicted step {units.time(prediction.step_us)}",
-        f"backprop on one device {units.time(prediction.backprop_us)}",
+        f"predicted: step {step}, one-device backprop {backprop}",
         f"speedup {prediction.speedup:.2f}×",
     ]
     text = " · ".join(facts)
     name_width = ink.text_width(model.name, ink.TITLE_SIZE, bold=True)
     text_width = ink.text_width(text, ink.SMALL_SIZE)
-    name_place = Rectangle(left, 0, name_width, 14)
-    text_place = Rectangle(left, 15, text_width, 10)
+    name_place = Rectangle(0, 0, name_width, 14)
+    text_place = Rectangle(0, 15, text_width, 10)
     return (
         ink.label("title", name_place, model.name, ink.TITLE_SIZE, ink.INK, "left", "bold"),
         ink.label("subtitle", text_place, text, align="left"),
