@@ -113,7 +113,7 @@ class Plan:
 
     model: str
     train: TrainPlan
-    target: TargetPlan
+    target: TargetPlan | None
     stages: tuple[StagePlan, ...]
     interfaces: tuple[InterfacePlan, ...]
     digest: str
@@ -317,9 +317,9 @@ def _plan(content: Mapping[str, Any]) -> Plan:
     )
 
 
-def _target(content: Mapping[str, Any] | None) -> TargetPlan:
-    if content is None:  # compiled without data: heads see no target, so its kind does not matter
-        return TargetPlan((), "int64", None)
+def _target(content: Mapping[str, Any] | None) -> TargetPlan | None:
+    if content is None:
+        return None
     whole = TensorSpec("target", tuple(content["shape"]), str(content["dtype"]), False)
     classes = content.get("classes")
     return TargetPlan(whole.resolve(1)[1:], whole.dtype, None if classes is None else int(classes))

@@ -7,6 +7,8 @@ made from the checkpoint's own metadata, so that an optimizer needs no warm star
 
 A checkpoint folder also holds `dnic.json`: where the run stood. DCP's metadata file is a pickle:
 load only checkpoints that you trust. Several machines need a folder that all of them see.
+
+DCP takes seconds to import, so it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import io
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
-from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from dnic.errors import RuntimeFault
 
@@ -78,6 +75,8 @@ def save(
         state: everything else to remember; dictionaries, lists and tuples of tensors and plain
             values, nested as they come.
     """
+    from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+
     rank = worker.place.rank
     parent = worker.options.out / CHECKPOINTS
     final = parent / f"epoch-{epoch:04d}"
@@ -195,7 +194,12 @@ def read_status(folder: Path) -> Status:
         raise RuntimeFault(f"cannot be read: {error}", where=str(path)) from error
 
 
-def _load(folder: Path, wanted: Any) -> dict[str, Tensor]:
+def _load(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+
     try:
         metadata = FileSystemReader(folder).read_metadata()
         tensors = {

@@ -280,7 +280,7 @@ def build_source(
     plan: InterfacePlan,
     returned: Receiver,
     mode: Mode,
-    target: TargetPlan,
+    target: TargetPlan | None,
     device: torch.device,
 ) -> GradientSource:
     """The source that an interface has in a mode; random numbers are drawn for the heads.
@@ -289,7 +289,7 @@ def build_source(
         plan: the interface.
         returned: where its true gradients arrive.
         mode: of the run; not `backprop`.
-        target: what the targets are.
+        target: what the targets are; None when nothing is known of them.
         device: where the heads live.
     """
     if mode == "exact" or plan.gradient == "exact":
@@ -301,16 +301,18 @@ def build_source(
 
 
 def build_trainers(
-    plan: InterfacePlan, target: TargetPlan, device: torch.device
+    plan: InterfacePlan, target: TargetPlan | None, device: torch.device
 ) -> list[HeadTrainer]:
-    """A head with its trainer for every differentiable tensor of a synthetic interface."""
+    """A head with its trainer for every differentiable tensor of a synthetic interface.
+
+    Their initial parameters follow from torch's random numbers, as those of any module.
+    """
     from dnic.runtime.head_training import HeadTrainer
     from dnic.runtime.heads import HeadSpec, build_head
 
     head = plan.head
     if head is None:
         raise ValueError("a synthetic interface without a head")  # check_plan has refused it
-    target_dtype = dtype_named(target.dtype)
     spec = HeadSpec(hidden_layers=head.hidden_layers, width=head.width, context=head.context)
     return [
         HeadTrainer(
@@ -318,9 +320,10 @@ def build_trainers(
                 tensor.resolve(1)[1:],
                 dtype_named(tensor.dtype),
                 spec,
-                target.classes,
-                target.sample_shape,
-                target_dtype,
+                target.classes if target else None,
+                target.sample_shape if target else None,
+                dtype_named(target.dtype) if target else None,
+                seed=int(torch.randint(2**31, ())),
             ).to(device),
             head.lr,
         )

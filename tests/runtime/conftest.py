@@ -419,7 +419,9 @@ def run_ranks(folder: Path, processes: int, *arguments: str, timeout_s: float = 
     What torchrun does, without the seconds that every start of Python and torch takes.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dnic.runtime", "torch.optim.adamw", "safetensors.torch"])
+    context.set_forkserver_preload(
+        ["dnic.runtime", "dnic.runtime.backprop", "torch._dynamo", "torch.distributed.checkpoint"]
+    )
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
