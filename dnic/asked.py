@@ -73,7 +73,7 @@ def spec_of_plan(path: Path) -> Spec:
             },
             "devices": {"count": len(plan.cuts) + 1},
             "partition": {"cuts": list(plan.cuts)},
-            "interfaces": {i.after: _interface_again(i) for i in plan.interfaces},
+            "interfaces": {i.name: _interface_again(i) for i in plan.interfaces},
         },
         str(path),
     )

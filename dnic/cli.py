@@ -150,7 +150,7 @@ def train_command(
     if as_json:
         _print_json(outcome.result)
     else:
-        out.print(result_lines(outcome.result, outcome.out), soft_wrap=True)
+        out.print(result_lines(outcome.result, outcome.run_dir), soft_wrap=True)
 
 
 @app.command("compare")

@@ -1,4 +1,4 @@
-"""A causal transformer: views by batch, attention with dropout, learned positions, tuple unpacking."""
+"""A causal transformer: views by batch, attention with dropout, tuples, learned positions."""
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        B, T, C = x.shape
+        B, T, C = x.shape  # noqa: N806 (as users write it)
         q, k, v = self.qkv(self.ln_1(x)).chunk(3, dim=-1)
         q, k, v = (t.view(B, T, self.heads, C // self.heads).transpose(1, 2) for t in (q, k, v))
         y = F.scaled_dot_product_attention(

@@ -79,5 +79,5 @@ def test_a_wrong_stage_is_seen(
 def test_a_model_file_that_leans_on_a_neighbour_is_refused(tmp_path: Path) -> None:
     folder = written(tmp_path, "gpt", 2)
     (folder / "model.py").write_text("import neighbour_that_is_not_there\n")
-    with pytest.raises(VerifyError, match="model.py of the bundle cannot be imported"):
+    with pytest.raises(VerifyError, match=r"model\.py of the bundle cannot be imported"):
         prove_bundle_split(folder)
