@@ -1,0 +1,64 @@
+"""Running standardisation of what a head reads.
+
+A head learns online from few pairs, so its inputs must be centred and of one scale: plain SGD
+noise in a badly conditioned regression costs more accuracy than a late gradient. `nn.BatchNorm`
+would let a prediction depend on its batch and moves its statistics with a fixed momentum, which is
+slow to start; `nn.LayerNorm` leaves the mean activation of a net without normalisation in place.
+Here the statistics move only when the head learns, and start as plain averages. Statistics are of
+one process; replicas do not share them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+# Features that hardly vary are not blown up: a variance counts as at least this part of the mean
+# variance.
+VARIANCE_FLOOR = 1e-2
+_TINY = 1e-24
+
+
+class RunningNorm(nn.Module):
+    """Standardises every feature by running statistics; the identity before the first `observe`.
+
+    Args:
+        features: number of features, F.
+        axis: of the features, not 0.
+        rank: number of axes of the input, the batch included.
+        dtype: floating point type of the statistics.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, features: int, axis: int, rank: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        shape = [1] * rank
+        shape[axis] = features
+        self._others = [i for i in range(rank) if i != axis % rank]
+        self.register_buffer("mean", torch.zeros(shape, dtype=dtype))
+        self.register_buffer("variance", torch.ones(shape, dtype=dtype))
+        self.register_buffer("factor", torch.ones(shape, dtype=dtype))
+        self.register_buffer("shift", torch.zeros(shape, dtype=dtype))
+
+    @torch.no_grad()
+    def observe(self, x: Tensor, momentum: float) -> None:
+        """Moves the statistics towards those of `x` by `momentum`, 0 to 1."""
+        variance, mean = torch.var_mean(x, self._others, correction=0, keepdim=True)
+        if momentum < 1:
+            # A mean that drifts is part of the spread that predictions meet.
+            self.mean.lerp_(mean, momentum)
+            self.variance.lerp_(variance, momentum)
+        else:
+            self.mean.copy_(mean)
+            self.variance.copy_(variance)
+        floor = VARIANCE_FLOOR * self.variance.mean() + _TINY
+        torch.rsqrt(self.variance + floor, out=self.factor)
+        torch.mul(self.mean, self.factor, out=self.shift).neg_()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape in, shape out."""
+        return torch.addcmul(self.shift, x, self.factor)

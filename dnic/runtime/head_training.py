@@ -1,0 +1,125 @@
+"""Training a head on true gradients that arrive late, and predicting with it meanwhile.
+
+    predict:  ghat = head(h, target) * scale / B
+    learn:    phi <- phi - lr * Adam(d/dphi || head(h, target) - g * B / scale ||^2)
+
+Gradients of a mean loss shrink with the batch and with the loss; what a head learns is the gradient
+of one sample's loss divided by its running root mean square, so that neither matters. The head's
+forward is computed again when it learns: a stored graph would not survive the optimizer's step in
+between. Nothing here waits for the device. Heads of replicas are not averaged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dnic.runtime.heads import Head
+
+# The scale follows the gradients' own decay within ten batches or so, the statistics of activations
+# drift more slowly.
+SCALE_MOMENTUM = 0.1
+INPUT_MOMENTUM = 0.02
+_TINY = 1e-24
+
+
+@dataclass(frozen=True)
+class HeadStatistics:
+    """Predicted against true gradient of one batch, before the step that learns from it.
+
+    Tensors without axes, so that nothing waits for the device.
+
+    Attributes:
+        cosine: of the angle between the two, over the whole batch; 0 when one of them is zero.
+        norm_ratio: norm of the predicted gradient over that of the true one.
+        loss: mean squared error in normalised units; 1 for a head that predicts zero.
+    """
+
+    cosine: Tensor
+    norm_ratio: Tensor
+    loss: Tensor
+
+
+class HeadTrainer:
+    """A head, its own Adam, and the scale of its gradients. Deterministic.
+
+    Args:
+        head: on the device where it is to run.
+        lr: learning rate.
+    """
+
+    def __init__(self, head: Head, lr: float) -> None:
+        self.head = head
+        parameters = list(head.parameters())
+        self._optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+        self._mean_square = torch.zeros((), dtype=head.dtype, device=parameters[0].device)
+        self._steps = 0
+
+    @torch.no_grad()
+    def predict(self, h: Tensor, target: Tensor | None) -> Tensor:
+        """The gradient of the batch's mean loss with respect to `h`, of its shape and dtype.
+
+        Args:
+            h: `[B, *sample_shape]`.
+            target: the same batch's targets.
+
+        Raises:
+            RuntimeFault: when `h` or the targets are not what the head was built for.
+        """
+        predicted: Tensor = self.head(h, target)
+        return predicted.mul_((self._mean_square.sqrt() / h.shape[0]).to(predicted.dtype))
+
+    def learn(self, h: Tensor, target: Tensor | None, gradient: Tensor) -> HeadStatistics:
+        """One step on a batch whose true gradient has arrived.
+
+        Args:
+            h: `[B, *sample_shape]`, as it was when sent; its graph is not used.
+            target: the same batch's targets.
+            gradient: true gradient of the batch's mean loss with respect to `h`, of its shape.
+
+        Raises:
+            RuntimeFault: when `h` or the targets are not what the head was built for.
+        """
+        h = h.detach()
+        self._steps += 1
+        wanted = gradient.detach().to(self.head.dtype) * h.shape[0]
+        self._mean_square.lerp_(wanted.square().mean(), max(1 / self._steps, SCALE_MOMENTUM))
+        wanted.mul_(torch.rsqrt(self._mean_square + _TINY))
+        self.head.observe(h, target, max(1 / self._steps, INPUT_MOMENTUM))
+
+        predicted = self.head(h.to(self.head.dtype), target)
+        known = predicted.detach()
+        error = known - wanted
+        statistics = _compare(known.flatten(), wanted.flatten(), error.flatten())
+        self._optimizer.zero_grad(set_to_none=True)
+        predicted.backward(error.mul_(2 / error.numel()))
+        self._optimizer.step()
+        return statistics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next step depends on: head, optimizer, scale, number of steps."""
+        return {
+            "head": self.head.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "mean_square": self._mean_square,
+            "steps": self._steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on bit for bit where `state_dict` was called."""
+        self.head.load_state_dict(state["head"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._mean_square.copy_(state["mean_square"])
+        self._steps = int(state["steps"])
+
+
+def _compare(predicted: Tensor, true: Tensor, error: Tensor) -> HeadStatistics:
+    squares = torch.stack([torch.dot(v, v) for v in (predicted, true, error)])
+    norms = squares.sqrt()
+    tiny = torch.finfo(predicted.dtype).tiny
+    cosine = torch.dot(predicted, true) / (norms[0] * norms[1]).clamp(min=tiny)
+    ratio = norms[0] / norms[1].clamp(min=tiny)
+    return HeadStatistics(cosine, ratio, squares[2] / predicted.numel())
