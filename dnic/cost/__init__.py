@@ -4,9 +4,10 @@ from dnic.cost.analytic import Costs, cost_model
 from dnic.cost.calibration import calibrate
 from dnic.cost.head import (
     HeadCost,
+    TargetSize,
     choose_width,
-    features_and_positions,
     head_cost,
+    head_features,
     stage_slack_us,
 )
 from dnic.cost.link import message_us, occupancy_us, transfer_us
@@ -19,12 +20,13 @@ __all__ = [
     "DeviceProfile",
     "HeadCost",
     "Link",
+    "TargetSize",
     "UpdateRule",
     "calibrate",
     "choose_width",
     "cost_model",
-    "features_and_positions",
     "head_cost",
+    "head_features",
     "load_link",
     "load_profile",
     "message_us",

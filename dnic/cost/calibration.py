@@ -2,8 +2,8 @@
 
 Published figures exist for GPUs; a CPU core's depend on vector width, clock and memory channels,
 so they are measured: a matrix product, a large addition, a small network. The result is kept per
-machine (torch's version, CPU model, cores, threads). Measured on a machine that is busy throughout
-it is too low, on all three counts alike. CUDA devices are not measured here.
+machine (torch's version, CPU model, cores, threads). Memory that other programs keep busy is
+counted as slow memory. CUDA devices are not measured here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import hashlib
 import os
 import platform
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from torch.utils.benchmark import Timer
 
 from dnic.cost.profile import DeviceProfile, Link
 
-_MATRIX = 768
+_MATRIX = 512
 _VECTOR = 8_000_000
 _CHAIN = 8
 
@@ -73,11 +74,13 @@ def _measure(threads: int) -> DeviceProfile:
 
 
 def _seconds(statement: str, threads: int, **names: object) -> float:
-    """Seconds of one run, the fastest block of about 0.3 s; sets and restores torch's threads.
+    """Seconds of one run, the fastest block of 0.3 s; sets and restores torch's threads.
 
-    The fastest, not the median: whatever else the machine does only ever slows a block down.
+    The fastest, not the median: whatever else the machine does only ever slows a block down. For
+    one thread it is CPU time, which does not count waiting for a core.
     """
-    timer = Timer(statement, globals=names, num_threads=threads)
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    timer = Timer(statement, globals=names, num_threads=threads, timer=clock)
     return float(min(timer.blocked_autorange(min_run_time=0.3).times))
 
 

@@ -1,17 +1,19 @@
 """What a gradient head costs, and how wide it may be.
 
-A head maps the features of a crossing tensor to a gradient of the same shape: with k hidden layers
-of width r it is d->r (->r)* ->d, without hidden layers one linear map d->d or, with a width, its
-two factors d->r->d. The class of the target enters as an embedding of width r (or d). Features are
-the last axis of vectors and sequences and the channels (axis 1) of maps; every other element is a
-position to which the same map applies. Its time comes from the same roofline as the model's. Only
-time decides the width: how well a head of that width predicts is not known before training.
+The heads that a bundle runs (`dnic.runtime.heads`) map features to a gradient through k hidden
+layers of width r: d->r (->r)* ->d, without hidden layers one linear map d->d or, with a width, its
+two factors d->r->d; the target enters as a code of width r. Small tensors are one vector; larger
+ones share one map between positions, and have a coarse map of the whole beside it. What is
+multiplied with what is repeated here, because the compiler does not import the runtime; a test
+holds the two together. Times are the roofline's, as the model's are. Only time decides the width:
+how well a head of that width predicts is not known before training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 
 from dnic.cost.optimizer import update_rule, update_us
@@ -22,12 +24,39 @@ from dnic.graph.shape import resolve
 NARROWEST = 8
 WIDEST = 256
 SLACK_SHARE = 0.05
+
 _FLOAT_BYTES = 4
+_MOST_FLAT = 4096
+_MOST_SLOTS = 16
+_MOST_VALUES = 1024
+_CELLS = 4
+_FULL_CODE_WIDTH = 32
+_MOST_POSITION_AXES = 3
+
+# Measured on one CPU thread. Learning walks through tensors of the activation's size beside the
+# head's own arithmetic: scale and standardise the gradient, statistics of the input, error, cosine.
+_LEARNING_WALKS = 14
+_LEARNING_LAUNCHES = 20
+# 1x1 convolutions of feature maps reach a third of what linear maps of the same size do.
+_MAPS_FACTOR = 3.0
+
+
+@dataclass(frozen=True)
+class TargetSize:
+    """What heads see of the targets.
+
+    Attributes:
+        shape: of one sample's targets; () for one class per sample.
+        classes: number of categories; None for real values.
+    """
+
+    shape: tuple[int, ...]
+    classes: int | None
 
 
 @dataclass(frozen=True)
 class HeadCost:
-    """Size and time of a head.
+    """Size and time of heads.
 
     Attributes:
         parameters: number of parameters.
@@ -35,13 +64,13 @@ class HeadCost:
         train_us: learning from one batch: forward again, backward, Adam's step.
     """
 
-    parameters: int
-    forward_us: float
-    train_us: float
+    parameters: int = 0
+    forward_us: float = 0.0
+    train_us: float = 0.0
 
     @property
     def total_us(self) -> float:
-        """Microseconds that it adds to a step."""
+        """Microseconds that they add to a step."""
         return self.forward_us + self.train_us
 
     def __add__(self, other: HeadCost) -> HeadCost:
@@ -52,18 +81,9 @@ class HeadCost:
         )
 
 
-def features_and_positions(value: Value, batch_size: int) -> tuple[int, int]:
-    """Features of a tensor and the number of positions that share one map.
-
-    `[B, d]` has d features at B positions, `[B, T, d]` d at B*T, `[B, C, H, W]` C at B*H*W. A
-    tensor without a feature axis (`[B]`) has one feature.
-    """
-    sizes = resolve(value.shape, batch_size)
-    features = 1
-    if len(sizes) >= 2:
-        features = sizes[1] if len(sizes) >= 4 else sizes[-1]
-    elements = prod(sizes)
-    return max(features, 1), max(elements // max(features, 1), 1)
+def head_features(value: Value) -> int:
+    """Features of each position: the last axis of vectors and sequences, axis 1 of maps."""
+    return _layout(resolve(value.shape, 1)[1:])[0]
 
 
 def head_cost(
@@ -72,22 +92,23 @@ def head_cost(
     hidden_layers: int,
     width: int | None,
     profile: DeviceProfile,
-    classes: int | None = None,
+    target: TargetSize | None = None,
 ) -> HeadCost:
     """What the heads of all `values` that cross one interface cost together.
 
     Args:
-        values: the differentiable tensors; each has a head of its own.
+        values: the differentiable tensors, batch first; each has a head of its own.
         batch_size: samples in a batch.
         hidden_layers: 0 to 3.
         width: of the hidden layers; None is as wide as the tensor's features.
         profile: the device.
-        classes: categories of the target that enter by an embedding; None without context.
+        target: what the heads see of the targets; None without context.
     """
-    cost = HeadCost(0, 0.0, 0.0)
+    cost = HeadCost()
     for value in values:
-        features, positions = features_and_positions(value, batch_size)
-        cost += _one_head(features, positions, hidden_layers, width, profile, classes)
+        rows = resolve(value.shape[:1], batch_size)
+        sample = resolve(value.shape, 1)[1:]
+        cost += _one_head(prod(rows), sample, hidden_layers, width, profile, target)
     return cost
 
 
@@ -97,35 +118,34 @@ def choose_width(
     hidden_layers: int,
     slack_us: float,
     profile: DeviceProfile,
-    classes: int | None = None,
+    target: TargetSize | None = None,
 ) -> int | None:
     """The widest head that fits a stage's slack: low-rank by default.
 
     A power of two from 8 to 256, at most the tensor's features: the widest whose time fits
-    `slack_us`. What any head costs, however narrow (launching its operations), does not count
-    against the slack, because narrowing it would not save that time. 8 where nothing fits.
+    `slack_us`. What a head of width 1 costs as well (launching its operations, walking through the
+    gradient) does not count against the slack: narrowing would not save it. 8 where nothing fits.
 
     Args:
-        values: the differentiable tensors that cross.
+        values: the differentiable tensors that cross, batch first.
         batch_size: samples in a batch.
         hidden_layers: 0 to 3.
-        slack_us: time that the head may take: see `stage_slack_us`.
+        slack_us: time that the heads may take: see `stage_slack_us`.
         profile: the device.
-        classes: categories of the target; None without context.
+        target: what the heads see of the targets; None without context.
 
     Returns:
         The width; None, full width, for tensors of at most 8 features.
     """
-    features = max(features_and_positions(value, batch_size)[0] for value in values)
+    features = max(head_features(value) for value in values)
     if features <= NARROWEST:
         return None
-    unavoidable = profile.model_copy(update={"flops_per_s": 1e30, "bytes_per_s": 1e30})
+
+    def time_us(width: int) -> float:
+        return head_cost(values, batch_size, hidden_layers, width, profile, target).total_us
+
     chosen = width = NARROWEST
-    while width <= min(features, WIDEST):
-        paid = head_cost(values, batch_size, hidden_layers, width, profile, classes).total_us
-        fixed = head_cost(values, batch_size, hidden_layers, width, unavoidable, classes).total_us
-        if paid - fixed > slack_us:
-            break
+    while width <= min(features, WIDEST) and time_us(width) - time_us(1) <= slack_us:
         chosen = width
         width *= 2
     return chosen
@@ -136,40 +156,137 @@ def stage_slack_us(stage_us: float, slowest_us: float) -> float:
     return max(SLACK_SHARE * stage_us, slowest_us - stage_us)
 
 
-def _layers(features: int, hidden_layers: int, width: int | None) -> list[tuple[int, int]]:
-    """Inputs and outputs of each linear map, in order."""
-    if hidden_layers == 0 and width is None:
-        return [(features, features)]
-    rank = features if width is None else width
-    between = [(rank, rank)] * max(hidden_layers - 1, 0)
-    return [(features, rank), *between, (rank, features)]
+@dataclass(frozen=True)
+class _Part:
+    """A piece of a head: its parameters, in how many tensors, and its forward time."""
+
+    parameters: int
+    tensors: int
+    forward_us: float
+
+    def __add__(self, other: _Part) -> _Part:
+        return _Part(
+            self.parameters + other.parameters,
+            self.tensors + other.tensors,
+            self.forward_us + other.forward_us,
+        )
 
 
+@cache
 def _one_head(
-    features: int,
-    positions: int,
+    rows: int,
+    sample: tuple[int, ...],
     hidden_layers: int,
     width: int | None,
     profile: DeviceProfile,
-    classes: int | None,
+    target: TargetSize | None,
 ) -> HeadCost:
-    layers = _layers(features, hidden_layers, width)
-    rank = features if width is None else width
-    parameters = sum(a * b + b for a, b in layers)
-    tensors = 2 * len(layers)
-    forward_us = sum(
-        profile.operation_us(2 * positions * a * b, _FLOAT_BYTES * (positions * (a + b) + a * b))
-        for a, b in layers
-    )
-    hidden_bytes = _FLOAT_BYTES * positions * rank
-    forward_us += hidden_layers * profile.operation_us(0, 2 * hidden_bytes)
-    if classes is not None:
-        # Looking the row up writes it, adding it reads two and writes one.
-        forward_us += profile.operation_us(0, 2 * hidden_bytes)
-        forward_us += profile.operation_us(0, 3 * hidden_bytes)
-        parameters += classes * rank
-        tensors += 1
-    # Difference to the true gradient, its square, and the gradient of that.
-    loss_us = 2 * profile.operation_us(0, 3 * _FLOAT_BYTES * positions * features)
-    adam_us = update_us(update_rule("Adam"), _FLOAT_BYTES * parameters, tensors, profile)
-    return HeadCost(parameters, forward_us, 3 * forward_us + loss_us + adam_us)
+    """One head for `rows` samples of shape `sample`."""
+    features, positions = _layout(sample)
+    code_width = width or features
+    if width is None and hidden_layers == 0:
+        code_width = _FULL_CODE_WIDTH
+    informed = False
+    part = _Part(0, 0, 0.0)
+    if target is not None:
+        code, informed = _context(target, sample, code_width, rows, profile)
+        part += code
+    if width is not None and not informed and prod(sample) <= _MOST_FLAT:
+        features, positions = prod(sample), ()
+    count = rows * prod(positions)
+    if width is None and hidden_layers == 0:
+        part += _linear(features, features, count, profile)
+        # The map of the code is there even where no code comes.
+        part += _linear(_FULL_CODE_WIDTH, features, count if target else 0, profile)
+    else:
+        rank = width or features
+        shared = _low_rank(features, rank, hidden_layers, count, profile)
+        if positions and _channels_first(sample):
+            shared = replace(shared, forward_us=_MAPS_FACTOR * shared.forward_us)
+        part += shared
+    if positions and not informed and width is not None:
+        cells = features * prod(min(size, _CELLS) for size in positions)
+        part += _low_rank(cells, width, hidden_layers, rows, profile)
+        part += _element_wise(3, rows * prod(sample), profile)
+    walks_us = _element_wise(_LEARNING_WALKS, rows * prod(sample), profile).forward_us
+    walks_us += _LEARNING_LAUNCHES * profile.overhead_us
+    adam = update_rule("Adam", {"fused": True})
+    adam_us = update_us(adam, _FLOAT_BYTES * part.parameters, part.tensors, profile)
+    train_us = 3 * part.forward_us + walks_us + adam_us
+    return HeadCost(part.parameters, part.forward_us, train_us)
+
+
+def _layout(sample: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
+    """Features, and sizes of the position axes; positions () for one vector per sample."""
+    if len(sample) <= 1:
+        return prod(sample), ()
+    if not _channels_first(sample):
+        return sample[-1], sample[:-1]
+    sizes = sample[1:]
+    if len(sizes) > _MOST_POSITION_AXES:
+        kept = _MOST_POSITION_AXES - 1
+        sizes = (*sizes[:kept], prod(sizes[kept:]))
+    return sample[0], sizes
+
+
+def _channels_first(sample: tuple[int, ...]) -> bool:
+    """Whether features precede positions: in maps, but for a square of positions before features.
+
+    Such squares (`[14, 14, 384]`) come from attention over windows.
+    """
+    square = len(sample) == 3 and sample[0] == sample[1] != sample[2]
+    return len(sample) >= 3 and not square
+
+
+def _context(
+    target: TargetSize,
+    sample: tuple[int, ...],
+    width: int,
+    rows: int,
+    profile: DeviceProfile,
+) -> tuple[_Part, bool]:
+    """The code of the targets, and whether every position has one of its own."""
+    _, positions = _layout(sample)
+    count, rank = prod(target.shape), len(positions)
+    if target.classes is not None:
+        alike = target.shape == positions or count > _MOST_SLOTS
+        informed = bool(positions) and len(target.shape) == rank and alike
+        slots = count if not informed and count <= _MOST_SLOTS else 1
+        codes = rows * (prod(positions) if informed else 1)
+        part = _Part(slots * (target.classes + 1) * width, 1, 0.0)
+        return part + _element_wise(2, codes * width, profile), informed
+    channels_first = _channels_first(sample)
+    informed = bool(positions) and len(target.shape) in (rank, rank + 1)
+    if informed and not channels_first:
+        informed = target.shape[:rank] == positions
+    values = min(count, _MOST_VALUES)
+    if informed:
+        alone = len(target.shape) == rank
+        values = 1 if alone else target.shape[0 if channels_first else -1]
+    codes = rows * (prod(positions) if informed else 1)
+    return _linear(values, width, codes, profile), informed
+
+
+def _low_rank(
+    features: int, rank: int, hidden_layers: int, rows: int, profile: DeviceProfile
+) -> _Part:
+    """Standardise, `features -> rank (-> rank)* -> features`, and the added code."""
+    part = _element_wise(1, rows * features, profile)
+    part += _linear(features, rank, rows, profile)
+    for _ in range(hidden_layers - 1):
+        part += _linear(rank, rank, rows, profile)
+    part += _element_wise(hidden_layers + 1, rows * rank, profile)
+    return part + _linear(rank, features, rows, profile)
+
+
+def _linear(inputs: int, outputs: int, rows: int, profile: DeviceProfile) -> _Part:
+    parameters = inputs * outputs + outputs
+    moved = _FLOAT_BYTES * (rows * (inputs + outputs) + parameters)
+    time_us = profile.operation_us(2 * rows * inputs * outputs, moved) if rows else 0.0
+    return _Part(parameters, 2, time_us)
+
+
+def _element_wise(operations: int, elements: int, profile: DeviceProfile) -> _Part:
+    """Operations that read and write so many elements each."""
+    time_us = profile.operation_us(0, 2 * _FLOAT_BYTES * elements)
+    return _Part(0, 0, operations * time_us)

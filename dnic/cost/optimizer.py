@@ -30,7 +30,7 @@ class UpdateRule:
     state: int
 
 
-_ADAM = UpdateRule(passes=20.0, launches=3.0, state=2)
+_ADAM = UpdateRule(passes=20.0, launches=4.0, state=2)
 _FUSED_ADAM = UpdateRule(passes=5.0, launches=0.7, state=2)
 _RULES = {
     "SGD": UpdateRule(passes=3.0, launches=0.3, state=0),

@@ -24,6 +24,7 @@ from dnic.cost import (
 from dnic.graph.graph import Graph, Value
 from dnic.graph.shape import Shape
 from dnic.partition.cuts import CutPoint, CutTable, cut_points, resolve_cuts, resolve_groups
+from dnic.partition.heads import head_misfit
 from dnic.partition.prediction import SMALLEST_WINDOW
 from dnic.partition.request import InterfaceChoice, PartitionRequest
 from dnic.partition.solver import CutProblem, solve
@@ -67,8 +68,13 @@ def _problem(
     head = _head_estimate(table.graph.batch_size, costs, stages or request.devices)
     before_us, after_us, link_us = ([0.0] * (n + 1) for _ in range(3))
     before_bytes, after_bytes = ([0] * (n + 1) for _ in range(2))
-    preferences: list[tuple[int, ...]] = [(0, 0, 0, 0)] * (n + 1)
+    preferences: list[tuple[int, ...]] = [(0, 0, 0, 0, 0)] * (n + 1)
+    candidates = []
     for gap, point in table.points.items():
+        # Stages that wait for one another are no faster than one: only worth it when asked for.
+        waits = choice(gap).gradient != "exact" and bool(head_misfit(point.differentiable))
+        if stages is not None or not waits or gap in fixed:
+            candidates.append(gap)
         heads = head(point.differentiable, choice(gap))
         messages_us, link_us[gap] = _traffic(point, costs, link)
         before_us[gap] = heads.total_us + messages_us
@@ -76,11 +82,11 @@ def _problem(
         buffers = point.nbytes * (SMALLEST_WINDOW + 1)
         before_bytes[gap] = buffers + head_memory_bytes(heads)
         after_bytes[gap] = buffers
-        counts = (len(point.differentiable), len(point.tensors))
+        counts = (waits, len(point.differentiable), len(point.tensors))
         preferences[gap] = (*counts, point.opened, point.nbytes)
     return CutProblem(
         times_us=costs.total_us,
-        candidates=tuple(table.points),
+        candidates=tuple(candidates),
         max_stages=request.devices,
         stages=stages,
         fixed=fixed,
@@ -126,9 +132,9 @@ def _head_estimate(
 
     @cache
     def estimate(shapes: tuple[Shape, ...], choice: InterfaceChoice) -> HeadCost:
-        if not shapes or choice.gradient == "exact":
-            return HeadCost(0, 0.0, 0.0)
         values = [Value("", shape, "float32", 0, True) for shape in shapes]
+        if not values or choice.gradient == "exact" or head_misfit(values):
+            return HeadCost()
         k = choice.hidden_layers
         width = choice.width
         if width == "auto":

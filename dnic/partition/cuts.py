@@ -261,17 +261,11 @@ def _name(graph: Graph, before: int, last: dict[str, int]) -> str:
     return op.name
 
 
-def _container(op: Operation) -> list[str]:
-    """Path, in parts, of the module whose `forward` called this operation."""
-    parts = op.module.split(".") if op.module else []
-    return parts[:-1] if op.kind == "module" else parts
-
-
 def _common_depth(before: Operation, after: Operation) -> int:
     """How many modules hold both operations: a cut between them falls inside these."""
     depth = 0
-    for a, b in zip(_container(before), _container(after), strict=False):
-        if a != b:
+    for a, b in zip(before.module.split("."), after.module.split("."), strict=False):
+        if a != b or not a:
             break
         depth += 1
     return depth

@@ -14,16 +14,14 @@ from dataclasses import dataclass, replace
 from dnic.cost import (
     DeviceProfile,
     HeadCost,
-    choose_width,
-    head_cost,
     message_us,
     stage_slack_us,
     transfer_us,
 )
-from dnic.errors import SpecError
+from dnic.errors import PartitionError, SpecError
 from dnic.graph.graph import Value
-from dnic.graph.shape import text
 from dnic.partition.cuts import CutTable
+from dnic.partition.heads import head_misfit, plan_head
 from dnic.partition.plan import (
     PlannedHead,
     PlannedInterface,
@@ -128,6 +126,9 @@ def decide_interfaces(
         profile: the device.
         batch_size: samples in a batch.
         target: what training targets look like; None without training data.
+
+    Raises:
+        PartitionError: a predicted gradient is asked for where no head can be built.
     """
     busy_us = list(stage_us)
     for crossing in crossings:
@@ -137,107 +138,62 @@ def decide_interfaces(
     sources = [c.source for c, p in zip(crossings, predicted, strict=True) if p]
     slowest_us = max(busy_us)
     slack_us = {s: stage_slack_us(busy_us[s], slowest_us) / sources.count(s) for s in set(sources)}
-    heads: list[HeadCost] = []
-    planned: list[tuple[PlannedHead | None, str]] = []
-    for crossing, choice, is_predicted in zip(crossings, choices, predicted, strict=True):
-        cost, head, why = HeadCost(0, 0.0, 0.0), None, _why_exact(crossing)
-        if is_predicted:
-            slack = slack_us[crossing.source]
-            cost, head, why = _head(crossing, choice, slack, profile, batch_size, target)
-        heads.append(cost)
-        planned.append((head, why))
+    planned: list[tuple[PlannedHead | None, HeadCost, str]] = []
     total_us = busy_us.copy()
-    for crossing, cost in zip(crossings, heads, strict=True):
+    for crossing, choice, is_predicted in zip(crossings, choices, predicted, strict=True):
+        if not is_predicted:
+            planned.append((None, HeadCost(), _why_exact(crossing, choice)))
+            continue
+        values, slack = crossing.differentiable, slack_us[crossing.source]
+        head, cost, remark = plan_head(values, choice, slack, profile, batch_size, target)
         total_us[crossing.source] += cost.total_us
+        planned.append((head, cost, remark))
     flows = _flows(crossings, choices, predicted, request, profile, total_us)
-    interfaces = tuple(
-        _interface(crossing, choice, flow, head, _with_share(why, head, cost, crossing, total_us))
-        for crossing, choice, flow, (head, why), cost in zip(
-            crossings, choices, flows, planned, heads, strict=True
-        )
-    )
-    return Decided(interfaces, flows, tuple(total_us), tuple(heads))
-
-
-def context_misfit(target: PlannedTarget | None, value: Value) -> str:
-    """Why a head for this tensor cannot see the targets; empty when it can.
-
-    A target is one for each sample, or one for each position of a sequence or map. Classes enter by
-    an embedding, real values `[B]` or `[B, n]` by a linear map.
-    """
-    if target is None:
-        return "there are no training data to take targets from"
-    mismatch = (
-        f"targets {text(target.shape)} give no context to a head at "
-        f"{value.name} {text(value.shape)}"
-    )
-    if target.shape[:1] != ("B",) or value.shape[:1] != ("B",):
-        return mismatch
-    each = target.shape[1:]
-    if target.classes is None:
-        return "" if len(each) <= 1 else mismatch
-    positions = value.shape[2:] if len(value.shape) >= 4 else value.shape[1:-1]
-    return "" if each in ((), positions) else mismatch
+    interfaces = []
+    for crossing, choice, flow, (decided, cost, remark) in zip(
+        crossings, choices, flows, planned, strict=True
+    ):
+        reason = remark
+        if decided is not None:
+            reason += _why_predicted(crossing, cost, total_us[crossing.source])
+        interfaces.append(_interface(crossing, choice, flow, decided, reason))
+    costs = tuple(cost for _, cost, _ in planned)
+    return Decided(tuple(interfaces), flows, tuple(total_us), costs)
 
 
 def _is_predicted(crossing: Crossing, choice: InterfaceChoice) -> bool:
-    return bool(crossing.differentiable) and choice.gradient != "exact"
+    """Whether heads predict the gradient.
+
+    Raises:
+        PartitionError: it was asked for where no head can be built.
+    """
+    misfit = head_misfit(crossing.differentiable)
+    if misfit and choice.gradient == "synthetic":
+        raise PartitionError(
+            misfit,
+            where=f"interfaces.{crossing.name}.gradient",
+            expected="tensors with the batch on axis 0",
+            hint="gradient: exact, or a cut elsewhere",
+        )
+    return bool(crossing.differentiable) and choice.gradient != "exact" and not misfit
 
 
-def _why_exact(crossing: Crossing) -> str:
-    if crossing.differentiable:
+def _why_exact(crossing: Crossing, choice: InterfaceChoice) -> str:
+    if not crossing.differentiable:
+        return "nothing differentiable crosses: no gradient is needed"
+    if choice.gradient == "exact":
         return "asked for: each step waits for the true gradient"
-    return "nothing differentiable crosses: no gradient is needed"
+    return f"{head_misfit(crossing.differentiable)}: each step waits for the true gradient"
 
 
-def _head(
-    crossing: Crossing,
-    choice: InterfaceChoice,
-    slack_us: float,
-    profile: DeviceProfile,
-    batch_size: int,
-    target: PlannedTarget | None,
-) -> tuple[HeadCost, PlannedHead, str]:
-    values = crossing.differentiable
-    misfits = [reason for value in values if (reason := context_misfit(target, value))]
-    context = "none" if misfits else choice.context
-    classes = (target.classes or 1) if target and context == "target" else None
-    k = choice.hidden_layers
-    width = choice.width
-    if width == "auto":
-        width = choose_width(values, batch_size, k, slack_us, profile, classes)
-    cost = head_cost(values, batch_size, k, width, profile, classes)
-    tensors = "1 differentiable tensor crosses"
-    if len(values) > 1:
-        tensors = f"{len(values)} differentiable tensors cross"
-    why = f"{tensors}; predicting its gradient instead of waiting for it costs"
-    if len(values) > 1:
-        why = why.replace("its gradient", "their gradients").replace("for it", "for them")
-    if misfits and choice.context == "target":
-        why = f"no target context: {misfits[0]}; {why}"
-    head = PlannedHead(
-        hidden_layers=k,
-        width=width,
-        context=context,
-        lr=choice.lr,
-        parameters=cost.parameters,
-        forward_us=cost.forward_us,
-        train_us=cost.train_us,
-    )
-    return cost, head, why
-
-
-def _with_share(
-    why: str,
-    head: PlannedHead | None,
-    cost: HeadCost,
-    crossing: Crossing,
-    total_us: Sequence[float],
-) -> str:
-    if head is None:
-        return why
-    share = cost.total_us / total_us[crossing.source] if total_us[crossing.source] else 0.0
-    return f"{why} {share:.1%} of stage{crossing.source}'s step"
+def _why_predicted(crossing: Crossing, cost: HeadCost, stage_us: float) -> str:
+    share = cost.total_us / stage_us if stage_us else 0.0
+    count = len(crossing.differentiable)
+    what = "1 differentiable tensor crosses; predicting its gradient instead of waiting for it"
+    if count > 1:
+        what = f"{count} differentiable tensors cross; predicting their gradients"
+        what += " instead of waiting for them"
+    return f"{what} costs {share:.1%} of stage{crossing.source}'s step"
 
 
 def _flows(
@@ -325,5 +281,5 @@ def by_stage(crossings: Sequence[Crossing], heads: Sequence[HeadCost]) -> Mappin
     """What the heads at each stage's outgoing interfaces cost together."""
     total: dict[int, HeadCost] = {}
     for crossing, cost in zip(crossings, heads, strict=True):
-        total[crossing.source] = total.get(crossing.source, HeadCost(0, 0.0, 0.0)) + cost
+        total[crossing.source] = total.get(crossing.source, HeadCost()) + cost
     return total

@@ -64,7 +64,7 @@ class PartitionRequest:
 
     Attributes:
         devices: how many there are; one stage on each at most.
-        stages: exactly so many; None for as many as make the step shortest.
+        stages: exactly so many; None for as many as pay, `devices` at most.
         cuts: module paths or operations' names after which to cut; None to let the solver choose.
             With `stages` also given, the solver adds the cuts that are missing.
         keep_together: groups of module paths that one stage must hold.

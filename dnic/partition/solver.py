@@ -5,11 +5,12 @@ one stage [i, j) behind the best s-1 stages of the first i (the dynamic programm
 2019, section 3.1, without replication). networkx and scipy have no such bottleneck partition with
 costs on the cuts. Numbers in, gaps out: nothing here knows torch, models or names.
 
-Two passes. The first finds the shortest step. The second, among all partitions within a tolerance
-of it, the one whose cuts are the best to have: an exactly balanced cut often carries several
-tensors where one a few operations away carries one. (Stages with next to nothing to do are avoided
-first, or the tidiest cut would be the one right behind the input.) Both are exact. A tensor that
-skips stages counts at every cut that it crosses; only contiguous stages are considered.
+Two passes, both exact. The first finds the shortest step. The second, among all partitions within a
+tolerance of it, takes one with the fewest stages and the cuts that are the best to have: an exactly
+balanced cut often carries several tensors where one a few operations away carries one. (Stages with
+next to nothing to do are avoided first, or the tidiest cut would be the one right behind the
+input.) A tensor that skips stages counts at every cut that it crosses; only contiguous stages are
+considered.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class CutProblem:
         times_us: time of each of the n operations in one step, none negative.
         candidates: gaps that may be cut, ascending, each in 1..n-1.
         max_stages: as many stages at most; the number of devices.
-        stages: exactly so many; None for as many as make the step shortest, fewer on a tie.
+        stages: exactly so many; None for the fewest whose step is within the tolerance of the
+            shortest with any number.
         fixed: gaps that must be cut.
         keep_together: half-open ranges of operations that one stage must hold.
         before_us: for each gap the time that a cut there adds to the stage before it (a head,
@@ -87,7 +89,7 @@ class CutSolution:
     Attributes:
         cuts: gaps, ascending.
         step_us: the slowest stage, or the busiest link, with these cuts.
-        optimum_us: the shortest possible with as many stages.
+        optimum_us: the shortest possible, with as many stages if their number was given.
         examined: ranges of operations that were looked at: the work done.
     """
 
@@ -105,19 +107,14 @@ def solve(problem: CutProblem) -> CutSolution:
     """
     _check_counts(problem)
     tables = _Tables(problem)
-    best = tables.bottleneck(tables.time_rows)
-    stages = _choose_stages(best[:, -1], problem)
-    if stages is None:
+    best = tables.bottleneck(tables.time_rows)[:, -1]
+    optimum = float(best[1:].min() if problem.stages is None else best[problem.stages])
+    if not np.isfinite(optimum):
         raise _too_little_memory(tables, problem)
-    optimum = float(best[stages, -1])
     limit = optimum * (1 + problem.tolerance) * (1 + _ROUNDING)
-    while True:
-        cuts, step = tables.tidiest(stages, limit, optimum * problem.idle_share)
-        fewer = 1 + int(np.argmax(best[1:, -1] <= step))
-        if problem.stages is not None or fewer == stages:
-            return CutSolution(cuts, step, optimum, tables.examined)
-        # The tidiest cuts may be as slow as the best with one stage less: then that one it is.
-        stages = fewer
+    stages = problem.stages or 1 + int(np.argmax(best[1:] <= limit))
+    cuts, step = tables.tidiest(stages, limit, optimum * problem.idle_share)
+    return CutSolution(cuts, step, optimum, tables.examined)
 
 
 class _Tables:
@@ -234,16 +231,6 @@ def _at(entries: tuple[float, ...], points: Integers) -> Floats:
     taken = np.array(entries, dtype=np.float64)[points]
     taken[[0, -1]] = 0.0
     return taken
-
-
-def _choose_stages(best: Floats, problem: CutProblem) -> int | None:
-    """The number of stages; None when no number of them is possible."""
-    if problem.stages is not None:
-        return problem.stages if np.isfinite(best[problem.stages]) else None
-    shortest = best[1:].min()
-    if not np.isfinite(shortest):
-        return None
-    return 1 + int(np.argmax(best[1:] <= shortest * (1 + _ROUNDING)))
 
 
 def _check_counts(problem: CutProblem) -> None:

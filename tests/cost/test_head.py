@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dnic.cost import (
     DeviceProfile,
     Link,
+    TargetSize,
     choose_width,
-    features_and_positions,
     head_cost,
+    head_features,
     load_profile,
     message_us,
     occupancy_us,
@@ -19,6 +21,7 @@ from dnic.cost import (
     transfer_us,
 )
 from dnic.graph.graph import Value
+from dnic.runtime.heads import HeadSpec, build_head
 
 CPU = load_profile("cpu-core")
 
@@ -30,53 +33,81 @@ def value(*shape: int | str) -> Value:
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        (("B", 64), (64, 10)),
-        (("B", 7, 64), (64, 70)),
-        (("B", 64, 5, 5), (64, 250)),
-        (("7*B", 64), (64, 70)),
-        (("B", 64, 2, 5, 5), (64, 500)),
-        (("B",), (1, 10)),
-        ((), (1, 1)),
+        (("B", 64), 64),
+        (("B", 7, 64), 64),
+        (("B", 64, 5, 9), 64),
+        (("7*B", 64), 64),
+        (("B", 14, 14, 64), 64),
+        (("B", 64, 2, 5, 5), 64),
+        (("B",), 1),
     ],
 )
-def test_features_and_positions(shape: tuple[int | str, ...], expected: tuple[int, int]) -> None:
-    assert features_and_positions(value(*shape), 10) == expected
+def test_features(shape: tuple[int | str, ...], expected: int) -> None:
+    assert head_features(value(*shape)) == expected
 
 
-@pytest.mark.parametrize(
-    ("hidden_layers", "width", "classes", "parameters"),
-    [
-        (0, None, None, 64 * 64 + 64),
-        (0, 8, None, (64 * 8 + 8) + (8 * 64 + 64)),
-        (1, 8, None, (64 * 8 + 8) + (8 * 64 + 64)),
-        (1, None, None, 2 * (64 * 64 + 64)),
-        (3, 8, None, (64 * 8 + 8) + 2 * (8 * 8 + 8) + (8 * 64 + 64)),
-        (1, 8, 10, (64 * 8 + 8) + (8 * 64 + 64) + 10 * 8),
-        (0, None, 10, 64 * 64 + 64 + 10 * 64),
-    ],
-)
-def test_parameters(
-    hidden_layers: int, width: int | None, classes: int | None, parameters: int
+SAMPLES = [(), (64,), (7, 64), (64, 256), (8, 8, 8), (64, 32, 40), (14, 14, 384), (3, 2, 40, 40, 5)]
+TARGETS = [
+    None,
+    TargetSize((), 10),
+    TargetSize((64,), 50),
+    TargetSize((7,), 5),
+    TargetSize((2, 3), 5),
+    TargetSize((), None),
+    TargetSize((64, 3), None),
+    TargetSize((5000,), None),
+    TargetSize((32, 40), 7),
+    TargetSize((32, 40), None),
+    TargetSize((3, 32, 40), None),
+    TargetSize((14, 14, 2), None),
+]
+
+
+@pytest.mark.parametrize("sample", SAMPLES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_parameters_are_those_of_the_real_head(
+    sample: tuple[int, ...], target: TargetSize | None
 ) -> None:
-    cost = head_cost([value("B", 64)], 10, hidden_layers, width, CPU, classes)
-    assert cost.parameters == parameters
+    for hidden_layers in range(4):
+        for width in (None, 8):
+            spec = HeadSpec(hidden_layers, width, "none" if target is None else "target")
+            dtype = None
+            if target is not None:
+                dtype = torch.float32 if target.classes is None else torch.int64
+            real = build_head(
+                sample,
+                torch.float32,
+                spec,
+                target and target.classes,
+                target and target.shape,
+                dtype,
+            )
+            cost = head_cost([value("B", *sample)], 4, hidden_layers, width, CPU, target)
+            assert cost.parameters == sum(p.numel() for p in real.parameters())
 
 
-def test_times_of_one_linear_map_by_hand() -> None:
+def test_times_by_hand() -> None:
     """Arithmetic only: 2 * 10 * 64 * 64 FLOPs forward, three times that to train."""
     device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e6, "bytes_per_s": 1e30})
-    cost = head_cost([value("B", 64)], 10, 0, None, device)
-    assert cost.forward_us == pytest.approx(2 * 10 * 64 * 64)
-    assert cost.train_us == pytest.approx(3 * 2 * 10 * 64 * 64)
-    assert cost.total_us == cost.forward_us + cost.train_us
+    full = head_cost([value("B", 64)], 10, 0, None, device)
+    assert full.forward_us == pytest.approx(2 * 10 * 64 * 64)
+    assert full.train_us == pytest.approx(3 * 2 * 10 * 64 * 64)
+    assert full.total_us == full.forward_us + full.train_us
+    narrow = head_cost([value("B", 64)], 10, 2, 8, device)
+    assert narrow.forward_us == pytest.approx(2 * 10 * (64 * 8 + 8 * 8 + 8 * 64))
+    # Positions share one map; a coarse map of 4 x 4 cells stands beside it.
+    maps = head_cost([value("B", 64, 32, 40)], 10, 1, 8, device)
+    shared, coarse = 2 * 10 * 32 * 40 * 2 * 64 * 8, 2 * 10 * 2 * 64 * 16 * 8
+    assert maps.forward_us == pytest.approx(3 * shared + coarse)
 
 
 def test_each_tensor_has_a_head_of_its_own() -> None:
-    one, other = value("B", 64), value("B", 16, 8, 8)
+    one, other = value("B", 64), value("B", 16)
     both = head_cost([one, other], 10, 1, 8, CPU)
     apart = head_cost([one], 10, 1, 8, CPU) + head_cost([other], 10, 1, 8, CPU)
     assert both == apart
     assert both.parameters == 64 * 8 + 8 + 8 * 64 + 64 + 16 * 8 + 8 + 8 * 16 + 16
+    assert both.forward_us > head_cost([one], 10, 1, 8, CPU).forward_us
 
 
 def width_for(slack_us: float, *shape: int | str, profile: DeviceProfile = CPU) -> int | None:
@@ -110,13 +141,16 @@ def test_overhead_alone_narrows_nothing() -> None:
 def test_the_width_is_the_widest_that_fits(
     features: int, batch_size: int, hidden_layers: int, slack_us: float, classes: int | None
 ) -> None:
-    free = CPU.model_copy(update={"overhead_us": 0.0})
+    target = None if classes is None else TargetSize((), classes)
     crossing = [value("B", features)]
-    width = choose_width(crossing, batch_size, hidden_layers, slack_us, free, classes)
+    width = choose_width(crossing, batch_size, hidden_layers, slack_us, CPU, target)
 
     def fits(candidate: int) -> bool:
-        cost = head_cost(crossing, batch_size, hidden_layers, candidate, free, classes)
-        return cost.total_us <= slack_us * (1 + 1e-9) + 1e-9
+        costs = [
+            head_cost(crossing, batch_size, hidden_layers, w, CPU, target).total_us
+            for w in (1, candidate)
+        ]
+        return costs[1] - costs[0] <= slack_us
 
     allowed = [w for w in (8, 16, 32, 64, 128, 256) if w <= features and fits(w)]
     assert width == max(allowed, default=8)

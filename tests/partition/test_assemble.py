@@ -25,7 +25,7 @@ from dnic.partition import (
     make_plan,
     print_plan,
 )
-from dnic.partition.interfaces import context_misfit
+from dnic.partition.heads import context_misfit, head_misfit
 
 Make = Callable[..., Operation]
 Build = Callable[..., Graph]
@@ -120,7 +120,7 @@ def test_a_head_is_as_asked_or_as_wide_as_the_slack(
     head = interface.head
     assert head is not None
     assert (interface.gradient, head.hidden_layers, head.width) == ("synthetic", 1, 16)
-    assert head.parameters == 16 * 16 * 2 + 16 * 2 + 10 * 16
+    assert head.parameters == 16 * 16 * 2 + 16 * 2 + 11 * 16
     assert head.forward_us > 0
     assert head.train_us > 2 * head.forward_us
     assert "1 differentiable tensor crosses" in interface.reason
@@ -182,34 +182,71 @@ def test_a_far_link_opens_the_window(chain: Callable[..., Graph], device: Device
     ("target", "shape", "fits"),
     [
         (None, ("B", 16), False),
-        (PlannedTarget(shape=("B",), dtype="int64", classes=3), ("B", 16), True),
-        (PlannedTarget(shape=("B",), dtype="int64", classes=3), ("B", 8, 16), True),
-        (PlannedTarget(shape=("B",), dtype="int64", classes=3), ("B", 16, 4, 4), True),
-        (PlannedTarget(shape=("B", 8), dtype="int64", classes=3), ("B", 8, 16), True),
-        (PlannedTarget(shape=("B", 8), dtype="int64", classes=3), ("B", 9, 16), False),
-        (PlannedTarget(shape=("B", 8), dtype="int64", classes=3), ("B", 16), False),
-        (PlannedTarget(shape=("B", 4, 4), dtype="int64", classes=3), ("B", 16, 4, 4), True),
-        (PlannedTarget(shape=("B", 8, 8), dtype="int64", classes=3), ("B", 16, 4, 4), False),
-        (PlannedTarget(shape=("B",), dtype="int64", classes=3), (8, "B", 16), False),
-        (PlannedTarget(shape=("B", 2), dtype="float32"), ("B", 16), True),
-        (PlannedTarget(shape=("B",), dtype="float32"), ("B", 16), True),
-        (PlannedTarget(shape=("B", 3, 8, 8), dtype="float32"), ("B", 16), False),
+        (LABELS, ("B", 16), True),
+        (LABELS, ("8*B", 16), True),
+        (LABELS, (1, 8, 16), False),
+        (PlannedTarget(shape=("B", 8), dtype="int64", classes=3), ("B", 9, 16), True),
+        (PlannedTarget(shape=("B", 3, 8, 8), dtype="float32"), ("B", 16), True),
+        (PlannedTarget(shape=("B", 0), dtype="float32"), ("B", 16), False),
+        (PlannedTarget(shape=(), dtype="float32"), ("B", 16), False),
+        (PlannedTarget(shape=(8, "B"), dtype="int64"), ("B", 16), False),
+        (PlannedTarget(shape=("B",), dtype="complex64"), ("B", 16), False),
     ],
 )
 def test_which_targets_a_head_can_see(
     target: PlannedTarget | None, shape: tuple[int | str, ...], fits: bool
 ) -> None:
-    assert (context_misfit(target, Value("h", shape, "float32", 0, True)) == "") is fits
+    assert (context_misfit(target, [Value("h", shape, "float32", 0, True)]) == "") is fits
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "fits"),
+    [
+        (("B", 16), "float32", True),
+        (("B", 4, 16), "bfloat16", True),
+        ((1, 8, 16), "float32", True),
+        ((4, "B", 16), "float32", False),
+        (("B", "B"), "float32", False),
+        (("B", 16), "complex64", False),
+    ],
+)
+def test_which_tensors_can_have_a_head(
+    shape: tuple[int | str, ...], dtype: str, fits: bool
+) -> None:
+    assert (head_misfit([Value("h", shape, dtype, 0, True)]) == "") is fits
+
+
+def test_where_no_head_can_be_the_gradient_is_awaited(
+    operation: Make, graph_of: Build, device: DeviceProfile
+) -> None:
+    graph = graph_of(
+        [
+            operation("x", kind="input", differentiable=False),
+            operation("a", ("x",), shape=(4, "B", 16)),
+            operation("b", ("a",)),
+            operation("output", ("b",), kind="output", shape=None),
+        ]
+    )
+    (interface,) = plan_of(graph, graph, device, PartitionRequest(2, cuts=("a",))).interfaces
+    assert (interface.gradient, interface.head, interface.window) == ("exact", None, 1)
+    assert interface.reason == (
+        "no head for a [4, B, 16], whose batch is not on axis 0: "
+        "each step waits for the true gradient"
+    )
+    asked = PartitionRequest(2, cuts=("a",), default=InterfaceChoice(gradient="synthetic"))
+    with pytest.raises(PartitionError, match="no head for a") as caught:
+        plan_of(graph, graph, device, asked)
+    assert caught.value.where == "interfaces.a.gradient"
 
 
 def test_context_falls_back_with_a_reason(
     chain: Callable[..., Graph], device: DeviceProfile
 ) -> None:
     graph = chain([10_000_000_000] * 2)
-    images = PlannedTarget(shape=("B", 3, 8, 8), dtype="float32")
+    nothing = PlannedTarget(shape=("B", 0), dtype="float32")
     for target, reason in (
         (None, "no target context: there are no training data to take targets from"),
-        (images, "no target context: targets [B, 3, 8, 8] give no context to a head at layers_0"),
+        (nothing, "no target context: targets [B, 0] are not one for each sample; 1 different"),
     ):
         (interface,) = plan_of(graph, graph, device, PartitionRequest(2), target).interfaces
         assert interface.head is not None
@@ -228,10 +265,16 @@ def test_choices_that_name_no_interface(chain: Callable[..., Graph], device: Dev
         plan_of(graph, graph, device, PartitionRequest(2, choices={"x->stage3": EXACT}))
 
 
-def test_a_choice_may_name_the_operation_of_a_cut(skipping: Graph, device: DeviceProfile) -> None:
+def test_a_choice_may_name_the_operation_of_a_cut(
+    skipping: Graph, chain: Callable[..., Graph], device: DeviceProfile
+) -> None:
     request = PartitionRequest(3, cuts=("a", "b"), choices={"a->stage2": EXACT, "b": EXACT})
     plan = plan_of(skipping, skipping, device, request)
     assert [f.gradient for f in plan.interfaces] == ["synthetic", "exact", "exact"]
+    graph = chain([10_000_000_000] * 4)
+    request = PartitionRequest(2, cuts=("layers.1",), choices={"layers_1": EXACT})
+    (interface,) = plan_of(graph, graph, device, request).interfaces
+    assert (interface.name, interface.gradient) == ("layers.1", "exact")
 
 
 def test_stage_figures_add_up(planned: Plan, skipping: Graph, device: DeviceProfile) -> None:

@@ -123,6 +123,23 @@ def test_tied_parameters_are_never_on_both_sides(operation: Make, graph_of: Buil
         resolve_cuts(table, ["middle"], WHERE)
 
 
+def test_a_module_called_twice_is_never_on_both_sides(operation: Make, graph_of: Build) -> None:
+    graph = graph_of(
+        [
+            operation("x", kind="input", differentiable=False),
+            operation("first", ("x",), parameters=("first.w",)),
+            operation("again", ("first",), module="again", parameters=("again.w",)),
+            operation("between", ("again",), parameters=("between.w",)),
+            operation("again_1", ("between",), module="again", parameters=("again.w",)),
+            operation("last", ("again_1",), parameters=("last.w",)),
+            operation("output", ("last",), kind="output", shape=None),
+        ]
+    )
+    table = cut_points(graph)
+    assert list(table.points) == [2, 5]
+    assert set(table.refused) == {1, 3, 4, 6}
+
+
 def test_a_fetched_buffer_crosses_nothing(operation: Make, graph_of: Build) -> None:
     graph = graph_of(
         [

@@ -76,6 +76,13 @@ def test_a_skipping_interface_waits_for_every_stage_on_its_way() -> None:
     assert bounds["interface layers.2: window"] == 100.0 + 20.0 + 30.0
 
 
+def test_a_gradient_from_a_locked_group_waits_for_all_of_it() -> None:
+    into = replace(FLOW, nbytes=0, gradient_nbytes=0, window=1)
+    locked = replace(FLOW, name="b", source=1, to=2, locked=True, window=1)
+    bounds = limits_us((10.0, 20.0, 30.0), [into, locked])
+    assert bounds["interface layers.2: window"] == 100.0 + 20.0 + 30.0
+
+
 def simulate(up_us: int, down_us: int, move_us: int, latency_us: int, window: int) -> float:
     """Mean step of two stages as the engine runs them: gradient t-window before step t."""
     steps = 400

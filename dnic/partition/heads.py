@@ -1,0 +1,80 @@
+"""Which heads can be built at an interface, how wide they are, and why.
+
+A head reads activations sample by sample: the batch must lie on the first axis, and there only. Its
+targets may have any shape. Where no head can be built the gradient is awaited.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dnic.cost import DeviceProfile, HeadCost, TargetSize, choose_width, head_cost
+from dnic.graph.graph import Value
+from dnic.graph.shape import batch_multiple, resolve, text
+from dnic.partition.plan import PlannedHead, PlannedTarget
+from dnic.partition.request import InterfaceChoice
+
+
+def head_misfit(values: Sequence[Value]) -> str:
+    """Why no head can be built for one of these tensors; empty when each can have one."""
+    for value in values:
+        if any(batch_multiple(size) for size in value.shape[1:]):
+            return f"no head for {value.name} {text(value.shape)}, whose batch is not on axis 0"
+        if not value.dtype.startswith(("float", "bfloat")):
+            return f"no head for {value.name}, whose dtype is {value.dtype}"
+    return ""
+
+
+def context_misfit(target: PlannedTarget | None, values: Sequence[Value]) -> str:
+    """Why heads for these tensors cannot see the targets; empty when they can."""
+    if target is None:
+        return "there are no training data to take targets from"
+    sizes = resolve(target.shape, 1)
+    if not target.shape or not batch_multiple(target.shape[0]) or 0 in sizes:
+        return f"targets {text(target.shape)} are not one for each sample"
+    if target.dtype.startswith("complex"):
+        return f"targets are {target.dtype}"
+    for value in values:
+        if not value.shape or not batch_multiple(value.shape[0]):
+            return f"{value.name} {text(value.shape)} has no axis of samples"
+    return ""
+
+
+def plan_head(
+    values: Sequence[Value],
+    choice: InterfaceChoice,
+    slack_us: float,
+    profile: DeviceProfile,
+    batch_size: int,
+    target: PlannedTarget | None,
+) -> tuple[PlannedHead, HeadCost, str]:
+    """The head of an interface, what it costs, and a remark where it differs from what was asked.
+
+    Args:
+        values: the differentiable tensors that cross.
+        choice: what is asked for.
+        slack_us: time that the head may take.
+        profile: the device.
+        batch_size: samples in a batch.
+        target: what training targets look like; None without training data.
+    """
+    misfit = context_misfit(target, values)
+    context = "none" if misfit else choice.context
+    size = None
+    if target is not None and context == "target":
+        size = TargetSize(resolve(target.shape, 1)[1:], target.classes)
+    k, width = choice.hidden_layers, choice.width
+    if width == "auto":
+        width = choose_width(values, batch_size, k, slack_us, profile, size)
+    cost = head_cost(values, batch_size, k, width, profile, size)
+    head = PlannedHead(
+        hidden_layers=k,
+        width=width,
+        context=context,
+        lr=choice.lr,
+        parameters=cost.parameters,
+        forward_us=cost.forward_us,
+        train_us=cost.train_us,
+    )
+    lost = misfit and choice.context == "target"
+    return head, cost, f"no target context: {misfit}; " if lost else ""
