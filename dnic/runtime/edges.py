@@ -164,7 +164,7 @@ class OutEdge:
 
 
 def connect(worker: Worker) -> tuple[list[InEdge], list[OutEdge]]:
-    """The edges of a worker's stage, those below and those above; draws the heads' parameters."""
+    """The edges of a worker's stage, those below and those above."""
     plan, rank = worker.bundle.plan, worker.place.rank
     interfaces = {(interface.source, interface.to): interface for interface in plan.interfaces}
     below: list[InEdge] = []
@@ -189,7 +189,7 @@ def connect(worker: Worker) -> tuple[list[InEdge], list[OutEdge]]:
         if receiver is not None:
             interface = interfaces[pair.source, pair.to]
             source = build_source(
-                interface, receiver, worker.options.mode, plan.target, worker.device
+                interface, receiver, worker.options.mode, plan.target, worker.device, worker.seed
             )
         above.append(OutEdge(pair, Sender(forward, pair.slots), receiver, source))
     return below, above

@@ -128,7 +128,7 @@ class Reference:
                 exact = mode == "exact" or plan.gradient == "exact"
                 oracle = mode == "oracle" and not exact
                 cpu = torch.device("cpu")
-                heads = [] if exact else build_trainers(plan, self._plan.target, cpu)
+                heads = [] if exact else build_trainers(plan, self._plan.target, cpu, self._seed)
                 above.append(_Interface(plan, exact, oracle, 1 if oracle else plan.window, heads))
         row = self._plan.stages[index]
         return _Stage(module, row.inputs, row.outputs, optimizer, above, random_state())

@@ -17,6 +17,7 @@ from numpy.random import SeedSequence
 
 _STAGE_STREAM = 1
 _EPOCH_STREAM = 2
+_HEAD_STREAM = 3
 
 
 def seed_everything(seed: int) -> None:
@@ -34,6 +35,15 @@ def stage_seed(seed: int, stage: int) -> int:
 def epoch_seed(seed: int, epoch: int) -> int:
     """The seed of the order of the samples in one epoch."""
     return _mixed(seed, _EPOCH_STREAM, epoch)
+
+
+def head_seed(seed: int, source: int, to: int, tensor: int) -> int:
+    """The seed of the initial parameters of one tensor's head at one interface.
+
+    Heads do not draw from their stage's random numbers, so that a stage's dropout is the same
+    with heads and without.
+    """
+    return _mixed(seed, _HEAD_STREAM, source, to, tensor)
 
 
 def random_state() -> dict[str, Any]:
@@ -59,6 +69,6 @@ def restore_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def _mixed(seed: int, stream: int, index: int) -> int:
-    state = SeedSequence([seed % 2**64, stream, index]).generate_state(1, np.uint64)
+def _mixed(seed: int, *stream: int) -> int:
+    state = SeedSequence([seed % 2**64, *stream]).generate_state(1, np.uint64)
     return int(state[0]) >> 1

@@ -22,6 +22,7 @@ from torch import Tensor
 from dnic.runtime.bundle import InterfacePlan, TargetPlan
 from dnic.runtime.links import Count, Receiver, dtype_named
 from dnic.runtime.options import Mode
+from dnic.runtime.seeds import head_seed
 
 if TYPE_CHECKING:
     from dnic.runtime.head_training import HeadTrainer
@@ -282,8 +283,9 @@ def build_source(
     mode: Mode,
     target: TargetPlan | None,
     device: torch.device,
+    seed: int,
 ) -> GradientSource:
-    """The source that an interface has in a mode; random numbers are drawn for the heads.
+    """The source that an interface has in a mode.
 
     Args:
         plan: the interface.
@@ -291,22 +293,20 @@ def build_source(
         mode: of the run; not `backprop`.
         target: what the targets are; None when nothing is known of them.
         device: where the heads live.
+        seed: of the run.
     """
     if mode == "exact" or plan.gradient == "exact":
         return ExactSource(plan, returned)
-    trainers = build_trainers(plan, target, device)
+    trainers = build_trainers(plan, target, device, seed)
     if mode == "oracle":
         return OracleSource(plan, returned, trainers)
     return SyntheticSource(plan, returned, trainers, warmup=0)
 
 
 def build_trainers(
-    plan: InterfacePlan, target: TargetPlan | None, device: torch.device
+    plan: InterfacePlan, target: TargetPlan | None, device: torch.device, seed: int
 ) -> list[HeadTrainer]:
-    """A head with its trainer for every differentiable tensor of a synthetic interface.
-
-    Their initial parameters follow from torch's random numbers, as those of any module.
-    """
+    """A head with its trainer for every differentiable tensor of a synthetic interface."""
     from dnic.runtime.head_training import HeadTrainer
     from dnic.runtime.heads import HeadSpec, build_head
 
@@ -323,11 +323,11 @@ def build_trainers(
                 target.classes if target else None,
                 target.sample_shape if target else None,
                 dtype_named(target.dtype) if target else None,
-                seed=int(torch.randint(2**31, ())),
+                seed=head_seed(seed, plan.source, plan.to, number),
             ).to(device),
             head.lr,
         )
-        for tensor in plan.differentiable
+        for number, tensor in enumerate(plan.differentiable)
     ]
 
 

@@ -129,12 +129,14 @@ class Trainer(ABC):
         """
         if not self.worker.options.evaluate:
             return None
+        random = random_state()  # test data may draw some; training goes on as if it had not
         header, feed = self._announce(batches, "evaluation", None)
         training = self.module.training
         self.module.eval()
         with torch.no_grad():
             score = self._evaluate(header, feed)
         self.module.train(training)
+        restore_random_state(random)
         key = f"evaluation/{self._phase}"
         if score is not None:
             self.worker.board.publish(key, score.to_json())

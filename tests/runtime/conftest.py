@@ -9,7 +9,6 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -402,21 +401,13 @@ runpy.run_path(script, run_name="__main__")
 """
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How the ranks of a run ended, in order."""
-
-    statuses: list[int | None]
-
-    @property
-    def good(self) -> bool:
-        return not any(self.statuses)
-
-
-def run_ranks(folder: Path, processes: int, *arguments: str, timeout_s: float = 120) -> Ended:
+def run_ranks(
+    folder: Path, processes: int, *arguments: str, fails: bool = False, timeout_s: float = 120
+) -> list[int]:
     """Runs a bundle's train.py in real processes that are forked from one that has torch loaded.
 
-    What torchrun does, without the seconds that every start of Python and torch takes.
+    What torchrun does, without the seconds that every start of Python and torch takes. Returns
+    the exit statuses; without `fails` all must be 0.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -447,11 +438,13 @@ def run_ranks(folder: Path, processes: int, *arguments: str, timeout_s: float = 
     try:
         for process in ranks:
             process.join(max(0.1, deadline - time.monotonic()))
-        return Ended([process.exitcode for process in ranks])
+        statuses = [process.exitcode for process in ranks]
     finally:
         for process in ranks:
             process.kill()
             process.join()
+    assert fails or statuses == [0] * processes
+    return statuses
 
 
 def reference(folder: Path, **options: Any) -> Reference:
@@ -494,13 +487,18 @@ def bundle(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(name="run_ranks")
-def _run_ranks() -> Callable[..., Ended]:
+def _run_ranks() -> Callable[..., list[int]]:
     return run_ranks
 
 
 @pytest.fixture(name="reference")
 def _reference() -> Callable[..., Reference]:
     return reference
+
+
+@pytest.fixture(name="load_module")
+def _load_module() -> Callable[[Path], Any]:
+    return load_module
 
 
 @pytest.fixture(name="same")
