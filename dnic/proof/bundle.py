@@ -27,7 +27,7 @@ from dnic.proof.rung import Rung, ladder
 from dnic.proof.split import prove_split
 from dnic.proof.tolerance import LOSSES, close, error
 from dnic.runtime import Record, launch, read_record
-from dnic.runtime.bundle import load_bundle
+from dnic.runtime.bundle import PLAN_FILE, Bundle, check_stages, load_bundle, read_plan
 from dnic.runtime.names import INIT_FILE, load_initial
 from dnic.runtime.options import Mode
 
@@ -40,9 +40,15 @@ def prove_bundle_split(folder: Path, inputs: tuple[Any, ...] | None = None) -> R
     Args:
         folder: the bundle.
         inputs: example inputs; None asks the bundle's model file.
+
+    Raises:
+        RuntimeFault: this is no bundle, or its files do not belong together.
+        VerifyError: its files cannot be imported.
     """
+    bundle = Bundle(folder, read_plan(folder / PLAN_FILE))
     plan = read_plan_file(folder)
     with bundle_modules(folder) as (model, stages):
+        check_stages(bundle, stages.PLAN)
         if inputs is None:
             torch.manual_seed(plan.train.seed)
             given = getattr(model, plan.model.names.example_inputs)()
@@ -63,9 +69,10 @@ def verify_bundle(folder: Path, begin: Callable[[str], None] = lambda rung: None
     Raises:
         RuntimeFault: this is no bundle, or its files do not belong together.
     """
-    plan = read_plan_file(load_bundle(folder).folder)
+    load_bundle(folder)
     begin("split")
     rungs = [prove_bundle_split(folder)]
+    plan = read_plan_file(folder)
     if plan.model.names.train_data is None:
         without = "the model file has no train_data()"
         return ladder([*rungs, *(_untried(name, without) for name in ("exact", "oracle"))])

@@ -1,4 +1,4 @@
-"""One clear error for each mistake: what, where, what was expected, what to do; never a traceback."""
+"""One clear error for each mistake: what, where, what was expected, what to do. No traceback."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ def loss(output, target):
 NO_BUILDER = (
     "import torch\nexample_inputs = lambda: (torch.ones(2, 2),)\nloss = lambda o, t: o.mean()\n"
 )
+NINE = "model: {file: model.py}\ndevices: {profile: cpu-core, count: 9}\npartition: {stages: 9}\n"
 FAST = "devices: {profile: cpu-core}\n"
 
 
@@ -98,9 +99,7 @@ def run(
             id="a cut at a module that does not exist",
         ),
         pytest.param(
-            {
-                "s.yaml": "model: {file: model.py}\ndevices: {profile: cpu-core, count: 9}\npartition: {stages: 9}\n"
-            },
+            {"s.yaml": NINE},
             "compile --spec s.yaml",
             ["9 stages", "cut point"],
             id="more stages than cut points",
