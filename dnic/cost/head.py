@@ -122,15 +122,15 @@ def choose_width(
 ) -> int | None:
     """The widest head that fits a stage's slack: low-rank by default.
 
-    A power of two from 8 to 256, at most the tensor's features: the widest whose time fits
-    `slack_us`. What a head of width 1 costs as well (launching its operations, walking through the
-    gradient) does not count against the slack: narrowing would not save it. 8 where nothing fits.
+    A power of two from 8 to 256, at most the tensor's features: the widest that takes at most
+    `slack_us` longer than width 8. What the narrowest head takes (launching its operations, walking
+    through the gradient) is the price of any head: narrowing would not save it.
 
     Args:
         values: the differentiable tensors that cross, batch first.
         batch_size: samples in a batch.
         hidden_layers: 0 to 3.
-        slack_us: time that the heads may take: see `stage_slack_us`.
+        slack_us: time that width may cost: see `stage_slack_us`.
         profile: the device.
         target: what the heads see of the targets; None without context.
 
@@ -145,14 +145,19 @@ def choose_width(
         return head_cost(values, batch_size, hidden_layers, width, profile, target).total_us
 
     chosen = width = NARROWEST
-    while width <= min(features, WIDEST) and time_us(width) - time_us(1) <= slack_us:
+    while width <= min(features, WIDEST) and time_us(width) - time_us(NARROWEST) <= slack_us:
         chosen = width
         width *= 2
     return chosen
 
 
 def stage_slack_us(stage_us: float, slowest_us: float) -> float:
-    """Time that heads may add to a stage: 5% of its own, or all that it idles if that is more."""
+    """Time that width may add to a stage: 5% of its own, or all that it idles if that is more.
+
+    Args:
+        stage_us: time of the stage with the narrowest heads.
+        slowest_us: time of the slowest stage.
+    """
     return max(SLACK_SHARE * stage_us, slowest_us - stage_us)
 
 

@@ -53,7 +53,7 @@ def plan_head(
     Args:
         values: the differentiable tensors that cross.
         choice: what is asked for.
-        slack_us: time that the head may take.
+        slack_us: time that its width may cost.
         profile: the device.
         batch_size: samples in a batch.
         target: what training targets look like; None without training data.

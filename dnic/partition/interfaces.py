@@ -32,6 +32,8 @@ from dnic.partition.prediction import Flow, smallest_window
 from dnic.partition.request import InterfaceChoice, PartitionRequest
 from dnic.spec.nearest import nearest
 
+HeadPlan = tuple[PlannedHead | None, HeadCost, str]
+
 
 @dataclass(frozen=True)
 class Crossing:
@@ -135,29 +137,38 @@ def decide_interfaces(
         for stage in (crossing.source, crossing.to):
             busy_us[stage] += crossing.message_us(profile)
     predicted = [_is_predicted(c, choice) for c, choice in zip(crossings, choices, strict=True)]
+
+    def plan_heads(slack_us: Sequence[float]) -> tuple[list[HeadPlan], list[float]]:
+        """Every head for its source's slack, and the stages' times with them."""
+        heads: list[HeadPlan] = []
+        total_us = busy_us.copy()
+        for crossing, choice, is_predicted in zip(crossings, choices, predicted, strict=True):
+            if not is_predicted:
+                heads.append((None, HeadCost(), _why_exact(crossing, choice)))
+                continue
+            values, slack = crossing.differentiable, slack_us[crossing.source]
+            heads.append(plan_head(values, choice, slack, profile, batch_size, target))
+            total_us[crossing.source] += heads[-1][1].total_us
+        return heads, total_us
+
+    _, narrow_us = plan_heads([0.0] * len(busy_us))
     sources = [c.source for c, p in zip(crossings, predicted, strict=True) if p]
-    slowest_us = max(busy_us)
-    slack_us = {s: stage_slack_us(busy_us[s], slowest_us) / sources.count(s) for s in set(sources)}
-    planned: list[tuple[PlannedHead | None, HeadCost, str]] = []
-    total_us = busy_us.copy()
-    for crossing, choice, is_predicted in zip(crossings, choices, predicted, strict=True):
-        if not is_predicted:
-            planned.append((None, HeadCost(), _why_exact(crossing, choice)))
-            continue
-        values, slack = crossing.differentiable, slack_us[crossing.source]
-        head, cost, remark = plan_head(values, choice, slack, profile, batch_size, target)
-        total_us[crossing.source] += cost.total_us
-        planned.append((head, cost, remark))
+    heads, total_us = plan_heads(
+        [
+            stage_slack_us(us, max(narrow_us)) / max(sources.count(stage), 1)
+            for stage, us in enumerate(narrow_us)
+        ]
+    )
     flows = _flows(crossings, choices, predicted, request, profile, total_us)
     interfaces = []
     for crossing, choice, flow, (decided, cost, remark) in zip(
-        crossings, choices, flows, planned, strict=True
+        crossings, choices, flows, heads, strict=True
     ):
         reason = remark
         if decided is not None:
             reason += _why_predicted(crossing, cost, total_us[crossing.source])
         interfaces.append(_interface(crossing, choice, flow, decided, reason))
-    costs = tuple(cost for _, cost, _ in planned)
+    costs = tuple(cost for _, cost, _ in heads)
     return Decided(tuple(interfaces), flows, tuple(total_us), costs)
 
 

@@ -140,6 +140,26 @@ def test_a_head_is_as_asked_or_as_wide_as_the_slack(
     assert (interface.window, interface.warmup_steps) == (7, 9)
 
 
+def test_a_head_fills_what_its_stage_idles_and_no_more(
+    operation: Make, graph_of: Build, device: DeviceProfile
+) -> None:
+    """Stage 0 has less to do: its head may be wider, up to where stage 0 would be the slowest."""
+    slow = device.model_copy(update={"bytes_per_s": 1e9, "overhead_us": 20.0})
+    for idle_us, width, bottleneck in ((0, 16, "stage0"), (20_000, 128, "stage1")):
+        graph = graph_of(
+            [
+                operation("x", kind="input", differentiable=False),
+                operation("a", ("x",), shape=("B", 1024), flops=10_000_000_000),
+                operation("b", ("a",), flops=(10_000 + idle_us) * 1_000_000),
+                operation("output", ("b",), kind="output", shape=None),
+            ]
+        )
+        plan = plan_of(graph, graph, slow, PartitionRequest(2, cuts=("a",)))
+        (interface,) = plan.interfaces
+        assert interface.head is not None
+        assert (interface.head.width, plan.prediction.bottleneck) == (width, bottleneck)
+
+
 def test_exact_everywhere_is_predicted_as_no_gain(
     chain: Callable[..., Graph], device: DeviceProfile
 ) -> None:
