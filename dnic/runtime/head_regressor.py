@@ -18,8 +18,6 @@ from dnic.runtime.head_norm import RunningNorm
 
 # Width of the code beside a full linear map, which has no hidden layer of its own.
 CODE_WIDTH = 32
-# Step of a full linear map beside that of the map from the code: it has far more inputs.
-FULL_SCALE = 0.1
 
 
 class Bend(nn.Module):
@@ -103,6 +101,4 @@ class Full(nn.Module):
     def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
         """Predicted gradient, of `x`'s shape."""
         predicted: Tensor = self.linear(self.norm(x))
-        if code is None:
-            return predicted * FULL_SCALE
-        return torch.add(self.decode(code), predicted, alpha=FULL_SCALE)
+        return predicted if code is None else predicted + self.decode(code)
