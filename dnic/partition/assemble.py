@@ -75,8 +75,6 @@ def make_plan(
         fine.batch_size,
         target,
     )
-    step_us, bottleneck = predict_step(decided.stage_us, decided.flows)
-    backprop_us = sum(costs.total_us)
     counts = _parameter_counts(fine, costs)
     plan = Plan(
         dnic=__version__,
@@ -92,16 +90,22 @@ def make_plan(
         cuts=after,
         stages=_stages(coarse, fine, costs, cuts, stage, crossing, decided, counts),
         interfaces=decided.interfaces,
-        prediction=Prediction(
-            profile=costs.profile.name,
-            backprop_us=backprop_us,
-            step_us=step_us,
-            speedup=backprop_us / step_us if step_us else 1.0,
-            bottleneck=bottleneck,
-        ),
+        prediction=_prediction(costs, decided),
     )
     check_plan(plan)
     return plan
+
+
+def _prediction(costs: Costs, decided: Decided) -> Prediction:
+    step_us, bottleneck = predict_step(decided.stage_us, decided.flows)
+    backprop_us = sum(costs.total_us)
+    return Prediction(
+        profile=costs.profile.name,
+        backprop_us=backprop_us,
+        step_us=step_us,
+        speedup=backprop_us / step_us if step_us else 1.0,
+        bottleneck=bottleneck,
+    )
 
 
 def _stages(
@@ -143,7 +147,7 @@ def _stages(
                 modules=tuple(
                     dict.fromkeys(o.target for o in operations if o.kind in ("module", "attribute"))
                 ),
-                operations=tuple(_operation(op, shares, i, stage) for op in operations),
+                operations=tuple(_operation(op, shares) for op in operations),
                 memory_bytes=kept_bytes[i] + buffers + head_bytes,
                 time_share=stage_us[i] / whole_us if whole_us else 1 / total,
                 parameters=parameters[i],
@@ -156,10 +160,7 @@ def _stages(
     return tuple(planned)
 
 
-def _operation(
-    op: Operation, shares: dict[str, float], index: int, stage: StageOf
-) -> PlannedOperation:
-    first = stage[op.name][0] == index
+def _operation(op: Operation, shares: dict[str, float]) -> PlannedOperation:
     return PlannedOperation(
         name=op.name,
         kind=op.kind,
@@ -169,7 +170,7 @@ def _operation(
         inputs=op.inputs,
         shape=op.value.shape if op.value else None,
         parameters=op.parameter_bytes // _item_bytes(op),
-        time_share=shares.get(op.name, 0.0) if first else 0.0,
+        time_share=shares.get(op.name, 0.0),
     )
 
 

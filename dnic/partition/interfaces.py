@@ -160,16 +160,11 @@ def decide_interfaces(
         ]
     )
     flows = _flows(crossings, choices, predicted, request, profile, total_us)
-    interfaces = []
-    for crossing, choice, flow, (decided, cost, remark) in zip(
-        crossings, choices, flows, heads, strict=True
-    ):
-        reason = remark
-        if decided is not None:
-            reason += _why_predicted(crossing, cost, total_us[crossing.source])
-        interfaces.append(_interface(crossing, choice, flow, decided, reason))
+    interfaces = tuple(
+        _interface(*parts, total_us) for parts in zip(crossings, choices, flows, heads, strict=True)
+    )
     costs = tuple(cost for _, cost, _ in heads)
-    return Decided(tuple(interfaces), flows, tuple(total_us), costs)
+    return Decided(interfaces, flows, tuple(total_us), costs)
 
 
 def _is_predicted(crossing: Crossing, choice: InterfaceChoice) -> bool:
@@ -245,9 +240,12 @@ def _interface(
     crossing: Crossing,
     choice: InterfaceChoice,
     flow: Flow,
-    head: PlannedHead | None,
-    reason: str,
+    planned: HeadPlan,
+    stage_us: Sequence[float],
 ) -> PlannedInterface:
+    head, cost, reason = planned
+    if head is not None:
+        reason += _why_predicted(crossing, cost, stage_us[crossing.source])
     tensors = tuple(
         PlannedTensor(
             name=v.name,

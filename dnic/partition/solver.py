@@ -136,7 +136,7 @@ class _Tables:
         limits = problem.limits_bytes or (None,) * self.stages
         self.limits = np.array([np.inf if b is None else b for b in limits[: self.stages]])
         keys = np.array(problem.preferences or [()] * (n + 1), dtype=np.int64)[points].T
-        self.keys: Integers = keys
+        self.keys = _packed(keys, self.stages)
         # A stage that ends at point j starts no earlier than the last fixed gap before j.
         fixed = np.searchsorted(points, sorted(problem.fixed))
         self.lowest = np.zeros(len(points), dtype=np.int64)
@@ -231,6 +231,21 @@ def _at(entries: tuple[float, ...], points: Integers) -> Floats:
     taken = np.array(entries, dtype=np.float64)[points]
     taken[[0, -1]] = 0.0
     return taken
+
+
+def _packed(keys: Integers, stages: int) -> Integers:
+    """Fewer keys with the same order of sums over at most `stages` entries: digits of one number.
+
+    Each key that is added is a pass over all ranges; a 64-bit integer holds several.
+    """
+    packed: list[Integers] = []
+    for key in keys:
+        base = int(key.max()) * stages + 1
+        if packed and (int(packed[-1].max()) * stages + 1) * base < np.iinfo(np.int64).max:
+            packed[-1] = packed[-1] * base + key
+        else:
+            packed.append(key)
+    return np.array(packed, dtype=np.int64).reshape(len(packed), keys.shape[-1])
 
 
 def _check_counts(problem: CutProblem) -> None:

@@ -302,6 +302,11 @@ def test_stage_figures_add_up(planned: Plan, skipping: Graph, device: DeviceProf
     assert sum(s.forward_us for s in planned.stages) == pytest.approx(sum(costs.forward_us))
     assert sum(s.backward_us for s in planned.stages) == pytest.approx(sum(costs.backward_us))
     assert sum(s.forward_flops for s in planned.stages) == 4_000_000_000
+    working = [f + b for f, b in zip(costs.forward_us, costs.backward_us, strict=True)]
+    for operation in (op for s in planned.stages for op in s.operations):
+        share = working[skipping.position[operation.name]] / sum(working)
+        assert operation.time_share == pytest.approx(share)
+        assert operation.parameters == (256 if operation.name == "a" else 0)
     assert [s.parameters for s in planned.stages] == [256, 0, 0]
     assert planned.model.parameters == 256
     assert planned.prediction.backprop_us == pytest.approx(sum(costs.total_us))
@@ -341,6 +346,22 @@ def test_a_parameter_in_two_stages(chain: Callable[..., Graph], device: DevicePr
     costs = cost_model(fine, device)
     with pytest.raises(PartitionError, match="parameter w is used in stage0 and in stage1"):
         make_plan(tied, fine, costs, (3,), PartitionRequest(2), TRAINING, LABELS)
+
+
+def test_an_operation_that_uses_a_later_result(
+    chain: Callable[..., Graph], device: DeviceProfile
+) -> None:
+    fine = chain([1_000_000] * 4)
+    operations = list(fine.operations)
+    operations[1], operations[4] = (
+        replace(operations[1], span=(4, 5)),
+        replace(operations[4], span=(1, 2)),
+    )
+    coarse = replace(fine, operations=tuple(operations))
+    with pytest.raises(PartitionError, match="layers_1 in stage0 uses layers_0, which"):
+        make_plan(
+            coarse, fine, cost_model(fine, device), (3,), PartitionRequest(2), TRAINING, LABELS
+        )
 
 
 def test_what_is_no_tensor_cannot_be_sent(

@@ -92,6 +92,7 @@ def problems(draw: st.DrawFn) -> CutProblem:
     candidates = tuple(gap for gap in range(1, n) if pick.random() < 0.8)
     fixed = pick.sample(candidates, min(len(candidates), pick.choice((0, 0, 1, 2))))
     ends = [sorted((pick.randint(0, n), pick.randint(0, n))) for _ in range(pick.choice((0, 0, 1)))]
+    large = pick.choice((1, 2**60))
     limits = tuple(pick.choice((None, pick.randint(0, 90))) for _ in range(max_stages))
     return CutProblem(
         times_us=tuple(pick.randint(0, 40) for _ in range(n)),
@@ -107,7 +108,11 @@ def problems(draw: st.DrawFn) -> CutProblem:
         before_bytes=column(3, n + 1, 12),
         after_bytes=column(4, n + 1, 12),
         limits_bytes=limits if present >> 5 & 1 else (),
-        preferences=tuple((pick.randint(0, 2), pick.randint(0, 3)) for _ in range(n + 1)),
+        # Large ones do not fit one 64-bit number with the others.
+        preferences=tuple(
+            (pick.randint(0, 2), pick.randint(0, 3), pick.randint(0, 1) * large)
+            for _ in range(n + 1)
+        ),
         tolerance=draw(st.sampled_from([0.0, 0.06, 0.5])),
         idle_share=draw(st.sampled_from([0.0, 0.25, 0.5])),
     )
