@@ -28,6 +28,8 @@ from dnic.runtime.options import Mode
 
 _END_S = 10.0
 _TAIL_LINES = 40
+# Where torchrun logs from once a process has failed.
+_AGENT = "torch/distributed/elastic/multiprocessing/api.py"
 
 
 class RankFault(RuntimeFault):
@@ -168,13 +170,16 @@ def _run(command: list[str], environment: dict[str, str], run_dir: Path) -> tupl
 
 
 def _pass_on(stream: IO[str], run_dir: Path, tail: list[str]) -> None:
-    """Shows what processes write to stderr, until one fails: then its report says it better."""
-    for text in stream:
-        tail.append(text)
-        del tail[:-_TAIL_LINES]
-        if not (run_dir / FAILURE_FILE).exists():
-            sys.stderr.write(text)
-            sys.stderr.flush()
+    """Shows what processes write to stderr, until one fails: then `RankFault` says it better."""
+    over = False
+    with stream:
+        for text in stream:
+            tail.append(text)
+            del tail[:-_TAIL_LINES]
+            over = over or _AGENT in text or (run_dir / FAILURE_FILE).exists()
+            if not over:
+                sys.stderr.write(text)
+                sys.stderr.flush()
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -198,9 +203,9 @@ def _fault(run_dir: Path, status: int, tail: str) -> RankFault:
             report=report,
             exit_status=failure["exit_status"],
         )
-    killed = re.search(r"rank\s*: (\d+).*\n\s*exitcode\s*: (-?\d+)", tail)
-    if killed is not None:
-        rank, code = int(killed[1]), int(killed[2])
+    ended = re.findall(r"rank\s*: (\d+).*\n\s*exitcode\s*: (-?\d+)", tail)
+    if ended:
+        rank, code = map(int, ended[-1])  # torchrun names the root cause last
         how = f"by {signal.Signals(-code).name}" if code < 0 else f"with status {code}"
         return RankFault(
             f"rank {rank} was ended {how} and left no report",
