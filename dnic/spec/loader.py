@@ -109,7 +109,7 @@ def _read(path: Path) -> str:
             content = file.read(_LARGEST_BYTES + 1)
         if len(content) > _LARGEST_BYTES:
             raise SpecError("the spec is too large", where=str(path), expected="at most 256 KiB")
-        return content.decode("utf-8-sig")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise SpecError("not UTF-8 text", where=f"{path}:{line}", expected="a YAML file") from error

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import inspect
-import linecache
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -134,7 +133,6 @@ def _registered(path: Path) -> Iterator[ModuleType]:
 
 def _run(source: bytes, module: ModuleType, path: Path) -> None:
     """Run the file. Not through its loader, which would take stale bytecode of a changed file."""
-    linecache.checkcache(str(path))
     with _running(path, "the model file"):
         exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
 

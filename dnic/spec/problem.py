@@ -8,6 +8,7 @@ in the order of the file.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import takewhile
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -75,8 +76,17 @@ def _problem(details: ErrorDetails, path: KeyPath, where: str) -> SpecError:
 def _elsewhere(path: KeyPath) -> str | None:
     """Path of the key of that name in another section: the one that shares the longest start."""
     homes = [(*at, key) for at, keys in _KEYS.items() for key in keys if key == path[-1]]
-    shared = [sum(a == b for a, b in zip(home, path, strict=False)) for home in homes]
-    return dotted(homes[shared.index(max(shared))]) if homes else None
+    if not homes:
+        return None
+    home = max(homes, key=lambda home: _shared_start(home, path))
+    if home[:1] == path[:1] == _INTERFACES and path[2:]:
+        home = (*path[:2], *home[2:])
+    return dotted(home)
+
+
+def _shared_start(one: KeyPath, other: KeyPath) -> int:
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _general(path: KeyPath) -> KeyPath:

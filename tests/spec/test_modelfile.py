@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def test_a_file_changed_within_a_second_is_read_again() -> None:
     second = load(GOOD.replace("width=4", "width=5"))
     widths = [file.build_model().get_parameter("layer.bias").shape[0] for file in (first, second)]
     assert widths == [4, 5]
+    assert "width=5" in inspect.getsource(type(second.build_model()))
 
 
 def test_names_of_the_spec() -> None:
@@ -189,6 +191,23 @@ def test_a_failed_import_keeps_the_module_that_was_there() -> None:
     with pytest.raises(TraceError):
         load("raise ValueError")
     assert sys.modules[file.module.__name__] is file.module
+
+
+def test_the_line_is_the_users_own_not_one_of_a_package() -> None:
+    packages = Path(".venv/site-packages")
+    packages.mkdir(parents=True)
+    (packages / "dnic_test_package.py").write_text("def fail():\n    raise OSError('full')\n")
+    text = (
+        "import sys\nsys.path.append('.venv/site-packages')\n"
+        "import dnic_test_package\ndnic_test_package.fail()\n"
+    )
+    try:
+        with pytest.raises(TraceError, match="raised OSError: full") as caught:
+            load(text)
+    finally:
+        sys.modules.pop("dnic_test_package", None)
+        sys.path.remove(".venv/site-packages")
+    assert caught.value.where == "model.py:4"
 
 
 def test_the_cause_is_chained() -> None:
