@@ -49,7 +49,9 @@ def test_the_commented_example_is_valid() -> None:
 
 @pytest.mark.parametrize("name", ["my model.py", "modèle.py", "#1: 'a' \"b\".py", "no", "1e3", "~"])
 def test_odd_file_names_are_quoted(name: str) -> None:
-    assert spec_from_text(starter(name), "s").model.file == Path(name)
+    text = starter(name)
+    assert spec_from_text(text, "s").model.file == Path(name)
+    assert yaml.safe_load(text)["model"]["file"] == name
 
 
 def test_impossible_file_names_are_refused() -> None:
