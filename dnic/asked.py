@@ -38,8 +38,7 @@ def requested(
     if model is not None:
         spec = override(spec, "model.file", str(model), option="MODEL.py")
     if devices is not None:
-        number: object = int(devices) if devices.lstrip("-").isdigit() else devices
-        spec = override(spec, "devices.count", number, option="--devices")
+        spec = override(spec, "devices.count", _number(devices), option="--devices")
     if spec.model.file is None:
         raise SpecError(
             "no model file",
@@ -127,6 +126,14 @@ def check_spec(path: Path) -> str:
         return "ok; it names no model file"
     found = load_model_file(spec.model.file, spec.model)
     return f"ok; model file {found.path.name} offers {found.build_model.__name__}"
+
+
+def _number(text: str) -> int | str:
+    """A whole number as typed; the text itself where it is none, for the error to show."""
+    try:
+        return int(text)
+    except ValueError:
+        return text
 
 
 def _interface_again(interface: PlannedInterface) -> dict[str, Any]:

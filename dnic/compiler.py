@@ -39,7 +39,7 @@ from dnic.partition.plan import (
 from dnic.proof.bundle import prove_bundle_split
 from dnic.proof.rung import Rung
 from dnic.report.pictures import picture_files
-from dnic.spec import InterfaceSpec, Spec
+from dnic.spec import InterfaceSpec, LinkSpec, Spec
 from dnic.spec.modelfile import ModelFile, load_model_file
 from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by
 
@@ -254,7 +254,8 @@ def device_profile(spec: Spec) -> DeviceProfile:
 def request_of(spec: Spec, profile: DeviceProfile) -> PartitionRequest:
     """The spec in the partition's words."""
     link = spec.devices.links.default
-    given = "links" in spec.devices.model_fields_set
+    # A starter spec writes every default out; the profile's own link is the better guess then.
+    given = link != LinkSpec()
     partition = spec.partition
     return PartitionRequest(
         devices=spec.devices.count,
