@@ -25,7 +25,7 @@ from dnic.runtime.place import Place
 FAILURE_FILE = "failure.json"
 LAUNCHED = "DNIC_LAUNCHED"
 INTERRUPTED_STATUS = 130
-_GRACE_S = 5.0
+_GRACE_S = 2.0
 
 
 class LinkFault(RuntimeFault):

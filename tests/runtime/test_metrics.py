@@ -1,0 +1,116 @@
+"""Records of epochs, live figures and what a person sees of them."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from dnic.runtime.board import Board
+from dnic.runtime.metrics import (
+    EpochFigures,
+    LiveFigures,
+    MetricsFile,
+    merged,
+    read_metrics,
+    replace_text,
+)
+from dnic.runtime.progress import Progress, line
+
+ROW = {"cosine": 0.5, "lateness": 2.0}
+
+
+def test_an_epoch_is_as_long_as_its_slowest_rank() -> None:
+    first = EpochFigures(30, 2.0, 0.5, interfaces={"cut": ROW}).to_json(last=False)
+    last = EpochFigures(30, 3.0, 0.0, torch.tensor(60.0)).to_json(last=True)
+    record = merged([first, last])
+    assert record["train_loss"] == 2.0
+    assert record["samples_per_s"] == 10.0
+    assert record["interfaces"] == {"cut": ROW}
+    assert record["waited_share"] == [0.25, 0.0]
+    assert len(record["memory_bytes"]) == 2
+
+
+def test_a_resumed_run_keeps_the_epochs_that_it_builds_on(tmp_path: Path) -> None:
+    file = MetricsFile(tmp_path)
+    file.start(0)
+    for epoch in (1, 2, 3):
+        file.append({"epoch": epoch})
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text() + '{"epoch": 4, "cut o')
+    file.start(2)
+    file.append({"epoch": 3})
+    assert [record["epoch"] for record in read_metrics(path)] == [1, 2, 3]
+    MetricsFile(tmp_path).start(0)
+    assert read_metrics(path) == []
+
+
+def test_replaced_files_are_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "result.json"
+    replace_text(path, json.dumps({"a": 1}))
+    replace_text(path, json.dumps({"a": 2}))
+    assert json.loads(path.read_text()) == {"a": 2}
+    assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
+
+
+def test_live_figures_are_the_last_ones_of_every_rank() -> None:
+    board = Board(None, 1.0)
+    LiveFigures(board, 1).publish({"interfaces": {"b": ROW}, "train_loss": 1.5})
+    LiveFigures(board, 0).publish({"interfaces": {"a": ROW}})
+    viewer = LiveFigures(board, 0)
+    assert viewer.due()
+    assert viewer.look(3) == {"interfaces": {"a": ROW, "b": ROW}, "train_loss": 1.5}
+    assert not viewer.due()
+
+
+def test_one_line() -> None:
+    figures = {
+        "train_loss": 0.12345,
+        "samples_per_s": 12345.6,
+        "interfaces": {"cut": ROW, "exact": {"cosine": None, "lateness": None}},
+        "test_loss": 0.5,
+        "test_accuracy": 0.98765,
+    }
+    assert line(figures) == (
+        "loss 0.1235  12,346 samples/s  cut cosine 0.50 late 2.0  "
+        "test loss 0.5000  test accuracy 98.77%"
+    )
+    assert line({}) == ""
+
+
+def test_plain_lines_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = Progress(shown=True, epochs=3)
+    assert not progress.live
+    progress.begin("epoch 1", 10)
+    progress.update(5, {})
+    progress.end()
+    progress.epoch({"epoch": 1, "train_loss": 1.0})
+    Progress(shown=False, epochs=3).epoch({"epoch": 1})
+    monkeypatch.setenv("DNIC_PROGRESS", "none")
+    Progress(shown=True, epochs=3).epoch({"epoch": 1})
+    assert capsys.readouterr().out == "epoch 1/3  loss 1.0000\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_live_display_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    progress = Progress(shown=True, epochs=1)
+    assert progress.live
+    progress.begin("epoch 1", 10)
+    progress.update(5, {"train_loss": 0.25})
+    progress.end()
+    assert "5/10" in terminal.getvalue()
+    assert "loss 0.2500" in terminal.getvalue()
+    hides_the_cursor = "\x1b[?25l"
+    assert hides_the_cursor not in terminal.getvalue()

@@ -1,0 +1,52 @@
+"""The command line of train.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.bundle import Bundle, load_bundle
+from dnic.runtime.options import parse_options
+
+
+@pytest.fixture(name="loaded")
+def _loaded(bundle: Callable[..., Path]) -> Bundle:
+    return load_bundle(bundle("mlp2"))
+
+
+def test_defaults_come_from_the_plan(loaded: Bundle) -> None:
+    options = parse_options([], loaded)
+    assert (options.epochs, options.mode, options.seed) == (2, "decoupled", None)
+    assert options.out == loaded.folder / "runs" / "decoupled"
+    assert options.evaluate
+    assert options.checkpoint
+    assert options.dropout
+    assert parse_options(["--mode=exact"], loaded).out == loaded.folder / "runs" / "exact"
+
+
+def test_switches(loaded: Bundle) -> None:
+    arguments = ["--no-evaluate", "--no-checkpoint", "--no-dropout", "--max-steps=3", "--out=x"]
+    options = parse_options(arguments, loaded)
+    assert not (options.evaluate or options.checkpoint or options.dropout)
+    assert (options.max_steps, options.out) == (3, Path("x"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--mode=fast"],
+        ["--epochs=-1"],
+        ["--epochs=two"],
+        ["--timeout=0"],
+        ["--wat"],
+        ["--seed"],
+        ["surplus"],
+    ],
+)
+def test_mistakes_are_ours_to_report(loaded: Bundle, arguments: list[str]) -> None:
+    with pytest.raises(RuntimeFault) as caught:
+        parse_options(arguments, loaded)
+    assert "train.py --help" in str(caught.value)
