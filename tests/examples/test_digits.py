@@ -16,7 +16,7 @@ def test_the_split_is_disjoint_and_complete(example: Load) -> None:
         {image.numpy().tobytes() for image, _ in data}
         for data in (module.train_data(), module.test_data())
     )
-    assert (len(train), len(test)) == (1347, 450)
+    assert (len(train), len(test)) == (1344, 453)
     assert train.isdisjoint(test)
 
 
