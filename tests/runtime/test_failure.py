@@ -66,10 +66,8 @@ def test_tensor_of_another_shape(bundle: Make, run_ranks: Run) -> None:
 
 @pytest.mark.processes
 def test_a_rank_that_hangs_is_given_up(bundle: Make, run_ranks: Run) -> None:
-    signature = "def loss(output, target):\n"
-    folder = bundle(
-        "mlp2", edit=in_model(signature, f"{signature}    import time; time.sleep(300)\n")
-    )
+    hang = f"{LOSS}    import time; time.sleep(10)\n"
+    folder = bundle("mlp2", edit=in_model(LOSS, hang))
     statuses = run_ranks(folder, 2, "--timeout=3", fails=True)
     failure = read_failure(folder / "runs" / "decoupled")
     assert failure is not None
