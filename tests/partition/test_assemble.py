@@ -90,6 +90,7 @@ def test_tensors_go_straight_to_the_stage_that_uses_them(planned: Plan) -> None:
         ["table", "b"],
         ["table", "c", "d", "output"],
     ]
+    assert planned.cuts == ("a", "b")
     assert [s.modules for s in planned.stages] == [("a",), ("table", "b"), ("table", "c", "d")]
 
 
@@ -272,6 +273,15 @@ def test_context_falls_back_with_a_reason(
         assert interface.head is not None
         assert interface.head.context == "none"
         assert interface.reason.startswith(reason)
+
+
+def test_no_remark_where_no_context_was_asked_for(
+    chain: Callable[..., Graph], device: DeviceProfile
+) -> None:
+    graph = chain([10_000_000_000] * 2)
+    request = PartitionRequest(2, default=InterfaceChoice(context="none"))
+    (interface,) = plan_of(graph, graph, device, request, None).interfaces
+    assert interface.reason.startswith("1 differentiable tensor crosses")
 
 
 def test_choices_that_name_no_interface(chain: Callable[..., Graph], device: DeviceProfile) -> None:

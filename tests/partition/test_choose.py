@@ -86,7 +86,8 @@ def test_a_module_boundary_wins_among_equals(
             )
         )
     operations.append(operation("output", (operations[-1].name,), kind="output", shape=None))
-    assert cuts_of(graph_of(operations), device, PartitionRequest(2)) == (3,)
+    graph = graph_of(operations)
+    assert cuts_of(graph, device, PartitionRequest(2, default=EXACT)) == (3,)
 
 
 def test_one_large_tensor_is_better_than_two_small_ones(
@@ -121,6 +122,19 @@ def test_cuts_without_a_possible_head_are_the_last_resort(
     assert cuts_of(graph, device, PartitionRequest(2, stages=2)) == (3,)
     assert cuts_of(graph, device, PartitionRequest(3, cuts=("layer1",))) == (3,)
     assert cuts_of(graph, device, PartitionRequest(3, stages=3))[0] == 2
+
+
+def test_a_possible_head_is_worth_more_than_fewer_bytes(
+    operation: Make, graph_of: Build, device: DeviceProfile
+) -> None:
+    operations = [operation("x", kind="input", differentiable=False)]
+    for i, shape in enumerate((("B", 64), (4, "B", 8), ("B", 16))):
+        flops = (5000, 200, 4800)[i] * 1_000_000
+        operations.append(operation(f"layer{i}", (operations[-1].name,), shape=shape, flops=flops))
+    operations.append(operation("output", (operations[-1].name,), kind="output", shape=None))
+    graph = graph_of(operations)
+    assert cuts_of(graph, device, PartitionRequest(2, stages=2)) == (2,)
+    assert cuts_of(graph, device, PartitionRequest(2, stages=2, default=EXACT)) == (3,)
 
 
 def test_named_cuts_are_the_cuts(chain: Callable[..., Graph], device: DeviceProfile) -> None:

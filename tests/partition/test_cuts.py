@@ -64,6 +64,19 @@ def test_names_tensors_and_how_deep_a_cut_falls(residual: Graph) -> None:
     ]
 
 
+def test_a_cut_in_the_models_own_forward_opens_no_module(operation: Make, graph_of: Build) -> None:
+    graph = graph_of(
+        [
+            operation("x", kind="input", differentiable=False),
+            operation("relu", ("x",), kind="function"),
+            operation("mul", ("relu",), kind="function"),
+            operation("fc", ("mul",)),
+            operation("output", ("fc",), kind="output", shape=None),
+        ]
+    )
+    assert [point.opened for point in cut_points(graph).points.values()] == [0, 0]
+
+
 def test_names_lead_back_to_their_gaps(
     residual: Graph, random_graph: Callable[[int, int], Graph]
 ) -> None:
