@@ -237,9 +237,11 @@ def test_interfaces_that_skip_a_stage_pass_below(transformer_plan: MakePlan) -> 
     skipping = [i for i in plan.interfaces if i.to > i.source + 1]
     assert [(i.source, i.to) for i in skipping] == [(0, 2), (0, 3)]
     long_ones = [e for e in diagram.edges if e.tail.startswith("stage0/rotary")]
-    for stage in ("stage2", "stage3"):
-        lowest = {max(y for _, y in e.points) for e in long_ones if e.head.startswith(stage)}
-        assert min(lowest) > bottom
+    (to_second,), (to_third,) = (
+        {max(y for _, y in e.points) for e in long_ones if e.head.startswith(stage)}
+        for stage in ("stage2", "stage3")
+    )
+    assert bottom < to_second < to_third
     assert texts(diagram).count("rotary · [64, 32] · 8.00 KiB · no gradient") == 2
 
 
@@ -277,6 +279,23 @@ def test_names_of_modules_are_escaped(mlp_plan: MakePlan, tmp_path: Path) -> Non
     svg = ElementTree.parse(tmp_path / "picture.svg").getroot()
     shown = ["".join(text.itertext()) for text in svg.iter(f"{SVG}text")]
     assert {hostile, "A<B>&C"} <= set(shown)
+
+
+def test_a_long_name_is_shortened_and_kept_in_the_tooltip(mlp_plan: MakePlan) -> None:
+    plan = mlp_plan(11)
+    stage, name = plan.stages[0], "encoder_of_the_" * 8 + "end"
+    odd = stage.operations[1].model_copy(update={"target": name, "module": name})
+    operations = (stage.operations[0], odd, *stage.operations[2:])
+    stages = (stage.model_copy(update={"operations": operations}), *plan.stages[1:])
+    diagram = partition_diagram(plan.model_copy(update={"stages": stages}))
+    check_tidy(diagram)
+    (label,) = (n for n in all_nodes(diagram) if n.tooltip == name and n.text)
+    assert label.text is not None
+    start, _, end = label.text.text.partition("…")
+    assert name.startswith(start)
+    assert name.endswith(end)
+    assert len(start) > 3
+    assert inside(label.place, diagram.boxes[0].place)
 
 
 def test_an_unknown_suffix_is_refused(mlp_plan: MakePlan, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from dnic.report import units
         (units.flops(1.2e9), "1.20 GFLOP"),
         (units.flops(12), "12 FLOP"),
         (units.time(0.35), "0.35 µs"),
+        (units.size(9.997 * 1024), "10.0 KiB"),
+        (units.size(99.97 * 1024), "100 KiB"),
         (units.time(3200), "3.20 ms"),
         (units.time(999.7), "1.00 ms"),
         (units.time(999_999), "1.00 s"),
