@@ -45,23 +45,36 @@ class Coarse(nn.Module):
         features = layout.features * prod(self._cells)
         self.regressor = LowRank(features, hidden_layers, width, False, dtype)
 
-    def forward(self, x: Tensor, code: Tensor | None) -> Tensor:
-        """Predicted gradients, of `x`'s shape.
+    def forward(self, x: Tensor, code: Tensor | None, fine: Tensor) -> Tensor:
+        """`fine` plus the coarse prediction, written over `fine`.
 
         Args:
             x: `[B, *sample_shape]`.
             code: `[B, r]`, or None.
+            fine: what the shared map predicts, of `x`'s shape, contiguous.
         """
         layout = self._layout
         cells = self.regressor(self._shrunk(x), code).view(-1, layout.features, *self._cells)
-        wide = F.interpolate(cells, size=layout.positions, mode="nearest")
-        if not layout.channels_first:
-            wide = wide.movedim(1, -1)
-        return wide.reshape(x.shape)
+        if any(size % count for size, count in zip(layout.positions, self._cells, strict=True)):
+            wide = F.interpolate(cells, size=layout.positions, mode="nearest")
+            return fine.add_(self._features_in_place(wide).reshape(fine.shape))
+        # Stretching is a broadcast then, and the wide tensor is never made.
+        blocks: list[int] = []
+        for axis, (size, count) in enumerate(zip(layout.positions, self._cells, strict=True)):
+            blocks += [count, size // count]
+            cells = cells.unsqueeze(3 + 2 * axis)
+        cells = self._features_in_place(cells)
+        first = layout.channels_first
+        shape = (layout.features, *blocks) if first else (*blocks, layout.features)
+        fine.view(-1, *shape).add_(cells)
+        return fine
 
     def observe(self, x: Tensor, momentum: float) -> None:
         """Moves the running statistics of the cells."""
         self.regressor.norm.observe(self._shrunk(x), momentum)
+
+    def _features_in_place(self, maps: Tensor) -> Tensor:
+        return maps if self._layout.channels_first else maps.movedim(1, -1)
 
     def _shrunk(self, x: Tensor) -> Tensor:
         """`[B, F * cells]`."""

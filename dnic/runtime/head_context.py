@@ -139,7 +139,7 @@ class ValueContext(Context):
             values = 1 if self._lone else target_shape[0 if self._first else -1]
         self._values = values if aligned else min(values, MOST_VALUES)
         self._dtype = dtype
-        self.norm = RunningNorm(self._values, -1, 2, dtype)
+        self.norm = RunningNorm(self._values, -1, 2, dtype, floor=0)
         self.linear = nn.Linear(self._values, width, dtype=dtype)
         nn.init.normal_(self.linear.weight, std=CODE_STD / self._values**0.5)
 

