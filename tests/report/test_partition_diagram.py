@@ -291,7 +291,8 @@ def test_a_long_name_is_shortened_and_kept_in_the_tooltip(mlp_plan: MakePlan) ->
     check_tidy(diagram)
     (label,) = (n for n in all_nodes(diagram) if n.tooltip == name and n.text)
     assert label.text is not None
-    start, _, end = label.text.text.partition("…")
+    start, gap, end = label.text.text.partition("…")
+    assert gap
     assert name.startswith(start)
     assert name.endswith(end)
     assert len(start) > 3
