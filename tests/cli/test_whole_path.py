@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 ROOT = Path(__file__).parent.parent.parent
 MODELS = Path(__file__).parent.parent / "models"
@@ -101,10 +102,13 @@ def test_an_edited_plan_compiles_again(bundle: Path, tmp_path: Path) -> None:
     edited = tmp_path / "edited"
     edited.mkdir()
     (edited / "model.py").write_bytes((bundle / "model.py").read_bytes())
-    cut = next(line for line in text.splitlines() if line.startswith("cuts:"))
-    (edited / "plan.yaml").write_text(text.replace(cut, "cuts: [blocks.0]"))
+    plan = yaml.safe_load(text)
+    cut = plan["stages"][0]["modules"][0]
+    assert plan["cuts"] != [cut]
+    written = next(line for line in text.splitlines() if line.startswith("cuts:"))
+    (edited / "plan.yaml").write_text(text.replace(written, f"cuts: [{cut}]"))
     dnic("compile", "--plan", edited / "plan.yaml", "-o", tmp_path / "moved")
-    assert "cut after blocks.0" in (tmp_path / "moved" / "stages.py").read_text()
+    assert f"cut after {cut}." in (tmp_path / "moved" / "stages.py").read_text()
 
 
 def test_plan_prints_json_and_writes_nothing(tmp_path: Path) -> None:
