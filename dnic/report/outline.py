@@ -1,8 +1,8 @@
 """What a picture shows of a stage: its operations as rows, framed by the modules they run in.
 
 A stage of a real model has too many operations to read. While there are more than `limit` rows,
-repeated blocks become one row or frame with a count, then the innermost modules become rows, then
-the middle is left out. Every operation still belongs to exactly one row, so no edge is lost.
+repeated blocks become one row or frame with a count, then the innermost modules become rows; where
+that does not do, the middle is left out. Every operation still belongs to exactly one row, so no edge is lost.
 
 This looks only at names, classes and sizes; it does not prove that repeated blocks are equal.
 """
@@ -54,14 +54,14 @@ Item = Row | Frame
 
 
 def outline(operations: Sequence[PlannedOperation], limit: int = 12) -> tuple[Item, ...]:
-    """The rows and frames of a stage, at most `limit` rows."""
+    """The rows and frames of a stage: at most `limit` rows, or half more if nothing repeats."""
     shown = _without_sizes(operations)
     items = _framed(shown, _frame_classes(shown), "")
     if row_count(items) > limit:
         items = _with_repeats(items)
     while row_count(items) > limit and (depth := _depth(items)):
         items = _with_repeats(_folded(items, depth))
-    if row_count(items) > limit:
+    if row_count(items) > limit + limit // 2:
         items = _without_middle(items, limit)
     return items
 
