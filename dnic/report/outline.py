@@ -2,7 +2,8 @@
 
 A stage of a real model has too many operations to read. While there are more than `limit` rows,
 repeated blocks become one row or frame with a count, then the innermost modules become rows; where
-that does not do, the middle is left out. Every operation still belongs to exactly one row, so no edge is lost.
+that does not do, the middle is left out. Every operation still belongs to exactly one row, so no
+edge between rows is lost.
 
 This looks only at names, classes and sizes; it does not prove that repeated blocks are equal.
 """
