@@ -129,7 +129,7 @@ def test_steps_without_warmup_differ_from_exact(
 def test_resumed_run_goes_on_bit_for_bit(
     bundle: Make, run_ranks: Run, same: Run, tmp_path: Path
 ) -> None:
-    folder = bundle("skip3", warmup_steps=2)
+    folder = bundle("mlp3", warmup_steps=2)
     run_ranks(folder, 3, "--epochs=3", f"--record={tmp_path / 'whole'}", f"--out={tmp_path / 'a'}")
     run_ranks(folder, 3, "--epochs=1", f"--out={tmp_path / 'b'}")
     record, out = tmp_path / "rest", tmp_path / "b"
@@ -215,4 +215,26 @@ def test_inputs_without_gradient_and_several_inputs(
 
     folder = bundle("mlp2", edit=edit)
     run_ranks(folder, 2, f"--record={tmp_path / 'record'}")
+    assert same(read_record(tmp_path / "record"), reference(folder).run())
+
+
+PASSES_ITS_INPUT_ON = ("return self.drop(torch.relu(self.layers[1](first)))", "return first[:, :]")
+IGNORES_AN_INPUT = ("right * 0.5) + stem", "right * 0.5)")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"), [("mlp3", PASSES_ITS_INPUT_ON), ("skip3", IGNORES_AN_INPUT)]
+)
+def test_stages_that_alias_or_ignore_an_input(
+    bundle: Make,
+    run_ranks: Run,
+    reference: Run,
+    same: Run,
+    kind: str,
+    change: tuple[str, str],
+    tmp_path: Path,
+) -> None:
+    folder = bundle(kind, edit=lambda name, text: text.replace(*change))
+    assert change[1] in (folder / "stages.py").read_text()
+    run_ranks(folder, 3, f"--record={tmp_path / 'record'}")
     assert same(read_record(tmp_path / "record"), reference(folder).run())
