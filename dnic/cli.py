@@ -202,8 +202,10 @@ def draw_command(
     from dnic.asked import requested
     from dnic.codegen.planfile import read_plan_file
     from dnic.compiler import plan_model
+    from dnic.graph.drawing import check_target
     from dnic.report import draw_plan
 
+    check_target(output)
     if target.is_dir() or target.name == "plan.yaml":
         plan = read_plan_file(target)
     else:

@@ -86,8 +86,22 @@ def render(diagram: Diagram, path: str | Path) -> Path:
         DnicError: when no installed renderer writes this format.
     """
     path = Path(path)
+    check_target(path)
     suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
+    if suffix == ".dot":
+        _write_whole(path, dot_graph(diagram).source.encode())
+    else:
+        _write_whole(path, _drawn(diagram, suffix, path))
+    return path
+
+
+def check_target(path: Path) -> None:
+    """Whether a picture can be written there.
+
+    Raises:
+        SpecError: for an unknown suffix or a folder that does not exist.
+    """
+    if path.suffix.lower() not in SUFFIXES:
         raise SpecError(
             f"cannot draw to a file that ends in {path.suffix!r}",
             where=str(path),
@@ -99,11 +113,6 @@ def render(diagram: Diagram, path: str | Path) -> Path:
             where=str(path),
             hint=f"make the folder {path.parent} first",
         )
-    if suffix == ".dot":
-        _write_whole(path, dot_graph(diagram).source.encode())
-    else:
-        _write_whole(path, _drawn(diagram, suffix, path))
-    return path
 
 
 def can_render(suffix: str = ".svg") -> bool:

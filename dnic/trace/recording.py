@@ -12,7 +12,9 @@ PLAIN: tuple[type, ...] = (int, float, complex, bool, str, bytes, type(None), ty
 PLAIN += (torch.dtype, torch.device, torch.memory_format, torch.layout)
 
 # Names that emitted code uses for itself.
-RESERVED = frozenset({"self", "batch", "torch", "F", "nn", "Tensor", "runtime", "PLAN", "STAGES"})
+RESERVED = frozenset(
+    {"self", "batch", "output", "torch", "F", "nn", "Tensor", "runtime", "PLAN", "STAGES"}
+)
 
 
 class ReadsData(Exception):

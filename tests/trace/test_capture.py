@@ -235,6 +235,14 @@ def test_flops_of_attention_on_a_cpu() -> None:
     assert sum(recorded(n).flops for n in traced.graph.nodes) == 2 * 2 * 3 * 5 * 5 * (8 + 8)
 
 
+def test_a_module_called_output_is_not_taken_for_the_models_output() -> None:
+    model = nn.Sequential()
+    model.add_module("output", nn.Linear(4, 4))
+    model.add_module("batch", nn.Linear(4, 4))
+    traced = capture_fine(model, (torch.ones(3, 4),))
+    assert [n.name for n in traced.graph.nodes] == ["input", "output_", "batch_", "output"]
+
+
 def test_too_many_inputs_are_refused() -> None:
     with pytest.raises(TraceError, match="gives 2 inputs"):
         capture_fine(nn.Linear(4, 4), (torch.ones(3, 4), torch.ones(3, 4)))
