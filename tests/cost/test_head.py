@@ -117,11 +117,11 @@ def width_for(slack_us: float, *shape: int | str, profile: DeviceProfile = CPU) 
 def test_the_width_grows_with_the_slack_up_to_its_limits() -> None:
     widths = [width_for(slack, "B", 1024) for slack in (0, 1500, 3000, 6000, 12000, 1e9)]
     assert widths == sorted(w for w in widths if w)
-    assert (widths[0], widths[-1]) == (8, 256)
+    assert (widths[0], widths[-1]) == (16, 256)
     assert len(set(widths)) > 3
     assert width_for(1e9, "B", 100) == 64
-    assert width_for(1e9, "B", 9) == 8
-    assert width_for(1e9, "B", 8) is None
+    assert width_for(1e9, "B", 17) == 16
+    assert width_for(1e9, "B", 16) is None
     assert width_for(1e9, "B") is None
 
 
@@ -132,7 +132,7 @@ def test_overhead_alone_narrows_nothing() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.integers(9, 2000),
+    st.integers(17, 2000),
     st.integers(1, 512),
     st.integers(0, 3),
     st.floats(0, 1e5),
@@ -148,12 +148,12 @@ def test_the_width_is_the_widest_that_fits(
     def fits(candidate: int) -> bool:
         costs = [
             head_cost(crossing, batch_size, hidden_layers, w, CPU, target).total_us
-            for w in (8, candidate)
+            for w in (16, candidate)
         ]
         return costs[1] - costs[0] <= slack_us
 
-    allowed = [w for w in (8, 16, 32, 64, 128, 256) if w <= features and fits(w)]
-    assert width == max(allowed, default=8)
+    allowed = [w for w in (16, 32, 64, 128, 256) if w <= features and fits(w)]
+    assert width == max(allowed, default=16)
 
 
 def test_slack_is_a_share_or_what_is_idle() -> None:
