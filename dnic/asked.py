@@ -9,7 +9,7 @@ from typing import Any
 
 from dnic.codegen.planfile import read_plan_file
 from dnic.errors import SpecError
-from dnic.partition.plan import PlannedInterface
+from dnic.partition.plan import Plan, PlannedInterface
 from dnic.spec import Spec, load_spec, override, spec_from_mapping, starter
 from dnic.spec.modelfile import load_model_file
 
@@ -72,7 +72,7 @@ def spec_of_plan(path: Path) -> Spec:
             },
             "devices": {"count": len(plan.cuts) + 1},
             "partition": {"cuts": list(plan.cuts)},
-            "interfaces": {i.name: _interface_again(i) for i in plan.interfaces},
+            "interfaces": {i.name: _interface_again(i) for i in _interfaces_left(plan)},
         },
         str(path),
     )
@@ -134,6 +134,19 @@ def _number(text: str) -> int | str:
         return int(text)
     except ValueError:
         return text
+
+
+def _interfaces_left(plan: Plan) -> list[PlannedInterface]:
+    """The interfaces that are still there: a cut that was moved takes its settings with it.
+
+    One that skips stages is there as long as no cut was moved.
+    """
+    unmoved = all(interface.after in plan.cuts for interface in plan.interfaces)
+    return [
+        interface
+        for interface in plan.interfaces
+        if unmoved or (interface.after in plan.cuts and interface.to == interface.source + 1)
+    ]
 
 
 def _interface_again(interface: PlannedInterface) -> dict[str, Any]:

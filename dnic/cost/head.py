@@ -124,7 +124,7 @@ def choose_width(
     """The widest head that fits a stage's slack: low-rank by default.
 
     A power of two from 16 to 256, at most the tensor's features: the widest that takes at most
-    `slack_us` longer than width 16. What the narrowest head takes (launching its operations, walking
+    `slack_us` longer than width 16. What the narrowest head takes (starting its operations, walking
     through the gradient) is the price of any head: narrowing would not save it.
 
     Args:
