@@ -86,14 +86,14 @@ def _stage_class(traced: TracedModel, stage: PlannedStage, imports: set[str]) ->
 
 
 def _docstring(stage: PlannedStage) -> list[str]:
+    # No predicted times: the same model and cuts must give the same bytes on every machine.
     if not stage.modules:
-        return [f'    """No parameters, {stage.time_share:.0%} of the model\'s time."""']
-    holds = ", ".join(stage.modules)
-    share = f"{stage.parameters:,} parameters, {stage.time_share:.0%} of the model's time."
-    if len(holds) + len(share) + 12 <= WIDTH:
-        return [f'    """{holds}: {share}"""']
+        return ['    """No parameters."""']
+    holds, count = ", ".join(stage.modules), f"{stage.parameters:,} parameters."
+    if len(holds) + len(count) + 12 <= WIDTH:
+        return [f'    """{holds}: {count}"""']
     rest = textwrap.wrap(f"Holds {holds}.", WIDTH - 4)
-    return [f'    """{share}', "", *(f"    {line}" for line in rest), '    """']
+    return [f'    """{count}', "", *(f"    {line}" for line in rest), '    """']
 
 
 def _output_type(nodes: Sequence[fx.Node], imports: set[str]) -> str:
