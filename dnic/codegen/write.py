@@ -42,7 +42,9 @@ def bundle_files(traced: TracedModel, plan: Plan, model_source: bytes) -> dict[s
         "stages.py": stages_source(traced, plan, digest).encode(),
         "model.py": model_source,
         "init.safetensors": safetensors.torch.save(
-            initial_state(traced.module), {"format": "pt", "model": plan.model.name}
+            # One entry only: safetensors writes several in an order that changes from run to run.
+            initial_state(traced.module),
+            {"format": "pt"},
         ),
     }
     sums = {name: hashlib.sha256(files[name]).hexdigest() for name in SEALED}
