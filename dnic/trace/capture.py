@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 
 from dnic.errors import TraceError
 from dnic.trace.align import Misaligned, align_batch, align_mode, shape_with_batch
-from dnic.trace.frames import user_line
+from dnic.trace.frames import is_users, user_line
 from dnic.trace.leaves import coarse_leaves, fine_leaves
 from dnic.trace.recorded import recorded
 from dnic.trace.recorder import Recorder
@@ -252,7 +252,7 @@ def _line_of(error: BaseException) -> str:
     trace, found = error.__traceback__, None
     while trace is not None:
         file = trace.tb_frame.f_code.co_filename
-        if "/torch/" not in file and "/dnic/" not in file:
+        if is_users(file):
             found = f"{file}:{trace.tb_lineno}"
         trace = trace.tb_next
     return found or user_line()

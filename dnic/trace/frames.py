@@ -19,17 +19,21 @@ from types import FrameType
 import torch
 
 TORCH_FOLDER = str(Path(torch.__file__).parent)
-OWN_FOLDER = str(Path(__file__).parent)
+OWN_FOLDER = str(Path(__file__).parent.parent)
 
 Position = tuple[int | None, int | None, int | None, int | None]
+
+
+def is_users(file: str) -> bool:
+    """Whether a source file is neither torch's nor ours."""
+    return not file.startswith((TORCH_FOLDER, OWN_FOLDER, "<")) and "contextlib" not in file
 
 
 def user_frame() -> FrameType | None:
     """The innermost frame that is neither torch's nor ours."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith((TORCH_FOLDER, OWN_FOLDER, "<")) and "contextlib" not in file:
+        if is_users(frame.f_code.co_filename):
             return frame
         frame = frame.f_back
     return None
