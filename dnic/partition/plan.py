@@ -25,18 +25,42 @@ class PlannedNames(Part):
     """What the functions of the convention are called in the model file.
 
     `build` is a function or a class, called without arguments; `train_data` and `test_data` are
-    None where the file has none.
+    None where the file has none. `loss` is None where the model computes its own.
     """
 
     build: str = "build_model"
     example_inputs: str = "example_inputs"
-    loss: str = "loss"
+    loss: str | None = "loss"
     train_data: str | None = "train_data"
     test_data: str | None = "test_data"
 
 
+class PlannedInput(Part):
+    """A tensor that the model takes.
+
+    `name` is what the first stage calls it; `path` is where it lies in a batch: `[input_ids]` for
+    a keyword, `[0]` for a position, `[0, mask]` for an entry of a nested one.
+    """
+
+    name: str
+    path: tuple[str | int, ...]
+
+
+class PlannedConstant(Part):
+    """A plain argument of the model that no sample carries, such as `use_cache: false`."""
+
+    path: tuple[str | int, ...]
+    value: bool | int | float | str | None
+
+
 class PlannedModel(Part):
-    """The model as captured; sizes at `batch_size`."""
+    """The model as captured; sizes at `batch_size`.
+
+    `inputs` are in the order of the first stage's `forward`. `target` is the entry that holds the
+    targets where samples are mappings; None where they are pairs of (input, target). `weights` says
+    where initial weights come from: `init.safetensors`, or `build_model()` from the seed (planned
+    on the meta device).
+    """
 
     name: str
     names: PlannedNames = PlannedNames()
@@ -44,6 +68,10 @@ class PlannedModel(Part):
     parameter_bytes: int
     batch_size: int
     operations: int
+    inputs: tuple[PlannedInput, ...] = ()
+    constants: tuple[PlannedConstant, ...] = ()
+    target: str | None = None
+    weights: Literal["file", "seed"] = "file"
 
 
 class PlannedTarget(Part):
@@ -170,6 +198,21 @@ class PlannedInterface(Part):
     reason: str = ""
 
 
+class PlannedShared(Part):
+    """A parameter that several stages use: one parameter, of which the other stages hold copies.
+
+    The owner updates it, with the gradients of all summed, and sends the new value to the holders
+    before their next step. `name` is the first of its names in the model, `aliases` the others.
+    `nbytes` go to each holder, and come back as a gradient, in every step.
+    """
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    owner: int
+    holders: tuple[int, ...]
+    nbytes: int
+
+
 class Prediction(Part):
     """Steady-state step times that the cost model predicts, in microseconds."""
 
@@ -194,5 +237,6 @@ class Plan(Part):
     cuts: tuple[str, ...] = ()
     stages: tuple[PlannedStage, ...]
     interfaces: tuple[PlannedInterface, ...]
+    shared: tuple[PlannedShared, ...] = ()
     prediction: Prediction
     files: dict[str, str] = Field(default_factory=dict)
