@@ -12,8 +12,9 @@ from collections.abc import Iterator
 
 from torch.autograd import backward
 
-from dnic.runtime.batches import Batch, Header
+from dnic.runtime.batches import Header
 from dnic.runtime.evaluation import Evaluation, Score
+from dnic.runtime.inputs import Batch
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.trainer import Trainer
 
@@ -25,9 +26,8 @@ class Backprop(Trainer):
         figures = EpochFigures()
         device = self.worker.device
         started = time.perf_counter()
-        for done, (inputs, target) in zip(range(1, header.count.messages + 1), feed, strict=False):
-            batch = tuple(part.to(device, non_blocking=True) for part in inputs)
-            output = self.module(*batch)
+        for done, (batch, target) in zip(range(1, header.count.messages + 1), feed, strict=False):
+            output = self._inputs.call(self.module, batch, device)
             loss = self._loss_of(output, target.to(device, non_blocking=True))
             self.optimizer.zero_grad(set_to_none=True)
             backward([loss])
@@ -42,8 +42,8 @@ class Backprop(Trainer):
     def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation:
         score = Score()
         device = self.worker.device
-        for inputs, target in feed:
+        for batch, target in feed:
             there = target.to(device, non_blocking=True)
-            output = self.module(*(part.to(device, non_blocking=True) for part in inputs))
+            output = self._inputs.call(self.module, batch, device)
             score.add(output, there, self._loss_of(output, there))
         return score.result()

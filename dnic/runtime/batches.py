@@ -1,9 +1,9 @@
 """Batches of (input, target) in an order that follows from (seed, epoch).
 
 `torch.utils.data.DataLoader` does the work. This adds what the stages must know of each other's
-data before an epoch starts (`Header`), the check that targets are tensors, and a shortcut: the
-samples of a `TensorDataset` are taken by one index instead of one by one and stacked. Data sets
-without a length are not supported, because the number of messages must be known beforehand.
+data before an epoch starts (`Header`) and a shortcut: the samples of a `TensorDataset` are taken
+by one index instead of one by one and stacked. Data sets without a length are not supported,
+because the number of messages must be known beforehand.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.bundle import TensorSpec
+from dnic.runtime.inputs import Batch, Inputs
 from dnic.runtime.links import Count
+from dnic.runtime.plan import SamplePlan, TensorSpec
 from dnic.runtime.seeds import epoch_seed
-
-Batch = tuple[tuple[Any, ...], Tensor]
 
 
 @dataclass(frozen=True)
@@ -65,11 +64,13 @@ class Batches:
     """A data set, in batches; only the process that runs the first stage holds one.
 
     Args:
-        dataset: a torch data set of (input, target); several inputs as a tuple or list.
+        dataset: a torch data set of (input, target), several inputs as a tuple, list or mapping;
+            or of mappings that hold both.
         batch_size: samples in a batch; the last one may be smaller.
         shuffle: whether every epoch has another order.
         seed: of that order.
         loader_options: further arguments of `DataLoader`, such as `num_workers`.
+        samples: how a sample becomes what the model takes.
 
     Raises:
         RuntimeFault: the data set is empty or has no length.
@@ -83,22 +84,24 @@ class Batches:
         shuffle: bool,
         seed: int,
         loader_options: Mapping[str, Any],
+        samples: SamplePlan = SamplePlan(),  # noqa: B008  # frozen
     ) -> None:
-        samples = len(dataset) if isinstance(dataset, Sized) else None
-        if samples is None:
+        length = len(dataset) if isinstance(dataset, Sized) else None
+        if length is None:
             raise RuntimeFault(
                 f"the data set {type(dataset).__name__} has no length",
                 where="model.py",
                 expected="a torch Dataset with __len__ and __getitem__",
             )
-        self.samples = samples
-        if samples == 0:
+        self.samples = length
+        if length == 0:
             raise RuntimeFault(f"the data set {type(dataset).__name__} is empty", where="model.py")
         self._dataset: Dataset[Any] = dataset
-        self._batch_size = min(batch_size, samples)
+        self._batch_size = min(batch_size, length)
         self._shuffle = shuffle
         self._seed = seed
         self._loader_options = loader_options
+        self._inputs = Inputs(samples)
 
     def __len__(self) -> int:
         return -(-self.samples // self._batch_size)
@@ -111,16 +114,16 @@ class Batches:
         return Count(most, self._batch_size, self._batch_size)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of one epoch: the inputs as a tuple, and the target.
+        """The batches of one epoch: what the model takes (a tuple or a mapping), and the target.
 
         Raises:
-            RuntimeFault: a sample is no pair, or its target no tensor.
+            RuntimeFault: a sample is neither a pair nor a mapping, or its target no tensor.
         """
         generator = torch.Generator().manual_seed(epoch_seed(self._seed, epoch))
-        for pair in self._pairs(generator):
-            yield _checked(pair)
+        for samples in self._collated(generator):
+            yield self._inputs.split(samples)
 
-    def _pairs(self, generator: torch.Generator) -> Iterator[Any]:
+    def _collated(self, generator: torch.Generator) -> Iterator[Any]:
         # Exactly this class: a subclass may do more than index its tensors.
         dataset: Dataset[Any] = self._dataset
         if type(dataset) is TensorDataset and not self._loader_options:
@@ -167,20 +170,3 @@ def read_dataset(factory: Callable[[], Dataset[Any]]) -> Dataset[Any]:
             expected="a torch Dataset of (input, target)",
         )
     return dataset
-
-
-def _checked(pair: Any) -> Batch:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise RuntimeFault(
-            "a sample of the data set is not a pair",
-            where="model.py",
-            expected="(input, target); several inputs as a tuple",
-        )
-    inputs, target = pair
-    if not isinstance(target, Tensor) or target.dim() == 0:
-        raise RuntimeFault(
-            f"the targets of a batch are {type(target).__name__}, not a tensor",
-            where="model.py",
-            expected="a number or a tensor of one shape as every sample's target",
-        )
-    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), target

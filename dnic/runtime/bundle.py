@@ -16,108 +16,28 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
+from dnic.runtime.plan import (
+    HeadPlan,
+    InputSpec,
+    InterfacePlan,
+    Plan,
+    SamplePlan,
+    SharedPlan,
+    Size,
+    StagePlan,
+    TargetPlan,
+    TensorSpec,
+    TrainPlan,
+    batch_multiple,
+)
 
-Size = int | str
-Gradient = Literal["exact", "synthetic"]
-
-PLAN_FILE = "plan.yaml"
 COMPILE_AGAIN = "dnic compile --plan plan.yaml writes the generated files anew"
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """A tensor that crosses from one stage to another; sizes that follow the batch are strings."""
-
-    name: str
-    shape: tuple[Size, ...]
-    dtype: str
-    differentiable: bool
-
-    def resolve(self, batch_size: int) -> tuple[int, ...]:
-        """The shape at one batch size."""
-        return tuple(
-            size if isinstance(size, int) else batch_multiple(size) * batch_size
-            for size in self.shape
-        )
-
-
-@dataclass(frozen=True)
-class HeadPlan:
-    """The head of a synthetic interface."""
-
-    hidden_layers: int
-    width: int | None
-    context: Literal["target", "none"]
-    lr: float
-
-
-@dataclass(frozen=True)
-class InterfacePlan:
-    """What crosses between two stages and where its gradient comes from."""
-
-    name: str
-    source: int
-    to: int
-    tensors: tuple[TensorSpec, ...]
-    gradient: Gradient
-    head: HeadPlan | None
-    window: int
-    warmup_steps: int | Literal["auto"]
-
-    @property
-    def differentiable(self) -> tuple[TensorSpec, ...]:
-        """The tensors through which a gradient flows back."""
-        return tuple(tensor for tensor in self.tensors if tensor.differentiable)
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """The tensors that a stage's `forward` takes and returns, in order."""
-
-    name: str
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TrainPlan:
-    """How the bundle trains."""
-
-    batch_size: int
-    epochs: int
-    seed: int
-    optimizer: str
-    optimizer_options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class TargetPlan:
-    """The second element of a training pair.
-
-    `classes` is the number of categories when targets are class indices, None otherwise.
-    """
-
-    sample_shape: tuple[int, ...]
-    dtype: str
-    classes: int | None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The part of `plan.yaml` that a run needs."""
-
-    model: str
-    train: TrainPlan
-    target: TargetPlan | None
-    stages: tuple[StagePlan, ...]
-    interfaces: tuple[InterfacePlan, ...]
-    digest: str
-    files: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -131,22 +51,6 @@ class Bundle:
     def stages(self) -> int:
         """Number of stages, which is the number of processes that a run takes."""
         return len(self.plan.stages)
-
-
-def batch_multiple(size: str) -> int:
-    """How many entries a size such as `"64*B"` holds for every sample.
-
-    Raises:
-        RuntimeFault: the size is neither `B` nor `<n>*B`.
-    """
-    if size == "B":
-        return 1
-    number = size.removesuffix("*B")
-    if number == size or not number.isdigit():
-        raise RuntimeFault(
-            f"{size!r} is not a size", where=PLAN_FILE, expected='a number, "B" or "64*B"'
-        )
-    return int(number)
 
 
 def structure_digest(plan: Mapping[str, Any]) -> str:
@@ -297,8 +201,20 @@ def _wrong_keys_named(path: Path) -> Iterator[None]:
 
 def _plan(content: Mapping[str, Any]) -> Plan:
     train = content["train"]
+    model = content["model"]
+    weights = model.get("weights", "file")
+    if weights not in ("file", "seed"):
+        raise ValueError(f"model: weights: {weights!r} is neither file nor seed")
     return Plan(
-        model=str(content["model"]["name"]),
+        model=str(model["name"]),
+        samples=SamplePlan(
+            inputs=_inputs(model.get("inputs"), content["stages"]),
+            constants=tuple(
+                (tuple(row["path"]), row["value"]) for row in model.get("constants") or ()
+            ),
+            target=model.get("target"),
+        ),
+        weights=weights,
         train=TrainPlan(
             batch_size=int(train["batch_size"]),
             epochs=int(train["epochs"]),
@@ -312,9 +228,39 @@ def _plan(content: Mapping[str, Any]) -> Plan:
             for stage in content["stages"]
         ),
         interfaces=tuple(_interface(interface) for interface in content["interfaces"]),
+        shared=tuple(
+            SharedPlan(
+                str(row["name"]),
+                tuple(row.get("aliases") or ()),
+                int(row["owner"]),
+                tuple(int(holder) for holder in row["holders"]),
+            )
+            for row in content.get("shared") or ()
+        ),
         digest=structure_digest(content),
         files=dict(content.get("files") or {}),
     )
+
+
+def _inputs(
+    rows: Sequence[Mapping[str, Any]] | None, stages: Sequence[Mapping[str, Any]]
+) -> tuple[InputSpec, ...] | None:
+    """The model's inputs; their shapes stand among the first stage's operations."""
+    if not rows:
+        return None
+    operations = {row["name"]: row for row in stages[0]["operations"] if row.get("kind") == "input"}
+    inputs = []
+    for row in rows:
+        shape = row.get("shape", operations.get(row["name"], {}).get("shape"))
+        inputs.append(
+            InputSpec(
+                str(row["name"]),
+                tuple(row["path"]),
+                None if shape is None else tuple(shape),
+                row.get("dtype"),
+            )
+        )
+    return tuple(inputs)
 
 
 def _target(content: Mapping[str, Any] | None) -> TargetPlan | None:

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dnic.runtime.batches import Header
-from dnic.runtime.bundle import InterfacePlan, Plan, TensorSpec
 from dnic.runtime.links import Link, Receiver, Sender
 from dnic.runtime.options import Mode
+from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
 from dnic.runtime.sources import GradientSource, build_source
 
 if TYPE_CHECKING:

@@ -40,9 +40,10 @@ from torch import Tensor, nn
 from torch.autograd import backward
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.batches import Batch, Header
+from dnic.runtime.batches import Header
 from dnic.runtime.edges import connect
 from dnic.runtime.evaluation import Evaluation, Score
+from dnic.runtime.inputs import Batch
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource, warmup_steps
 from dnic.runtime.trainer import Loss, Trainer
@@ -136,8 +137,9 @@ class Engine(Trainer):
         device = self.worker.device
         if self._first:
             batch, target = next(feed)
+            taken = self._inputs.take(batch, target.shape[0])
             inputs = {
-                str(place): part.to(device, non_blocking=True) for place, part in enumerate(batch)
+                str(place): part.to(device, non_blocking=True) for place, part in enumerate(taken)
             }
             return inputs, target.to(device, non_blocking=True)
         arrived: dict[str, Tensor] = {}

@@ -23,8 +23,8 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.bundle import TensorSpec
 from dnic.runtime.failure import LinkFault
+from dnic.runtime.plan import TensorSpec
 
 _ALIGNMENT_BYTES = 64
 

@@ -22,14 +22,16 @@ from torch.autograd import backward
 from torch.utils.data import Dataset
 
 from dnic.runtime.batches import Batches
-from dnic.runtime.bundle import Bundle, InterfacePlan, check_stages
-from dnic.runtime.names import INIT_FILE, StateNames, load_initial
+from dnic.runtime.bundle import Bundle, check_stages
+from dnic.runtime.inputs import Inputs
+from dnic.runtime.names import StateNames
 from dnic.runtime.options import Mode
+from dnic.runtime.plan import InterfacePlan
 from dnic.runtime.record import Record
 from dnic.runtime.seeds import random_state, restore_random_state, seed_everything, stage_seed
 from dnic.runtime.sources import build_trainers, warmup_steps
 from dnic.runtime.trainer import Loss
-from dnic.runtime.worker import build_optimizer, disable_dropout
+from dnic.runtime.worker import build_optimizer, initial_model
 
 if TYPE_CHECKING:
     from dnic.runtime.head_training import HeadTrainer
@@ -99,11 +101,7 @@ class Reference:
         self._plan = bundle.plan
         self._loss = loss
         self._seed = bundle.plan.train.seed if seed is None else seed
-        seed_everything(self._seed)
-        model = build_model()
-        load_initial(model, str(bundle.folder / INIT_FILE))
-        if not dropout:
-            disable_dropout(model)
+        model = initial_model(bundle, build_model, self._seed, dropout=dropout)
         parts = [stage(model) for stage in stages.STAGES]
         self._names = StateNames.of(model, parts)
         self._stages = [self._stage(index, part, mode) for index, part in enumerate(parts)]
@@ -114,7 +112,9 @@ class Reference:
                 shuffle=True,
                 seed=self._seed,
                 loader_options={},
+                samples=bundle.plan.samples,
             )
+        self._inputs = Inputs(bundle.plan.samples)
         self._step = 0
         self.losses: list[float] = []
 
@@ -185,14 +185,18 @@ class Reference:
                     while interface.waiting:
                         self._learn(interface, *interface.waiting.popleft()[1:])
 
-    def _train_step(self, batch: tuple[Any, ...], target: Tensor) -> None:
+    def _train_step(self, batch: Any, target: Tensor) -> None:
         values: dict[str, Tensor] = {}  # every tensor that crosses, with its stage's graph
         given: list[dict[Any, Tensor]] = []  # per stage: its inputs as leaves
         loss = torch.zeros(())
         for stage in self._stages:
             with stage.own_random_numbers():
                 first = stage is self._stages[0]
-                leaves = dict(enumerate(batch)) if first else self._leaves(stage, values)
+                leaves = (
+                    dict(enumerate(self._inputs.take(batch, target.shape[0])))
+                    if first
+                    else self._leaves(stage, values)
+                )
                 output = stage.module(*leaves.values())
                 given.append(leaves)
                 if stage is self._stages[-1]:

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from dnic.runtime.bundle import InterfacePlan, TargetPlan
 from dnic.runtime.links import Count, Receiver, dtype_named
 from dnic.runtime.options import Mode
+from dnic.runtime.plan import InterfacePlan, TargetPlan
 from dnic.runtime.seeds import head_seed
 
 if TYPE_CHECKING:

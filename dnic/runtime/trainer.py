@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
 from dnic.runtime import checkpoint as checkpoints
-from dnic.runtime.batches import Batch, Batches, Header, target_spec
+from dnic.runtime.batches import Batches, Header, target_spec
 from dnic.runtime.evaluation import Evaluation
+from dnic.runtime.inputs import Batch, Inputs
 from dnic.runtime.metrics import (
     RESULT_FILE,
     EpochFigures,
@@ -60,6 +61,7 @@ class Trainer(ABC):
         self.loss = loss
         self.epoch = 0
         self.step = 0
+        self._inputs = Inputs(worker.bundle.plan.samples)
         self._first = worker.place.rank == 0
         self._last = worker.place.rank == worker.place.world_size - 1
         self._losses: list[Tensor] = []

@@ -90,11 +90,7 @@ class Worker:
             RuntimeFault: stages, model, initial weights and plan do not belong together.
         """
         check_stages(self.bundle, stages.PLAN)
-        seed_everything(self.seed)
-        model = build_model()
-        load_initial(model, str(self.bundle.folder / INIT_FILE))
-        if not self.options.dropout:
-            disable_dropout(model)
+        model = initial_model(self.bundle, build_model, self.seed, dropout=self.options.dropout)
         parts = [stage(model) for stage in stages.STAGES] if self.staged else [model]
         check_ownership(parts)
         self.names = StateNames.of(model, parts)
@@ -135,6 +131,7 @@ class Worker:
             shuffle=shuffle,
             seed=self.seed,
             loader_options=loader_options,
+            samples=self.bundle.plan.samples,
         )
 
     def trainer(
@@ -195,6 +192,32 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
     guard.run_dir = options.out
     check_processes(place, bundle.stages, options.mode)
     return Worker(bundle, options, place, guard)
+
+
+def initial_model(
+    bundle: Bundle, build_model: Callable[[], nn.Module], seed: int, *, dropout: bool
+) -> nn.Module:
+    """The whole model as training starts with it, the same in every process.
+
+    Its weights are those of `init.safetensors`; where the plan says `weights: seed`, those that
+    `build_model()` draws.
+
+    Args:
+        bundle: the bundle.
+        build_model: the model file's, or its module class.
+        seed: of the run.
+        dropout: False makes every dropout module pass its input through.
+
+    Raises:
+        RuntimeFault: the initial weights are of another model.
+    """
+    seed_everything(seed)
+    model = build_model()
+    if bundle.plan.weights == "file":
+        load_initial(model, str(bundle.folder / INIT_FILE))
+    if not dropout:
+        disable_dropout(model)
+    return model
 
 
 def build_optimizer(name: str, options: Any, module: nn.Module) -> torch.optim.Optimizer:

@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import (
-    TensorSpec,
-    batch_multiple,
     check_stages,
     load_bundle,
     read_plan,
     structure_digest,
 )
+from dnic.runtime.plan import TensorSpec, batch_multiple
 
 Make = Callable[..., Path]
 Plan = dict[str, Any]

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.bundle import TensorSpec, load_bundle
+from dnic.runtime.bundle import load_bundle
 from dnic.runtime.edges import pairs
 from dnic.runtime.links import Layout, dtype_named
+from dnic.runtime.plan import TensorSpec
 from dnic.runtime.sources import warmup_steps
 from dnic.runtime.worker import build_optimizer, disable_dropout
 

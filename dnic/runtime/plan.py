@@ -1,0 +1,181 @@
+"""The part of a plan that a run needs, as frozen values.
+
+The compiler's own model of a plan (pydantic, every key) is not for a machine that only trains;
+times, pictures and reasons are left out here. `dnic.runtime.bundle` reads it from `plan.yaml`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dnic.errors import RuntimeFault
+
+Size = int | str
+Gradient = Literal["exact", "synthetic"]
+Key = str | int
+Path = tuple[Key, ...]
+
+PLAN_FILE = "plan.yaml"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that crosses from one stage to another; sizes that follow the batch are strings."""
+
+    name: str
+    shape: tuple[Size, ...]
+    dtype: str
+    differentiable: bool
+
+    def resolve(self, batch_size: int) -> tuple[int, ...]:
+        """The shape at one batch size."""
+        return resolve(self.shape, batch_size)
+
+
+@dataclass(frozen=True)
+class HeadPlan:
+    """The head of a synthetic interface."""
+
+    hidden_layers: int
+    width: int | None
+    context: Literal["target", "none"]
+    lr: float
+
+
+@dataclass(frozen=True)
+class InterfacePlan:
+    """What crosses between two stages and where its gradient comes from."""
+
+    name: str
+    source: int
+    to: int
+    tensors: tuple[TensorSpec, ...]
+    gradient: Gradient
+    head: HeadPlan | None
+    window: int
+    warmup_steps: int | Literal["auto"]
+
+    @property
+    def differentiable(self) -> tuple[TensorSpec, ...]:
+        """The tensors through which a gradient flows back."""
+        return tuple(tensor for tensor in self.tensors if tensor.differentiable)
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """The tensors that a stage's `forward` takes and returns, in order."""
+
+    name: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """How the bundle trains."""
+
+    batch_size: int
+    epochs: int
+    seed: int
+    optimizer: str
+    optimizer_options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TargetPlan:
+    """The second element of a training pair.
+
+    `classes` is the number of categories when targets are class indices, None otherwise.
+    """
+
+    sample_shape: tuple[int, ...]
+    dtype: str
+    classes: int | None
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """A tensor that the model takes from every batch.
+
+    `path` is where it lies in a batch; a shape or dtype of None is not known.
+    """
+
+    name: str
+    path: Path
+    shape: tuple[Size, ...] | None = None
+    dtype: str | None = None
+
+
+@dataclass(frozen=True)
+class SamplePlan:
+    """How samples become batches that the model takes.
+
+    Attributes:
+        inputs: in the order of the first stage's `forward`; None in plans that say nothing of it
+            (every part of a batch, by position).
+        constants: plain arguments that no sample carries, by their path.
+        target: entry of the targets where samples are mappings.
+    """
+
+    inputs: tuple[InputSpec, ...] | None = None
+    constants: tuple[tuple[Path, Any], ...] = ()
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class SharedPlan:
+    """A parameter of which several stages use copies; its owner updates it.
+
+    `name` is the first of its names in the model, `aliases` are the others.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    owner: int
+    holders: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All of its names."""
+        return (self.name, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The part of `plan.yaml` that a run needs."""
+
+    model: str
+    samples: SamplePlan
+    weights: Literal["file", "seed"]
+    train: TrainPlan
+    target: TargetPlan | None
+    stages: tuple[StagePlan, ...]
+    interfaces: tuple[InterfacePlan, ...]
+    shared: tuple[SharedPlan, ...]
+    digest: str
+    files: Mapping[str, str]
+
+
+def resolve(shape: tuple[Size, ...], batch_size: int) -> tuple[int, ...]:
+    """A shape at one batch size."""
+    return tuple(
+        size if isinstance(size, int) else batch_multiple(size) * batch_size for size in shape
+    )
+
+
+def batch_multiple(size: str) -> int:
+    """How many entries a size such as `"64*B"` holds for every sample.
+
+    Raises:
+        RuntimeFault: the size is neither `B` nor `<n>*B`.
+    """
+    if size == "B":
+        return 1
+    number = size.removesuffix("*B")
+    if number == size or not number.isdigit():
+        raise RuntimeFault(
+            f"{size!r} is not a size", where=PLAN_FILE, expected='a number, "B" or "64*B"'
+        )
+    return int(number)
