@@ -6,7 +6,7 @@ told of every pass and sees its result, so that progress can be shown and any va
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,22 +15,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from dnic import __version__
 from dnic.codegen.write import bundle_files, check_target, staged
 from dnic.cost import Costs, DeviceProfile, Link, calibrate, cost_model, load_profile
 from dnic.errors import SpecError, TraceError, VerifyError
 from dnic.graph.build import build_graph, event_of_gap
 from dnic.graph.graph import Graph
+from dnic.graph.shape import Shape
 from dnic.partition import (
     InterfaceChoice,
     Links,
     PartitionRequest,
     choose_cuts,
-    cut_points,
     make_plan,
 )
 from dnic.partition.plan import (
     Plan,
+    PlannedConstant,
+    PlannedInput,
     PlannedNames,
     PlannedOptimizer,
     PlannedTarget,
@@ -45,17 +46,25 @@ from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by
 
 Observe = Callable[[str, Any], None]
 
+# What the entry with the targets is called in samples that are mappings, the first that is there.
+TARGET_KEYS = ("labels", "label", "targets", "target", "y")
+
 PASSES = ("load", "capture", "graph", "cost", "cut", "recapture", "plan", "emit", "prove", "write")
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The user's model file, run; `target` is one target as a batch of one, if there is one."""
+    """The user's model file, run.
+
+    `target` is one target as a batch of one, if there is one; `target_key` is the entry that holds
+    it where samples are mappings.
+    """
 
     source: ModelFile
     model: nn.Module
-    inputs: tuple[Tensor, ...]
+    inputs: Any
     target: Tensor | None
+    target_key: str | None = None
 
     def __str__(self) -> str:
         return f"{type(self.model).__name__} from {self.source.path}\n{self.model}"
@@ -121,12 +130,16 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
         training,
         target_of(loaded.target, graph),
     )
-    table = cut_points(graph)
     plan = plan.model_copy(
         update={
-            "dnic": __version__,
-            "model": plan.model.model_copy(update={"names": names_of(spec, loaded.source)}),
-            "cuts": tuple(table.name(gap) for gap in cuts),
+            "model": plan.model.model_copy(
+                update={
+                    "names": names_of(spec, loaded.source),
+                    "inputs": tuple(PlannedInput(name=n, path=p) for n, p in fine.inputs),
+                    "constants": tuple(PlannedConstant(path=p, value=v) for p, v in fine.constants),
+                    "target": loaded.target_key,
+                }
+            ),
         }
     )
     return Planned(loaded, graph, costs, coarse, _seen(observe, "plan", plan))
@@ -179,24 +192,35 @@ def load(spec: Spec) -> Loaded:
     model = source.build_model()
     torch.manual_seed(spec.train.seed)
     inputs = source.example_inputs()
-    return Loaded(source, model, inputs, first_target(source))
+    target, key = first_target(source)
+    return Loaded(source, model, inputs, target, key)
 
 
-def first_target(source: ModelFile) -> Tensor | None:
-    """One target as a batch of one sample; None without training data, or if it is no tensor."""
+def first_target(source: ModelFile) -> tuple[Tensor | None, str | None]:
+    """One target as a batch of one sample, and its key where samples are mappings.
+
+    None without training data, where a mapping has no entry called like a target, and where the
+    target is no tensor.
+    """
     if source.train_data is None:
-        return None
+        return None, None
     dataset = source.train_data()
     try:
-        _, target = default_collate([dataset[0]])
+        sample = default_collate([dataset[0]])
+        if isinstance(sample, Mapping):
+            key = next((name for name in TARGET_KEYS if name in sample), None)
+            target = sample[key] if key else None
+        else:
+            key = None
+            _, target = sample
     except (TypeError, ValueError, LookupError) as error:
         raise TraceError(
             f"the first pair of {source.train_data.__name__}() cannot be read: "
             f"{type(error).__name__}: {error}",
             where=str(source.path),
-            expected="a Dataset of (input, target)",
+            expected="a Dataset of (input, target), or of mappings of tensors",
         ) from error
-    return target if isinstance(target, Tensor) else None
+    return (target, key) if isinstance(target, Tensor) else (None, None)
 
 
 def target_of(sample: Tensor | None, graph: Graph) -> PlannedTarget | None:
@@ -208,10 +232,9 @@ def target_of(sample: Tensor | None, graph: Graph) -> PlannedTarget | None:
     if sample is None:
         return None
     rest = tuple(sample.shape[1:])
-    results = [graph.by_name[name].value for name in graph.operations[-1].inputs]
-    output = results[0].shape if len(results) == 1 and results[0] else ()
+    output = next((s for s in output_shapes(graph) if len(s) == len(rest) + 2), ())
     classes = None
-    if not sample.is_floating_point() and len(output) == len(rest) + 2:
+    if not sample.is_floating_point() and output:
         axis = -1 if output[1:-1] == rest else 1
         size = output[axis]
         classes = size if isinstance(size, int) else None
@@ -220,12 +243,23 @@ def target_of(sample: Tensor | None, graph: Graph) -> PlannedTarget | None:
     )
 
 
+def output_shapes(graph: Graph) -> Iterator[Shape]:
+    """Shapes of the tensors in the model's output, through the objects that it is wrapped in."""
+    waiting = list(graph.operations[-1].inputs)
+    while waiting:
+        op = graph.by_name[waiting.pop(0)]
+        if op.value is not None:
+            yield op.value.shape
+        elif op.kind == "function":
+            waiting += op.inputs
+
+
 def names_of(spec: Spec, source: ModelFile) -> PlannedNames:
     """What the emitted files call in the model file."""
     return PlannedNames(
         build=source.build_model.__name__,
         example_inputs=spec.model.example_inputs,
-        loss=spec.model.loss,
+        loss=spec.model.loss if source.loss else None,
         train_data=spec.model.train_data if source.train_data else None,
         test_data=spec.model.test_data if source.test_data else None,
     )

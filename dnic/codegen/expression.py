@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import keyword
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -15,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
-from dnic.trace import BatchSize, ModeSwitch, item, qualified_name
+from dnic.spec.modelfile import is_model_file
+from dnic.trace import BatchShare, BatchSize, ModeSwitch, field_of, item, qualified_name
 
 INFIX: dict[Callable[..., Any], str] = {
     operator.add: "+",
@@ -49,12 +51,14 @@ class Names:
     Attributes:
         variables: source text for each node that an expression may mention.
         device: source text for the device that the stage runs on.
+        model: the model, whose modules' default arguments need not be said.
         imports: lines to import, filled as expressions are written.
         uses_batch: whether an expression mentioned `batch`.
     """
 
     variables: dict[fx.Node, str]
     device: str
+    model: nn.Module | None = None
     imports: set[str] = field(default_factory=set)
     uses_batch: bool = False
 
@@ -63,14 +67,18 @@ def access(path: str) -> str:
     """`layers.3.conv` of the model as `self.layers[3].conv`."""
     text = "self"
     for part in path.split("."):
-        text += f"[{part}]" if part.isdigit() else f".{part}"
+        if part.isdigit():
+            text += f"[{part}]"
+        else:
+            plain = part.isidentifier() and not keyword.iskeyword(part)
+            text += f".{part}" if plain else f"[{json.dumps(part)}]"
     return text
 
 
 def call_text(node: fx.Node, names: Names) -> str:
     """The right-hand side that computes `node`."""
     args = [value_text(arg, names) for arg in node.args]
-    keywords = {key: value_text(arg, names) for key, arg in _said(node).items()}
+    keywords = {key: value_text(arg, names) for key, arg in _said(node, names).items()}
     if node.op == "get_attr":
         return access(str(node.target))
     if node.op == "call_module":
@@ -79,23 +87,32 @@ def call_text(node: fx.Node, names: Names) -> str:
         return invocation(f"{args[0]}.{node.target}", args[1:], keywords)
     function: Any = node.target
     if function in INFIX:
-        return f"{args[0]} {INFIX[function]} {args[1]}"
+        left, right = (_operand(text) for text in args)
+        return f"{left} {INFIX[function]} {right}"
     if function in PREFIX:
         return f"{PREFIX[function]}{args[0]}"
     if function in (operator.getitem, item):
         return f"{args[0]}[{index_text(node.args[1], names)}]"
     if function is operator.setitem:
         return f"{args[0]}[{index_text(node.args[1], names)}] = {args[2]}"
-    if function is getattr:
+    if function in (getattr, field_of):
         return f"{args[0]}.{node.args[1]}"
     return invocation(function_text(function, names), args, keywords)
 
 
-def _said(node: fx.Node) -> dict[str, Any]:
-    """The keyword arguments that are not a function's own defaults anyway."""
-    if node.op != "call_function" or not inspect.isfunction(node.target):
+def _operand(text: str) -> str:
+    """An operand; in parentheses where an operator would tear it apart."""
+    return f"({text})" if " " in text or text.startswith("-") else text
+
+
+def _said(node: fx.Node, names: Names) -> dict[str, Any]:
+    """The keyword arguments that are not the defaults anyway."""
+    function: Any = node.target
+    if node.op == "call_module" and names.model is not None:
+        function = names.model.get_submodule(str(node.target)).forward
+    if not (inspect.isfunction(function) or inspect.ismethod(function)):
         return dict(node.kwargs)
-    parameters = inspect.signature(node.target).parameters
+    parameters = inspect.signature(function).parameters
     return {
         key: value
         for key, value in node.kwargs.items()
@@ -113,8 +130,10 @@ def invocation(function: str, args: list[str], keywords: Mapping[str, str]) -> s
 def function_text(function: Callable[..., Any], names: Names) -> str:
     """`F.relu`, `torch.cat`, or a class of the user's after importing it."""
     if isinstance(function, type):
-        names.imports.add(f"from {function.__module__} import {function.__name__}")
-        return function.__name__
+        return _class_text(function, names)
+    owner = getattr(function, "__self__", None)
+    if isinstance(owner, type):
+        return f"{_class_text(owner, names)}.{function.__name__}"
     module, _, name = qualified_name(function).rpartition(".")
     if module == "torch.nn.functional":
         names.imports.add("import torch.nn.functional as F")
@@ -123,6 +142,14 @@ def function_text(function: Callable[..., Any], names: Names) -> str:
     else:
         names.imports.add(f"import {module}")
     return f"{SHORT_MODULES.get(module, module)}.{name}"
+
+
+def _class_text(kind: type, names: Names) -> str:
+    """A class after importing it; the user's own from the bundle's copy of the model file."""
+    module = "model" if is_model_file(kind.__module__) else kind.__module__
+    outermost = kind.__qualname__.partition(".")[0]
+    names.imports.add(f"from {module} import {outermost}")
+    return kind.__qualname__
 
 
 def index_text(index: Any, names: Names) -> str:
@@ -144,7 +171,12 @@ def value_text(value: Any, names: Names) -> str:
         return names.variables[value]
     if isinstance(value, BatchSize):
         names.uses_batch = True
-        return "batch" if value.multiple == 1 else f"{value.multiple} * batch"
+        text = "batch" if value.multiple == 1 else f"{value.multiple} * batch"
+        sign = "+" if value.more > 0 else "-"
+        return f"({text} {sign} {abs(value.more)})" if value.more else text
+    if isinstance(value, BatchShare):
+        names.uses_batch = True
+        return f"({value.whole!r} / batch)"
     if isinstance(value, ModeSwitch):
         return _switch_text(value, names)
     if isinstance(value, torch.device):

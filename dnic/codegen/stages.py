@@ -15,7 +15,7 @@ from dnic.codegen.expression import Names, access, call_text, value_text
 from dnic.codegen.layout import WIDTH, wrapped
 from dnic.graph.shape import Shape, batch_multiple, text
 from dnic.partition.plan import Plan, PlannedStage
-from dnic.trace import TracedModel, item, recorded
+from dnic.trace import TracedModel, field_of, item, recorded
 
 
 def stages_source(traced: TracedModel, plan: Plan, digest: str) -> str:
@@ -110,7 +110,8 @@ def _names(traced: TracedModel, stage: PlannedStage) -> Names:
         node: access(str(node.target)) if node.op == "get_attr" else node.name
         for node in traced.graph.nodes
     }
-    return Names(variables, device=f"{stage.inputs[0]}.device" if stage.inputs else "None")
+    device = f"{stage.inputs[0]}.device" if stage.inputs else "None"
+    return Names(variables, device=device, model=traced.module)
 
 
 def _batch_line(traced: TracedModel, stage: PlannedStage) -> str:

@@ -10,6 +10,7 @@ def train_source(plan: Plan) -> str:
     count, names = len(plan.stages), plan.model.names
     parts = f"{count} decoupled stages" if count > 1 else "one stage"
     train = names.train_data or "train_data"
+    loss = f"model.{names.loss}" if names.loss else "runtime.own_loss"
     lines = [
         f'"""Train {plan.model.name} in {parts}.',
         "",
@@ -30,7 +31,7 @@ def train_source(plan: Plan) -> str:
         "    # This process's stage; with --mode backprop the whole model.",
         f"    part = worker.build(stages, model.{names.build})",
         "    optimizer = worker.optimizer(part)  # as plan.yaml says; or any of torch.optim",
-        f"    trainer = worker.trainer(part, optimizer, loss=model.{names.loss})",
+        f"    trainer = worker.trainer(part, optimizer, loss={loss})",
         f"    train = worker.batches(model.{train}, shuffle=True)",
         *([f"    test = worker.batches(model.{names.test_data})"] if names.test_data else []),
         "    for _ in trainer.epochs():",

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from dnic.errors import TraceError
 from dnic.graph.graph import Graph, Kind, Operation, Value
-from dnic.trace import Recorded, TracedModel, item, qualified_name, recorded
+from dnic.trace import Recorded, TracedModel, field_of, item, qualified_name, recorded
 
 KINDS: dict[str, Kind] = {
     "placeholder": "input",
@@ -106,7 +106,7 @@ def _operation(
             differentiable=tensor.requires_grad,
         )
     target = node.target if isinstance(node.target, str) else qualified_name(node.target)
-    if node.target is item:
+    if node.target in (item, field_of):
         target = "item"
     return Operation(
         name=node.name,

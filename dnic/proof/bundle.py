@@ -34,7 +34,7 @@ from dnic.runtime.options import Mode
 STEPS = 20
 
 
-def prove_bundle_split(folder: Path, inputs: tuple[Any, ...] | None = None) -> Rung:
+def prove_bundle_split(folder: Path, inputs: Any = None) -> Rung:
     """Rung 1 on a bundle.
 
     Args:
@@ -52,7 +52,7 @@ def prove_bundle_split(folder: Path, inputs: tuple[Any, ...] | None = None) -> R
         if inputs is None:
             torch.manual_seed(plan.train.seed)
             given = getattr(model, plan.model.names.example_inputs)()
-            inputs = (given,) if isinstance(given, Tensor) else tuple(given)
+            inputs = (given,) if isinstance(given, Tensor) else given
         whole = _built(model, plan, folder)
         parts = _built(model, plan, folder)
         made = [stage(parts) for stage in stages.STAGES]

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from dnic.partition.plan import Plan
 from dnic.proof.rung import Rung
 from dnic.proof.tolerance import SPLIT, close, error
-from dnic.trace import grown, untouched
+from dnic.runtime.inputs import invoke, leaf
+from dnic.trace import fresh, grown, seeded, tensors_in, untouched
 
 OTHER_BATCH = 3
 
@@ -43,7 +43,7 @@ class _Run:
 
 
 def prove_split(
-    model: nn.Module, stages: Sequence[nn.Module], plan: Plan, inputs: tuple[Any, ...]
+    model: nn.Module, stages: Sequence[nn.Module], plan: Plan, inputs: Any
 ) -> Rung:
     """Compare the stages with the model.
 
@@ -87,12 +87,11 @@ def prove_split(
     )
 
 
-def _whole(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> _Run:
-    with untouched(model), torch.random.fork_rng():
+def _whole(model: nn.Module, inputs: Any, training: bool) -> _Run:
+    with untouched(model), seeded():
         model.train(training)
         model.zero_grad(set_to_none=True)
-        torch.manual_seed(0)
-        outputs = _tensors(model(*_copies(inputs)))
+        outputs = _tensors(invoke(model, fresh(inputs)))
         roots = [output for output in outputs if output.requires_grad]
         torch.autograd.backward(roots, _projections(outputs))
         run = _Run([output.detach() for output in outputs])
@@ -103,16 +102,16 @@ def _whole(model: nn.Module, inputs: tuple[Any, ...], training: bool) -> _Run:
 
 
 def _composed(
-    stages: Sequence[nn.Module], plan: Plan, inputs: tuple[Any, ...], training: bool
+    stages: Sequence[nn.Module], plan: Plan, inputs: Any, training: bool
 ) -> _Run:
-    values: dict[str, Any] = dict(zip(plan.stages[0].inputs, _copies(inputs), strict=True))
+    batch = fresh(inputs)
+    values: dict[str, Any] = {entry.name: leaf(batch, entry.path) for entry in plan.model.inputs}
     received: list[dict[str, Tensor]] = []
     sent: list[dict[str, Tensor]] = []
     restore = [untouched(stage) for stage in stages]
-    with torch.random.fork_rng():
+    with seeded():
         for context in restore:
             context.__enter__()
-        torch.manual_seed(0)
         output: Any = None
         for stage, planned in zip(stages, plan.stages, strict=True):
             stage.train(training)
@@ -160,10 +159,6 @@ def _backward(
             torch.autograd.backward(tensors, gradients)
 
 
-def _copies(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(value.clone() if isinstance(value, Tensor) else value for value in inputs)
-
-
 def _arrived(value: Any) -> Any:
     """A tensor as a stage receives it: a leaf of its own graph."""
     if not isinstance(value, Tensor):
@@ -172,7 +167,8 @@ def _arrived(value: Any) -> Any:
 
 
 def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    """The tensors of an output, not those inside objects such as caches."""
+    return list(tensors_in(output))
 
 
 def _projections(outputs: list[Tensor]) -> list[Tensor]:

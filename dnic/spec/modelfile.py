@@ -15,7 +15,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -32,6 +32,9 @@ from dnic.spec.userframe import shown_path, user_line
 
 T = TypeVar("T")
 
+_PREFIX = "dnic_model_"
+_PLAIN = (bool, int, float, str, type(None))
+
 
 @dataclass(frozen=True)
 class ModelFile:
@@ -44,16 +47,18 @@ class ModelFile:
         path: the file, resolved.
         module: the file as imported; in `sys.modules` under its own name.
         build_model: makes the model, anew at every call.
-        example_inputs: one batch, as a tuple even when the file returns a single tensor.
-        loss: `loss(output, target)`, the user's own object.
-        train_data, test_data: a `Dataset` of (input, target); None when the file has none.
+        example_inputs: one batch: a tuple of positional arguments, even when the file returns a
+            single tensor, or a dictionary of keyword arguments.
+        loss: `loss(output, target)`, the user's own object; None when the model computes its own.
+        train_data, test_data: a `Dataset` of (input, target), or of mappings; None when the file
+            has none.
     """
 
     path: Path
     module: ModuleType
     build_model: Callable[[], nn.Module]
-    example_inputs: Callable[[], tuple[Tensor, ...]]
-    loss: Callable[..., Any]
+    example_inputs: Callable[[], tuple[Any, ...] | dict[str, Any]]
+    loss: Callable[..., Any] | None
     train_data: Callable[[], Any] | None
     test_data: Callable[[], Any] | None
 
@@ -83,6 +88,11 @@ def load_model_file(path: Path | str, names: ModelSpec | None = None) -> ModelFi
             train_data=functions.data("train_data"),
             test_data=functions.data("test_data"),
         )
+
+
+def is_model_file(module: str) -> bool:
+    """Whether a module of that name is a model file that was loaded here."""
+    return module.startswith(_PREFIX)
 
 
 def _source(path: Path) -> bytes:
@@ -116,7 +126,7 @@ def _check_path(path: Path) -> None:
 def _registered(path: Path) -> Iterator[ModuleType]:
     """An empty module in `sys.modules`, under a name of this path's own; removed on failure."""
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"dnic_model_{digest}_{path.stem}"
+    name = f"{_PREFIX}{digest}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None:
         raise TraceError("the model file cannot be imported", where=shown_path(path))
@@ -189,24 +199,43 @@ class _Functions:
 
         return self.guarded(name, function, check)
 
-    def example_inputs(self) -> Callable[[], tuple[Tensor, ...]]:
+    def example_inputs(self) -> Callable[[], tuple[Any, ...] | dict[str, Any]]:
         name, function = self.names.example_inputs, self.find("example_inputs")
+        expected = "one batch: a tensor, a tuple of tensors, or a mapping of keyword arguments"
 
-        def check(inputs: Any) -> tuple[Tensor, ...]:
+        def check_entry(entry: Any, place: str) -> None:
+            if isinstance(entry, Mapping):
+                for key, part in entry.items():
+                    check_entry(part, f"{place}[{key!r}]")
+            elif isinstance(entry, tuple | list):
+                for index, part in enumerate(entry):
+                    check_entry(part, f"{place}[{index}]")
+            elif not isinstance(entry, (Tensor, *_PLAIN)):
+                self.refuse(f"{name}() returned {_kind(entry)} at {place}", expected, function)
+
+        def check(inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
             batch = (inputs,) if isinstance(inputs, Tensor) else inputs
-            expected = "one batch: a tensor, or a tuple of tensors"
-            if not isinstance(batch, tuple | list) or not batch:
+            if not isinstance(batch, tuple | list | Mapping) or not batch:
                 self.refuse(f"{name}() returned {_kind(batch)}", expected, function)
+            if isinstance(batch, Mapping):
+                for key, entry in batch.items():
+                    if not isinstance(key, str):
+                        self.refuse(f"{name}() has the key {key!r}", expected, function)
+                    check_entry(entry, key)
+                return dict(batch)
             for index, entry in enumerate(batch):
-                if not isinstance(entry, Tensor):
-                    problem = f"{name}() returned {_kind(entry)} at position {index}"
-                    self.refuse(problem, expected, function)
+                check_entry(entry, f"position {index}")
             return tuple(batch)
 
         return self.guarded(name, function, check)
 
-    def loss(self) -> Callable[..., Any]:
-        function: Callable[..., Any] = self.find("loss")
+    def loss(self) -> Callable[..., Any] | None:
+        function: Callable[..., Any] | None = self.find("loss", optional=True)
+        if function is None:
+            near = self.nearest("loss") if not vars(self.module).get("loss") else None
+            if near is not None and "loss" in near:
+                self.missing("loss", "loss")
+            return None
         if inspect.isclass(function):
             expected = "a function loss(output, target) that returns a scalar tensor"
             hint = f"{self.names.loss} = {function.__name__}()"
@@ -303,10 +332,10 @@ class _Functions:
 
 _SIGNATURES = {
     "build_model": "build_model() -> nn.Module, or one nn.Module class without arguments",
-    "example_inputs": "example_inputs() -> one batch, a tuple of tensors",
+    "example_inputs": "example_inputs() -> one batch, a tuple or a mapping of tensors",
     "loss": "loss(output, target) -> a scalar tensor",
-    "train_data": "train_data() -> a Dataset of (input, target)",
-    "test_data": "test_data() -> a Dataset of (input, target)",
+    "train_data": "train_data() -> a Dataset of (input, target) or of mappings",
+    "test_data": "test_data() -> a Dataset of (input, target) or of mappings",
 }
 
 

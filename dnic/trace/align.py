@@ -13,22 +13,43 @@ from typing import Any
 
 from torch import fx
 
+from dnic.trace.obstacle import Misaligned
 from dnic.trace.recorded import Recorded, recorded
 
 
 class BatchSize(int):
-    """An `int` that is `multiple` entries for every sample; its value is the one at tracing."""
+    """An `int` that is `multiple` entries for every sample and `more` besides.
+
+    Its value is the one at tracing.
+    """
 
     multiple: int
+    more: int
 
-    def __new__(cls, value: int, multiple: int) -> BatchSize:
+    def __new__(cls, value: int, multiple: int, more: int = 0) -> BatchSize:
         """The recorded value and what it means."""
         size = super().__new__(cls, value)
         size.multiple = multiple
+        size.more = more
         return size
 
     def __repr__(self) -> str:
-        return f"{self.multiple}*B"
+        return f"{self.multiple}*B" + (f"{self.more:+}" if self.more else "")
+
+
+class BatchShare(float):
+    """A `float` that is `whole` divided by the number of samples, such as the weight in a mean."""
+
+    whole: float
+
+    def __new__(cls, value: float, whole: float) -> BatchShare:
+        """The recorded value and what it means."""
+        share = super().__new__(cls, value)
+        share.whole = whole
+        return share
+
+    def __repr__(self) -> str:
+        return f"{self.whole}/B"
 
 
 @dataclass(frozen=True)
@@ -39,28 +60,26 @@ class ModeSwitch:
     evaluation: Any
 
 
-class Misaligned(Exception):
-    """Two recordings differ in more than sizes and flags."""
-
-    def __init__(self, reason: str, scope: str, source: str) -> None:
-        super().__init__(f"{reason} at {source}")
-        self.reason = reason
-        self.scope = scope
-        self.source = source
-
-
 def align_batch(small: fx.Graph, large: fx.Graph, batches: tuple[int, int]) -> None:
-    """Turn sizes of `small` that follow the batch into `BatchSize`, in place.
+    """Turn constants of `small` that follow the batch into `BatchSize` or `BatchShare`, in place.
+
+    Two recordings allow any straight line; only those are taken that a model means: `c * B`,
+    `c * B + d` with a small `d` (a token more), `c / B`. A third size is tried by the proof.
 
     Raises:
         Misaligned: other operations ran, or a constant changed in another way than with the batch.
     """
 
     def merge(a: Any, b: Any, facts: Recorded) -> Any:
-        if type(a) is int and type(b) is int and a * batches[1] == b * batches[0]:
-            multiple, rest = divmod(a, batches[0])
-            if rest == 0:
-                return BatchSize(a, multiple)
+        if type(a) is int and type(b) is int:
+            multiple = (b - a) // (batches[1] - batches[0])
+            more = a - multiple * batches[0]
+            if b == multiple * batches[1] + more and abs(more) <= multiple:
+                return BatchSize(a, multiple, more)
+        if type(a) is float and type(b) is float:
+            whole = a * batches[0]
+            if abs(whole - b * batches[1]) <= 1e-12 * abs(whole):
+                return BatchShare(a, whole)
         raise Misaligned(f"{a!r} became {b!r} with one more sample", facts.scope, facts.source)
 
     _align(small, large, merge, "with one more sample in the batch")
@@ -109,6 +128,8 @@ def _merged(a: Any, b: Any, twin: dict[fx.Node, fx.Node], merge: Any, facts: Rec
         ends = ((a.start, b.start), (a.stop, b.stop), (a.step, b.step))
         return slice(*(_merged(x, y, twin, merge, facts) for x, y in ends))
     if type(a) in (BatchSize, int) and type(b) is int and int(a) == b:
+        return a
+    if type(a) is BatchShare and type(b) is float and float(a) == b:
         return a
     if type(a) is type(b) and (a == b or (a != a and b != b)):
         return a

@@ -2,33 +2,48 @@
 
 Three runs are compared: train mode, train mode with one more sample, eval mode. What differs is
 marked (`align`); a module whose inside cannot be written down (a branch on the values of tensors,
-other operations in eval mode) is kept whole and runs as the user wrote it. Only when that would be
-the whole model does the capture fail, naming the line.
+other operations in eval mode) is kept whole and runs as the user wrote it. Where that would be much
+of the model, it is first recorded as compilers see it: libraries have a way without such branches.
+Only when nothing helps does the capture fail, naming the line.
 
-The model is left as it was: buffers, mode and the random state are put back. Not handled yet:
-keyword inputs, and inputs whose batch is not the first axis.
+The model is left as it was: buffers, attributes, mode and the random state are put back. Inputs
+have their batch on the first axis.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from dnic.errors import TraceError
-from dnic.trace.align import Misaligned, align_batch, align_mode, shape_with_batch
+from dnic.trace.align import align_batch, align_mode, shape_with_batch
+from dnic.trace.foreign import seeded
 from dnic.trace.frames import is_users, user_line
+from dnic.trace.inputs import (
+    Named,
+    batch_size_of,
+    constants_of,
+    fresh,
+    grown,
+    input_names,
+    tensors_by_path,
+)
 from dnic.trace.leaves import coarse_leaves, fine_leaves
+from dnic.trace.obstacle import Misaligned, Obstacle, ReadsData, Stateful
 from dnic.trace.recorded import recorded
 from dnic.trace.recorder import Recorder
-from dnic.trace.recording import Calls, ReadsData, Recording, Unencodable
+from dnic.trace.recording import Calls, Recording
+from dnic.trace.settings import as_compilers_see_it, without_cache
+from dnic.trace.state import Attributes, untouched
 
 Shape = tuple[int | str, ...]
+
+# A module with more of the parameters than this is kept whole only when nothing else helps.
+MUCH = 0.25
 
 
 @dataclass(frozen=True)
@@ -38,22 +53,29 @@ class TracedModel:
     Attributes:
         name: the model's class name.
         module: the user's model itself.
-        graph: what it does, in train mode; constants that follow the batch are `BatchSize`, those
-            that follow the mode `ModeSwitch`. `node.meta` holds a `Recorded` each.
+        graph: what it does, in train mode; constants that follow the batch are `BatchSize` or
+            `BatchShare`, those that follow the mode `ModeSwitch`. `node.meta` holds a `Recorded`
+            each.
         batch_size: number of samples in the example inputs.
+        inputs: name and path in a batch of each tensor that it takes, in order.
+        constants: path and value of its plain arguments.
         shapes: by node name, the tensor's shape with the batch symbolic; a tensor whose size
             follows neither is missing.
         calls: what the finest capture called, by which cuts are found in coarser ones.
         whole: paths of modules that are kept whole, with the reason.
+        compiling: whether it was recorded as compilers see it, and why; empty when it was not.
     """
 
     name: str
     module: nn.Module
     graph: fx.Graph
     batch_size: int
+    inputs: Named
+    constants: tuple[tuple[tuple[str | int, ...], Any], ...]
     shapes: dict[str, Shape]
     calls: Calls
     whole: dict[str, str]
+    compiling: str = ""
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {len(self.graph.nodes)} nodes at batch size {self.batch_size}"]
@@ -61,38 +83,54 @@ class TracedModel:
         return "\n".join(lines)
 
 
-def capture_fine(model: nn.Module, inputs: tuple[Tensor, ...]) -> TracedModel:
+@dataclass
+class _Way:
+    """How a model is recorded; grows while obstacles are met."""
+
+    whole: dict[str, str] = field(default_factory=dict)
+    compiling: str = ""
+    tried_compiling: bool = False
+
+
+def capture_fine(model: nn.Module, inputs: Any) -> TracedModel:
     """Capture a model down to the modules of `torch.nn`.
 
     Args:
         model: any module; left unchanged.
-        inputs: positional arguments of its forward, one batch along the first axis.
+        inputs: one batch along the first axis: a tuple of positional arguments, or a mapping of
+            keyword arguments.
 
     Raises:
         TraceError: the model fails on its inputs, or cannot be written down.
     """
-    whole: dict[str, str] = {}
+    way = _Way()
     while True:
         try:
-            return _capture(model, inputs, fine_leaves(whole), None, whole)
-        except (ReadsData, Unencodable, Misaligned) as obstacle:
-            _keep_whole(model, obstacle, whole)
+            return _capture(model, inputs, fine_leaves(way.whole), None, way)
+        except Obstacle as obstacle:
+            _overcome(model, obstacle, way)
+        except TraceError:
+            if not way.compiling:
+                raise
+            way.compiling = ""  # the model runs only as it is
 
 
-def capture_coarse(
-    fine: TracedModel, inputs: tuple[Tensor, ...], opened: Collection[str]
-) -> TracedModel:
+def capture_coarse(fine: TracedModel, inputs: Any, opened: Collection[str]) -> TracedModel:
     """Capture the same model with every module whole but those in `opened`.
 
     Args:
         fine: the capture in which the cuts were found.
         inputs: the example inputs again.
         opened: dotted paths of the modules inside which a cut falls.
+
+    Raises:
+        TraceError: the model does not run as it did before.
     """
     rule = coarse_leaves(opened, fine.whole)
+    way = _Way(fine.whole, fine.compiling)
     try:
-        return _capture(fine.module, inputs, rule, fine.calls, fine.whole)
-    except (ReadsData, Unencodable, Misaligned) as obstacle:
+        return _capture(fine.module, inputs, rule, fine.calls, way)
+    except Obstacle as obstacle:
         raise TraceError(
             f"the coarse capture of {fine.name} met what the fine one did not: {obstacle}",
             where=obstacle.source,
@@ -112,17 +150,28 @@ def opened_by(fine: TracedModel, events: Collection[int]) -> tuple[str, ...]:
 
 def _capture(
     model: nn.Module,
-    inputs: tuple[Tensor, ...],
+    inputs: Any,
     rule: Callable[[nn.Module, str], bool],
     fine: Calls | None,
-    whole: dict[str, str],
+    way: _Way,
 ) -> TracedModel:
     batch = batch_size_of(inputs)
     batches = (batch, batch + 1)
-    train = _record(model, inputs, rule, fine, training=True)
-    larger = _record(model, grown(inputs, batch), rule, fine, training=True)
+    named = input_names(model, inputs)
+
+    def record(given: Any, *, training: bool, again: bool = False) -> Recording:
+        with untouched(model), without_cache(model), as_compilers_see_it(bool(way.compiling)):
+            model.train(training)
+            before = Attributes(model)
+            first = _record(model, given, named, rule, fine)
+            if again and (changed := before.changed(first.opened)):
+                _check_state(first, changed, lambda: _record(model, given, named, rule, fine), model)
+            return first
+
+    train = record(inputs, training=True, again=fine is None)
+    larger = record(grown(inputs, batch), training=True)
     align_batch(train.graph, larger.graph, batches)
-    evaluation = _record(model, inputs, rule, fine, training=False)
+    evaluation = record(inputs, training=False)
     align_mode(train.graph, evaluation.graph)
     shapes: dict[str, Shape] = {}
     for node, twin in zip(train.graph.nodes, larger.graph.nodes, strict=True):
@@ -136,30 +185,29 @@ def _capture(
         module=model,
         graph=train.graph,
         batch_size=batch,
+        inputs=named,
+        constants=constants_of(inputs),
         shapes=shapes,
         calls=fine or train.calls,
-        whole=dict(whole),
+        whole=dict(way.whole),
+        compiling=way.compiling,
     )
 
 
 def _record(
     model: nn.Module,
-    inputs: tuple[Tensor, ...],
+    inputs: Any,
+    named: Named,
     rule: Callable[[nn.Module, str], bool],
     fine: Calls | None,
-    *,
-    training: bool,
 ) -> Recording:
-    fresh = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
-    with untouched(model), torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(0)
-        model.train(training)
+    with seeded(), torch.enable_grad():
         try:
-            return Recorder(model, rule, fine).run(fresh, input_names(model, len(inputs)))
-        except (ReadsData, Unencodable):
+            return Recorder(model, rule, fine).run(fresh(inputs), named)
+        except Obstacle:
             raise
         except Exception as error:
-            shapes = ", ".join(str(tuple(x.shape)) for x in inputs if isinstance(x, Tensor))
+            shapes = ", ".join(str(tuple(x.shape)) for _, x in tensors_by_path(inputs))
             raise TraceError(
                 f"{type(model).__name__} fails on inputs of shape {shapes}: "
                 f"{type(error).__name__}: {error}",
@@ -169,82 +217,68 @@ def _record(
             ) from error
 
 
-def _keep_whole(
-    model: nn.Module, obstacle: ReadsData | Unencodable | Misaligned, whole: dict[str, str]
+def _check_state(
+    first: Recording,
+    changed: list[tuple[str, str]],
+    record: Callable[[], Recording],
+    model: nn.Module,
 ) -> None:
-    """Note the module in which the obstacle lies as whole, or give up with the line."""
+    """A forward that changed attributes must do the same when it runs again: a cache may.
+
+    Raises:
+        Stateful: it does something else, or changes a plain value once more.
+    """
+    before = Attributes(model)
+    tensors = {name for path, name in changed if _is_tensor(model, path, name)}
+    try:
+        second = record()
+        align_batch(first.graph, second.graph, (1, 2))
+        still = [c for c in before.changed(first.opened) if c in changed and c[1] not in tensors]
+    except Obstacle as obstacle:
+        still = [c for c in changed if c[0] == obstacle.scope] or changed
+    if still:
+        path, name = still[0]
+        owner = f"{path}.{name}" if path else name
+        source = recorded(next(iter(first.graph.nodes))).source
+        for node in first.graph.nodes:
+            if recorded(node).scope == path and recorded(node).source:
+                source = recorded(node).source
+                break
+        raise Stateful(f"a forward that changes self.{owner} every time", path, source)
+
+
+def _is_tensor(model: nn.Module, path: str, name: str) -> bool:
+    return isinstance(getattr(model.get_submodule(path), name, None), torch.Tensor)
+
+
+def _overcome(model: nn.Module, obstacle: Obstacle, way: _Way) -> None:
+    """Find a way around an obstacle: keep the module in which it lies whole, or give up."""
     path = obstacle.scope
-    while path and path in whole:
+    while path and path in way.whole:
         path = path.rpartition(".")[0]
-    if path:
-        whole[path] = str(obstacle)
+    much = not path or _share(model, path) > MUCH
+    if isinstance(obstacle, ReadsData) and much and not way.tried_compiling:
+        way.tried_compiling = True
+        way.compiling = str(obstacle)
         return
+    if path:
+        way.whole[path] = str(obstacle)
+        return
+    name = type(model).__name__
+    problem = f"{name} cannot be captured: {obstacle}"
+    expected = None
     if isinstance(obstacle, ReadsData):
-        raise TraceError(
-            f"the forward of {type(model).__name__} branches on the value of a tensor "
-            f"(Tensor.{obstacle.function})",
-            where=obstacle.source,
-            expected="control flow that depends on shapes and settings only",
-            hint="use torch.where, or move the branch into a submodule: dnic keeps that whole",
-        ) from None
+        problem = f"the forward of {name} has {obstacle.what}"
+        expected = "control flow that depends on shapes and settings only"
     raise TraceError(
-        f"{type(model).__name__} cannot be captured: {obstacle}",
-        where=obstacle.source,
-        hint="move this code into a submodule: dnic keeps that whole",
+        problem, where=obstacle.source, expected=expected, hint=obstacle.hint
     ) from None
 
 
-def batch_size_of(inputs: tuple[Any, ...]) -> int:
-    """Number of samples: the first size of the first input tensor that has one."""
-    for value in inputs:
-        if isinstance(value, Tensor) and value.dim() > 0:
-            return int(value.shape[0])
-    raise TraceError(
-        "example_inputs() holds no tensor with a batch axis",
-        expected="a tuple of tensors, samples along the first axis",
-    )
-
-
-def grown(inputs: tuple[Any, ...], batch: int, by: int = 1) -> tuple[Any, ...]:
-    """The inputs with their first sample `by` more times."""
-
-    def grow(value: Any) -> Any:
-        follows = isinstance(value, Tensor) and value.dim() > 0 and value.shape[0] == batch
-        return torch.cat([value, *[value[:1]] * by]) if follows else value
-
-    return tuple(grow(value) for value in inputs)
-
-
-def input_names(model: nn.Module, count: int) -> tuple[str, ...]:
-    """The names that the model's forward gives its positional arguments."""
-    names: list[str] = []
-    for parameter in inspect.signature(model.forward).parameters.values():
-        if parameter.kind is parameter.VAR_POSITIONAL:
-            names += [f"{parameter.name}_{i}" for i in range(count - len(names))]
-        elif parameter.kind is not parameter.KEYWORD_ONLY:
-            names.append(parameter.name)
-    if len(names) < count:
-        raise TraceError(
-            f"example_inputs() gives {count} inputs, {type(model).__name__}.forward takes "
-            f"{len(names)}",
-            expected=f"at most {len(names)} inputs: {', '.join(names)}",
-        )
-    return tuple(names[:count])
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Put buffers and the mode of every module back afterwards."""
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)
-        for module, training in modes:
-            module.training = training
+def _share(model: nn.Module, path: str) -> float:
+    """Share of the model's parameters that a module holds."""
+    whole = sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.get_submodule(path).parameters()) / max(whole, 1)
 
 
 def _line_of(error: BaseException) -> str:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.overrides import resolve_name
 
 OPERATORS: dict[str, Callable[..., Any]] = {
@@ -63,6 +66,60 @@ READS_DATA = frozenset(
     }
 )
 
+# Sizes of what these yield follow from the values of what they take.
+MAKES_SIZES = frozenset(
+    {
+        "nonzero",
+        "argwhere",
+        "masked_select",
+        "unique",
+        "unique_consecutive",
+        "_unique2",
+        "bincount",
+        "histc",
+    }
+)
+READS_SIZE = frozenset(
+    {"size", "numel", "nelement", "__len__", "unbind", "split", "tensor_split"}
+)
+# These yield a tensor of the size of their first argument, whatever the sizes of the others.
+KEEPS_SHAPE = frozenset(
+    {
+        "index_add",
+        "index_copy",
+        "index_fill",
+        "index_put",
+        "masked_fill",
+        "masked_scatter",
+        "scatter",
+        "scatter_add",
+        "scatter_reduce",
+        "__setitem__",
+    }
+)
+DRAWS = frozenset(
+    {
+        "rand",
+        "rand_like",
+        "randn",
+        "randn_like",
+        "randint",
+        "randint_like",
+        "randperm",
+        "normal",
+        "bernoulli",
+        "multinomial",
+        "poisson",
+        "normal_",
+        "uniform_",
+        "bernoulli_",
+        "random_",
+        "exponential_",
+        "gumbel_softmax",
+    }
+)
+HOOKS = frozenset({"register_hook", "register_post_accumulate_grad_hook"})
+
 
 @dataclass(frozen=True)
 class Call:
@@ -86,7 +143,51 @@ def qualified_name(func: Callable[..., Any]) -> str:
 
 def reads_data(func: Callable[..., Any]) -> bool:
     """Whether `func` hands the value of a tensor to Python."""
-    return qualified_name(func).rsplit(".", 1)[-1] in READS_DATA
+    return _last(func) in READS_DATA
+
+
+def reads_size(func: Callable[..., Any]) -> bool:
+    """Whether `func` hands the size of a tensor to Python."""
+    return _last(func) in READS_SIZE or func is Tensor.shape.__get__  # type: ignore[attr-defined]
+
+
+def makes_sizes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the sizes of the result follow from values: `x[mask]`, `nonzero`."""
+    last = _last(func)
+    if last in MAKES_SIZES:
+        return True
+    if last == "where":
+        return len(args) + len(kwargs) == 1
+    if last == "repeat_interleave":
+        return "output_size" not in kwargs and isinstance((*args, None)[1], Tensor)
+    if last == "one_hot":
+        return len(args) < 2 and "num_classes" not in kwargs
+    if last == "__getitem__":
+        index = args[1] if isinstance(args[1], tuple) else (args[1],)
+        masks = (torch.bool, torch.uint8)
+        return any(isinstance(i, Tensor) and i.dtype in masks for i in index)
+    return False
+
+
+def keeps_shape(func: Callable[..., Any]) -> bool:
+    """Whether the result has the size of the first argument; changes in place do."""
+    last = _last(func)
+    return last in KEEPS_SHAPE or (last.endswith("_") and not last.endswith("__"))
+
+
+def draws(func: Callable[..., Any]) -> bool:
+    """Whether the result is one of chance."""
+    return _last(func) in DRAWS
+
+
+def hooks(func: Callable[..., Any]) -> bool:
+    """Whether `func` changes the backward pass by a function of the user's."""
+    return _last(func) in HOOKS
+
+
+@lru_cache(maxsize=4096)
+def _last(func: Callable[..., Any]) -> str:
+    return qualified_name(func).rsplit(".", 1)[-1]
 
 
 def as_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -76,16 +76,19 @@ def recorded(node: fx.Node) -> Recorded:
 
 
 def leaves(structure: Any) -> Iterator[Any]:
-    """Every leaf of nested tuples, lists, dicts and slices, in order.
+    """Every leaf of nested tuples, lists, mappings, dataclasses and slices, in order.
 
     fx's own `map_aggregate` maps but does not walk; torch's pytree does not open slices.
     """
-    if isinstance(structure, dict):
+    if isinstance(structure, Mapping):
         for value in structure.values():
             yield from leaves(value)
     elif isinstance(structure, tuple | list):
         for value in structure:
             yield from leaves(value)
+    elif is_dataclass(structure) and not isinstance(structure, type):
+        for part in fields(structure):
+            yield from leaves(getattr(structure, part.name))
     elif isinstance(structure, slice):
         yield from (structure.start, structure.stop, structure.step)
     else:

@@ -6,8 +6,9 @@ real (or meta) tensors: whatever Python the model does happens, and what reaches
 an `fx.Graph` under the module paths of the user. A module is either *opened* (its forward is
 recorded) or a *leaf* (one node). Measured on 58 real models, this captures 98% of them.
 
-What one recording cannot show is dealt with elsewhere: sizes that follow the batch and flags that
-follow the mode (`align`), branches on the values of tensors (`ReadsData`, raised here).
+What one recording cannot show is an `Obstacle`, raised here: branches on the values of tensors,
+randomness from outside torch, objects that cannot be written down. Sizes that follow the batch and
+flags that follow the mode are dealt with by comparing recordings (`align`).
 """
 
 from __future__ import annotations
@@ -15,36 +16,32 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
+from dnic.trace.book import Book, is_plain
 from dnic.trace.flops import FlopTally
+from dnic.trace.foreign import Apply, Watch, intercepted_functions, is_importable
 from dnic.trace.frames import assigned_names, user_line
-from dnic.trace.functions import Call, as_call, reads_data
-from dnic.trace.recorded import (
-    KEY,
-    Recorded,
-    TensorFacts,
-    leaves,
-    recorded,
-    storage_key,
-    tensors_in,
+from dnic.trace.functions import (
+    Call,
+    as_call,
+    draws,
+    hooks,
+    keeps_shape,
+    makes_sizes,
+    reads_data,
+    reads_size,
 )
-from dnic.trace.recording import (
-    PLAIN,
-    RESERVED,
-    Calls,
-    ReadsData,
-    Recording,
-    Unencodable,
-    attributes,
-    drop_unused_items,
-    item,
-)
+from dnic.trace.inputs import Named
+from dnic.trace.obstacle import Draws, Obstacle, ReadsData, Unencodable
+from dnic.trace.recorded import KEY, TensorFacts, storage_key, tensors_in
+from dnic.trace.recording import Calls, Recording, drop_unused_items
 
 
 class Recorder(TorchFunctionMode):
@@ -67,33 +64,41 @@ class Recorder(TorchFunctionMode):
         self.model = model
         self.is_leaf = is_leaf
         self.fine = fine
-        self.recording = Recording(fx.Graph(), Calls())
+        self.book = Book(model, fine)
         self.paths = {module: path for path, module in model.named_modules()}
-        self.attributes = attributes(model)
-        self.nodes: dict[int, fx.Node] = {}
-        self.tainted: set[fx.Node] = set()
-        self.alive: list[Tensor] = []
-        self.scopes: list[tuple[str, str]] = [("", type(model).__name__)]
         self.counts: Counter[str] = Counter()
-        self.event = 0
         self.paused = 0
         self.flops = FlopTally()
+        self.watch = Watch()
+        self.met: Obstacle | None = None
 
-    def run(self, inputs: tuple[Any, ...], names: tuple[str, ...]) -> Recording:
-        """Call the model on `inputs` (named `names` in the graph) and return what it did."""
-        for name, value in zip(names, inputs, strict=True):
-            node = self._node("placeholder", name, (), {}, name)
-            node.meta[KEY] = Recorded(
-                module_class=self.scopes[0][1],
-                tensor=TensorFacts.of(value) if isinstance(value, Tensor) else None,
-            )
-            self._name_tensor(value, node)
-        with _intercepted(self), self.flops, self:
-            output = self.model(*inputs)
-        node = self.recording.graph.output(self._encode(output))
-        node.meta[KEY] = Recorded(module_class=self.scopes[0][1], event=(self.event, self.event))
-        drop_unused_items(self.recording.graph)
-        return self.recording
+    def run(self, inputs: Any, named: Named) -> Recording:
+        """Call the model on a batch and return what it did.
+
+        Args:
+            inputs: a tuple of positional arguments, or a mapping of keyword arguments.
+            named: name and path of each tensor in it.
+
+        Raises:
+            Obstacle: it met something that a recording cannot show, even if the model swallowed it.
+        """
+        for name, path in named:
+            value: Any = inputs
+            for key in path:
+                value = value[key]
+            self.book.write_input(name, value)
+        recording = self.book.recording
+        recording.opened.add("")
+        try:
+            with _intercepted(self), intercepted_functions(self.call_custom), self.flops, self:
+                output = self.model(**inputs) if isinstance(inputs, dict) else self.model(*inputs)
+                self._check_randomness()
+        finally:
+            if self.met is not None:
+                raise self.met
+        self.book.write_output(output)
+        drop_unused_items(recording.graph)
+        return recording
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -102,17 +107,19 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        if reads_data(func):
-            if any(self._is_tainted(tensor) for tensor in tensors_in((args, kwargs))):
-                raise ReadsData(func.__name__, self.scopes[-1][0], user_line())
-            return func(*args, **kwargs)
+        if func is Tensor.__iter__:
+            self._guard(Tensor.unbind, [args[0]])
+            return iter(self.__torch_function__(Tensor.unbind, types, (args[0],)))
         read = tensors_in((args, kwargs))
+        self._guard(func, read)
         with self._observed(read) as seen:
             out = func(*args, **kwargs)
         if not tensors_in(out) and not seen.mutated:
             return out
-        call = as_call(func, args, kwargs)
-        self._write(call, out, seen, 1)
+        node = self._write(as_call(func, args, kwargs), out, seen, 1)
+        self._mark(func, node, args, kwargs)
+        self.book.name_result(out, node)
+        self.book.event += 1
         return out
 
     def call_module(
@@ -126,182 +133,142 @@ class Recorder(TorchFunctionMode):
         self.counts[path] += 1
         if self.paused:
             return forward(module, *args, **kwargs)
-        start = self.event
-        self.scopes.append((path, type(module).__name__))
-        if self.is_leaf(module, path) and self._encodable((args, kwargs)):
-            with self._pause():
-                with self._observed(tensors_in((args, kwargs)) + list(module.parameters())) as seen:
-                    out = forward(module, *args, **kwargs)
-                first, last = self.fine.spans[path, number] if self.fine else (0, 1)
-                stem = path.replace(".", "_")
-                self._write(Call("call_module", path, args, kwargs, stem), out, seen, last - first)
-        else:
-            out = forward(module, *args, **kwargs)
-        self.scopes.pop()
-        self.recording.calls.spans[path, number] = (start, self.event)
+        self._check_randomness()
+        calls = self.book.recording.calls
+        start = self.book.event
+        self.book.scopes.append((path, type(module).__name__))
+        if not is_plain((args, kwargs)):
+            calls.opaque.add(path)
+        elif self.is_leaf(module, path) and not (self.fine and path in self.fine.opaque):
+            out = self._call_leaf(forward, module, path, number, args, kwargs)
+            self.book.scopes.pop()
+            calls.spans[path, number] = (start, self.book.event)
+            return out
+        self.book.recording.opened.add(path)
+        out = forward(module, *args, **kwargs)
+        self._check_randomness()
+        if not is_plain(out):
+            calls.opaque.add(path)
+        self.book.scopes.pop()
+        calls.spans[path, number] = (start, self.book.event)
         return out
 
-    def _write(self, call: Call, out: Any, seen: _Seen, events: int) -> None:
-        scope, module_class = self.scopes[-1]
-        if call.op == "call_module" and not tensors_in(out):
-            raise Unencodable(f"{call.target}, which yields no tensor,", scope, user_line())
-        args, kwargs = self._encode(tuple(call.args)), self._encode(dict(call.kwargs))
-        node = self._node(call.op, call.target, args, kwargs, self._stem(call))
-        facts = Recorded(
-            scope=scope,
-            module_class=module_class,
-            event=(self.event, self.event + events),
+    def call_custom(
+        self, apply: Apply, kind: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Stand in for `kind.apply(*args)` of a `torch.autograd.Function`."""
+        if self.paused:
+            return apply(*args, **kwargs)
+        if not is_importable(kind) or not is_plain((args, kwargs)):
+            what = f"the torch.autograd.Function {kind.__qualname__}, which cannot be imported,"
+            self._meet(Unencodable(what, self.book.scope, user_line()))
+        with self._observed(tensors_in((args, kwargs))) as seen, self._pause():
+            out = apply(*args, **kwargs)
+        target = kind.apply  # type: ignore[attr-defined]  # every Function has it
+        node = self._write(
+            Call("call_function", target, args, kwargs, kind.__name__.lower()), out, seen, 1
+        )
+        self.book.name_result(out, node)
+        self.book.event += 1
+        return out
+
+    def _call_leaf(
+        self,
+        forward: Callable[..., Any],
+        module: nn.Module,
+        path: str,
+        number: int,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
+        with self._pause():
+            read = tensors_in((args, kwargs)) + list(module.parameters())
+            with self._observed(read) as seen:
+                out = forward(module, *args, **kwargs)
+        self.watch.used()
+        if not tensors_in(out) or not is_plain(out):
+            what = f"{path}, which yields {'no tensor' if is_plain(out) else 'an object'},"
+            self._meet(Unencodable(what, path.rpartition(".")[0], user_line()))
+        first, last = self.fine.spans[path, number] if self.fine else (0, 1)
+        node = self._write(
+            Call("call_module", path, args, kwargs, path.replace(".", "_")), out, seen, last - first
+        )
+        self.book.name_result(out, node)
+        self.book.event += last - first
+        return out
+
+    def _write(self, call: Call, out: Any, seen: _Seen, events: int) -> fx.Node:
+        book = self.book
+        args, kwargs = book.encode(tuple(call.args)), book.encode(dict(call.kwargs))
+        node = book.node(call.op, call.target, args, kwargs, self._stem(call))
+        node.meta[KEY] = book.facts(
+            event=(book.event, book.event + events),
             tensor=TensorFacts.of(out) if isinstance(out, Tensor) else None,
             items=len(out) if isinstance(out, tuple | list) else 0,
             flops=seen.flops,
             bytes_read=seen.bytes_read,
             mutated=frozenset(seen.mutated),
             grad_enabled=torch.is_grad_enabled(),
-            source=user_line(),
         )
-        node.meta[KEY] = facts
-        if call.op == "call_module" or any(n in self.tainted for n in node.all_input_nodes):
-            self.tainted.add(node)
+        if call.op == "call_module" or any(n in book.tainted for n in node.all_input_nodes):
+            book.tainted.add(node)
         if seen.mutated:
-            self._refresh(seen.mutated, node in self.tainted)
-        self._name_result(out, node, facts)
-        self.event += events
+            book.refresh(seen.mutated, node in book.tainted)
+        return node
+
+    def _mark(self, func: Any, node: fx.Node, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Note a result of chance, and one whose sizes follow from values."""
+        book = self.book
+        if draws(func):
+            book.tainted.add(node)
+        first = args[0] if args and isinstance(args[0], Tensor) else None
+        if keeps_shape(func) and first is not None:
+            read = [first]
+        else:
+            read = tensors_in((args, kwargs))
+        if makes_sizes(func, args, kwargs) or any(book.is_unsized(tensor) for tensor in read):
+            book.unsized.add(node)
+
+    def _guard(self, func: Any, read: list[Tensor]) -> None:
+        """Refuse what a recording cannot show.
+
+        Raises:
+            ReadsData: a value, or a size that follows from values, is handed to Python.
+            Unencodable: the call lies inside a functorch transform or autocast, or sets a hook.
+        """
+        scope = self.book.scope
+        name = getattr(func, "__name__", str(func))
+        if reads_data(func) and any(self.book.is_tainted(tensor) for tensor in read):
+            what = f"a branch on the value of a tensor (Tensor.{name})"
+            self._meet(ReadsData(what, scope, user_line()))
+        if reads_size(func) and any(self.book.is_unsized(tensor) for tensor in read):
+            what = "a size that follows from the values of a tensor"
+            self._meet(ReadsData(what, scope, user_line()))
+        if hooks(func):
+            self._meet(Unencodable(f"a hook on a tensor (Tensor.{name})", scope, user_line()))
+        if any(is_functorch_wrapped_tensor(tensor) for tensor in read):
+            self._meet(Unencodable("a call inside vmap or torch.func", scope, user_line()))
+        if torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda"):
+            self._meet(Unencodable("a call under autocast", scope, user_line()))
+
+    def _check_randomness(self) -> None:
+        used = self.watch.used()
+        if used and not self.paused:
+            self._meet(Draws(f"a use of {used}", self.book.scope, user_line()))
+
+    def _meet(self, obstacle: Obstacle) -> None:
+        """Raise an obstacle, and remember it: user code may catch it."""
+        self.met = obstacle
+        raise obstacle
 
     def _stem(self, call: Call) -> str:
         """A module is called by its path, a result as the user's variable, else by its function."""
         if call.op == "call_module":
             return call.stem
         if self.fine is not None:
-            return self.fine.names[self.event]
+            return self.fine.names.get(self.book.event, call.stem)
         variables = assigned_names()
         return variables[0] if len(variables) == 1 else call.stem
-
-    def _refresh(self, storages: set[int], tainted: bool) -> None:
-        """Look again at the tensors that an operation changed in place."""
-        for tensor in self.alive:
-            node = self.nodes.get(id(tensor))
-            if node is None or storage_key(tensor) not in storages:
-                continue
-            node.meta[KEY] = replace(recorded(node), tensor=TensorFacts.of(tensor))
-            if tainted:
-                self.tainted.add(node)
-
-    def _node(self, op: str, target: Any, args: Any, kwargs: Any, stem: str) -> fx.Node:
-        name = stem if stem.isidentifier() else f"_{stem}"
-        if name in RESERVED:
-            name += "_"
-        node = self.recording.graph.create_node(op, target, args, kwargs, name=name)
-        if op in ("call_function", "call_method") and target is not item:
-            self.recording.calls.names[self.event] = node.name
-        return node
-
-    def _name_result(self, out: Any, node: fx.Node, facts: Recorded) -> None:
-        """Remember which node each tensor of a result comes from, item by item."""
-        if isinstance(out, Tensor):
-            self._name_tensor(out, node)
-            return
-        results: Iterator[tuple[Any, Any]]
-        if isinstance(out, dict):
-            results = iter(out.items())
-        elif isinstance(out, tuple | list):
-            results = enumerate(out)
-        else:
-            return
-        variables = assigned_names() if self.fine is None else ()
-        for key, result in results:
-            if not tensors_in(result):
-                continue
-            name = f"{node.name}_{key}"
-            if isinstance(key, int) and len(variables) == len(out):
-                name = variables[key]
-            if self.fine is not None:
-                name = self.fine.items.get((self.event, key), name)
-            child = self._node("call_function", item, (node, key), {}, name)
-            self.recording.calls.items[self.event, key] = child.name
-            child.meta[KEY] = Recorded(
-                scope=facts.scope,
-                module_class=facts.module_class,
-                event=facts.event,
-                tensor=TensorFacts.of(result) if isinstance(result, Tensor) else None,
-                grad_enabled=facts.grad_enabled,
-                source=facts.source,
-            )
-            if node in self.tainted:
-                self.tainted.add(child)
-            self._name_result(result, child, facts)
-
-    def _name_tensor(self, value: Any, node: fx.Node) -> None:
-        if node.op == "placeholder":
-            self.tainted.add(node)
-        if isinstance(value, Tensor):
-            self.nodes[id(value)] = node
-            self.alive.append(value)
-
-    def _is_tainted(self, tensor: Tensor) -> bool:
-        node = self.nodes.get(id(tensor))
-        return (node is not None and node in self.tainted) or id(tensor) in self.attributes
-
-    def _encodable(self, structure: Any) -> bool:
-        return all(
-            isinstance(leaf, (Tensor, *PLAIN)) or is_dataclass(leaf) for leaf in leaves(structure)
-        )
-
-    def _encode(self, value: Any) -> Any:
-        """Replace every tensor in a structure by its node."""
-        if isinstance(value, Tensor):
-            return self._node_of(value)
-        if isinstance(value, torch.Size):
-            return tuple(value)
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            return self._construct(type(value), dict(zip(value._fields, value, strict=True)))
-        if is_dataclass(value) and not isinstance(value, type):
-            present = {f.name: getattr(value, f.name) for f in fields(value)}
-            return self._construct(type(value), {k: v for k, v in present.items() if v is not None})
-        if isinstance(value, dict):
-            return {key: self._encode(entry) for key, entry in value.items()}
-        if isinstance(value, tuple | list):
-            return type(value)(self._encode(entry) for entry in value)
-        if isinstance(value, slice):
-            return slice(*(self._encode(v) for v in (value.start, value.stop, value.step)))
-        if isinstance(value, PLAIN):
-            return value
-        scope = self.scopes[-1][0]
-        raise Unencodable(f"a value of type {type(value).__name__}", scope, user_line())
-
-    def _construct(self, kind: type, items: dict[str, Any]) -> fx.Node:
-        """A node that builds a dataclass or named tuple, such as Hugging Face's outputs."""
-        node = self.recording.graph.call_function(
-            kind, (), {k: self._encode(v) for k, v in items.items()}
-        )
-        node.meta[KEY] = Recorded(
-            scope=self.scopes[-1][0],
-            module_class=self.scopes[-1][1],
-            event=(self.event, self.event),
-            source=user_line(),
-        )
-        return node
-
-    def _node_of(self, tensor: Tensor) -> fx.Node:
-        if id(tensor) in self.nodes:
-            return self.nodes[id(tensor)]
-        path = self.attributes.get(id(tensor))
-        if path is None:
-            raise Unencodable(
-                "a tensor that neither the model holds nor a torch function made",
-                self.scopes[-1][0],
-                user_line(),
-            )
-        node = self._node("get_attr", path, (), {}, path.replace(".", "_"))
-        node.meta[KEY] = Recorded(
-            scope=path.rpartition(".")[0],
-            module_class=self.scopes[-1][1],
-            event=(self.event, self.event),
-            tensor=TensorFacts.of(tensor),
-            source=user_line(),
-        )
-        self.tainted.add(node)
-        self._name_tensor(tensor, node)
-        return node
 
     @contextmanager
     def _pause(self) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""What a recording is: the graph, the calls that were made, and why one may fail."""
+"""What a recording is: the graph, and the calls that were made."""
 
 from __future__ import annotations
 
@@ -17,26 +17,6 @@ RESERVED = frozenset(
 )
 
 
-class ReadsData(Exception):
-    """The model asked for the value of a tensor: the branch that follows cannot be recorded."""
-
-    def __init__(self, function: str, scope: str, source: str) -> None:
-        super().__init__(f"{function} at {source}")
-        self.function = function
-        self.scope = scope
-        self.source = source
-
-
-class Unencodable(Exception):
-    """An argument or a result that cannot be written down."""
-
-    def __init__(self, what: str, scope: str, source: str) -> None:
-        super().__init__(f"{what} at {source}")
-        self.what = what
-        self.scope = scope
-        self.source = source
-
-
 @dataclass(frozen=True)
 class Calls:
     """What happened in a recording of the finest grain, for recordings of coarser grain.
@@ -45,24 +25,33 @@ class Calls:
         spans: range of events of the k-th call of the module at a path, by (path, k).
         names: name of the node of each function that was called, by its event.
         items: name of each item of a result of several tensors, by event and index.
+        opaque: paths of modules that took or gave objects that cannot be written down (a cache);
+            they are opened in coarser recordings too.
     """
 
     spans: dict[tuple[str, int], tuple[int, int]] = field(default_factory=dict)
     names: dict[int, str] = field(default_factory=dict)
     items: dict[tuple[int, Any], str] = field(default_factory=dict)
+    opaque: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded run."""
+    """A recorded run; `opened` are the paths of the modules whose forward was written down."""
 
     graph: fx.Graph
     calls: Calls
+    opened: set[str] = field(default_factory=set)
 
 
 def item(container: Any, key: Any) -> Any:
     """Item of a result of several tensors; told apart from the user's own indexing."""
     return container[key]
+
+
+def field_of(container: Any, name: str) -> Any:
+    """Field of a result that is a dataclass; told apart from the user's own attributes."""
+    return getattr(container, name)
 
 
 def attributes(model: nn.Module) -> dict[int, str]:
@@ -81,5 +70,5 @@ def attributes(model: nn.Module) -> dict[int, str]:
 def drop_unused_items(graph: fx.Graph) -> None:
     """Remove items of results that nobody used."""
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and node.target is item and not node.users:
+        if node.op == "call_function" and node.target in (item, field_of) and not node.users:
             graph.erase_node(node)
