@@ -1,0 +1,37 @@
+"""DINOv2: layer scale; positions interpolated to the size of the image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import StackDataset
+from transformers import Dinov2Config, Dinov2ForImageClassification
+
+CLASSES, SIZE = 10, 32
+
+
+def build_model() -> nn.Module:
+    config = Dinov2Config(
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        image_size=48,
+        patch_size=8,
+        num_labels=CLASSES,
+    )
+    return Dinov2ForImageClassification(config)
+
+
+def samples(count: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(count, 3, SIZE, SIZE, generator=generator)
+    return {"pixel_values": images, "labels": torch.arange(count) % CLASSES}
+
+
+def example_inputs() -> dict[str, Tensor]:
+    return samples(4)
+
+
+def train_data() -> StackDataset:
+    return StackDataset(**samples(64))
