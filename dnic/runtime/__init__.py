@@ -9,6 +9,7 @@ from dnic.runtime.bundle import structure_digest
 from dnic.runtime.checkpoint import load_full_state_dict
 from dnic.runtime.engine import Engine
 from dnic.runtime.launch import LaunchResult, launch, torchrun_command
+from dnic.runtime.loss import own_loss
 from dnic.runtime.record import Record, read_record
 from dnic.runtime.stage import Stage
 from dnic.runtime.worker import Worker, entry
@@ -22,6 +23,7 @@ __all__ = [
     "entry",
     "launch",
     "load_full_state_dict",
+    "own_loss",
     "read_record",
     "structure_digest",
     "torchrun_command",

@@ -15,6 +15,7 @@ from torch.autograd import backward
 from dnic.runtime.batches import Header
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
+from dnic.runtime.loss import own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.trainer import Trainer
 
@@ -40,7 +41,7 @@ class Backprop(Trainer):
         return figures
 
     def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation:
-        score = Score()
+        score = Score(own=self.loss is own_loss)
         device = self.worker.device
         for batch, target in feed:
             there = target.to(device, non_blocking=True)

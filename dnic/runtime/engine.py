@@ -44,9 +44,10 @@ from dnic.runtime.batches import Header
 from dnic.runtime.edges import connect
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
+from dnic.runtime.loss import Loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource, warmup_steps
-from dnic.runtime.trainer import Loss, Trainer
+from dnic.runtime.trainer import Trainer
 from dnic.runtime.worker import Worker
 
 
@@ -186,7 +187,7 @@ class Engine(Trainer):
 
     def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation | None:
         self._begin(header, gradients=False)
-        score = Score()
+        score = Score(own=self.loss is own_loss)
         for _ in range(header.count.messages):
             inputs, target = self._receive(feed, gradients=False)
             output = self.module(*inputs.values())

@@ -50,7 +50,8 @@ class Inputs:
             RuntimeFault: it is neither a pair nor a mapping, or an entry is missing.
         """
         if isinstance(sample, Mapping):
-            return self._split_mapping(sample)
+            self._need_names()
+            return self._split_mapping(sample, self._specs or ())
         if not isinstance(sample, (tuple, list)) or len(sample) != 2:
             raise RuntimeFault(
                 "a sample of the data set is not a pair",
@@ -59,6 +60,7 @@ class Inputs:
             )
         given, target = sample
         if isinstance(given, Mapping):
+            self._need_names()
             batch: Any = (given,) if self._positional else given
         else:
             batch = tuple(given) if isinstance(given, (tuple, list)) else (given,)
@@ -76,12 +78,6 @@ class Inputs:
             RuntimeFault: one is missing, no tensor, or not as in the plan.
         """
         if self._specs is None:
-            if isinstance(batch, Mapping) or any(isinstance(part, Mapping) for part in batch):
-                raise RuntimeFault(
-                    "the samples are mappings, but plan.yaml has no names for the model's inputs",
-                    where="plan.yaml: model: inputs",
-                    hint="dnic compile model.py",
-                )
             return list(batch)
         return [_checked(spec, leaf(batch, spec.path), batch_size) for spec in self._specs]
 
@@ -89,7 +85,15 @@ class Inputs:
         """The undivided model's output for a batch."""
         return invoke(model, moved(batch, device), self._plan.constants)
 
-    def _split_mapping(self, sample: Mapping[str, Any]) -> Batch:
+    def _need_names(self) -> None:
+        if not self._specs:
+            raise RuntimeFault(
+                "the samples are mappings, but plan.yaml has no names for the model's inputs",
+                where="plan.yaml: model: inputs",
+                hint="dnic compile model.py",
+            )
+
+    def _split_mapping(self, sample: Mapping[str, Any], specs: Sequence[InputSpec]) -> Batch:
         entries = {key: value for key, value in sample.items() if key in self._wanted}
         batch: Any = (entries,) if self._positional else entries
         name = self._plan.target
@@ -101,9 +105,7 @@ class Inputs:
                     expected=f"an entry {name!r} beside {', '.join(map(str, sample))}",
                 )
             return batch, _checked_target(sample[name])
-        if not self._specs:
-            return batch, _checked_target(None)
-        first = leaf(batch, self._specs[0].path)
+        first = leaf(batch, specs[0].path)
         return batch, torch.empty(first.shape[0] if isinstance(first, Tensor) else 0, 0)
 
     def _refuse_unknown(self, batch: Any) -> None:

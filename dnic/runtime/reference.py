@@ -24,13 +24,13 @@ from torch.utils.data import Dataset
 from dnic.runtime.batches import Batches
 from dnic.runtime.bundle import Bundle, check_stages
 from dnic.runtime.inputs import Inputs
+from dnic.runtime.loss import Loss, total_loss
 from dnic.runtime.names import StateNames
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan
 from dnic.runtime.record import Record
 from dnic.runtime.seeds import random_state, restore_random_state, seed_everything, stage_seed
 from dnic.runtime.sources import build_trainers, warmup_steps
-from dnic.runtime.trainer import Loss
 from dnic.runtime.worker import build_optimizer, initial_model
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ class Reference:
                 output = stage.module(*leaves.values())
                 given.append(leaves)
                 if stage is self._stages[-1]:
-                    loss = self._loss(output, target)
+                    loss = total_loss(self._loss, output, target)
                 else:
                     outputs = output if isinstance(output, (tuple, list)) else (output,)
                     values.update(zip(stage.outputs, outputs, strict=True))

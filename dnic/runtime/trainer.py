@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from dnic.runtime import checkpoint as checkpoints
 from dnic.runtime.batches import Batches, Header, target_spec
 from dnic.runtime.evaluation import Evaluation
 from dnic.runtime.inputs import Batch, Inputs
+from dnic.runtime.loss import Loss, total_loss
 from dnic.runtime.metrics import (
     RESULT_FILE,
     EpochFigures,
@@ -37,8 +38,6 @@ from dnic.runtime.seeds import random_state, restore_random_state
 
 if TYPE_CHECKING:
     from dnic.runtime.worker import Worker
-
-Loss = Callable[[Any, Tensor], Tensor]
 
 
 class Trainer(ABC):
@@ -241,14 +240,7 @@ class Trainer(ABC):
         return header, chain((first,), feed)
 
     def _loss_of(self, output: Any, target: Tensor) -> Tensor:
-        loss = self.loss(output, target)
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            raise RuntimeFault(
-                "loss(output, target) did not return a scalar tensor",
-                where="model.py",
-                expected="the mean over the batch",
-            )
-        return loss
+        return total_loss(self.loss, output, target)
 
     def _count_loss(self, figures: EpochFigures, loss: Tensor, size: int) -> None:
         detached = loss.detach()

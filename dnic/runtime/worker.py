@@ -34,7 +34,8 @@ from dnic.runtime.seeds import seed_everything, stage_seed
 from dnic.runtime.stage import check_ownership
 
 if TYPE_CHECKING:
-    from dnic.runtime.trainer import Loss, Trainer
+    from dnic.runtime.loss import Loss
+    from dnic.runtime.trainer import Trainer
 
 
 class Worker:
@@ -142,7 +143,8 @@ class Worker:
         Args:
             module: what `build` returned.
             optimizer: over its parameters.
-            loss: the model file's `loss(output, target)`, a scalar: the mean over the batch.
+            loss: the model file's `loss(output, target)`: the mean over the batch, a scalar or
+                several; or `runtime.own_loss`, where the model computes it.
         """
         from dnic.runtime.backprop import Backprop
         from dnic.runtime.engine import Engine

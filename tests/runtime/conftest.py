@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import yaml
 from safetensors.torch import save_file
 
 from dnic.runtime.bundle import load_bundle, structure_digest
+from dnic.runtime.loss import own_loss
 from dnic.runtime.record import Record
 from dnic.runtime.reference import Reference
 
@@ -356,17 +358,23 @@ def write_plan(folder: Path, plan: dict[str, Any]) -> None:
 
 def write_bundle(
     folder: Path,
-    kind: str,
+    kind: str | tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]],
     *,
     window: int = 2,
     edit: Callable[[str, str], str] = lambda name, text: text,
+    model_keys: dict[str, Any] | None = None,
+    plan_keys: dict[str, Any] | None = None,
     **interface_keys: Any,
 ) -> Path:
-    """Writes a bundle; `edit(name, text)` may change `model.py`, `stages.py` and `train.py`."""
-    model_text, stages_text, stages, interfaces = KINDS[kind]
-    plan = {
+    """Writes a bundle; `edit(name, text)` may change `model.py`, `stages.py` and `train.py`.
+
+    `kind` is one of the above, or the texts and plan rows of another; further keys of the plan, of
+    its model and of all interfaces may be given.
+    """
+    model_text, stages_text, stages, interfaces = KINDS[kind] if isinstance(kind, str) else kind
+    plan: dict[str, Any] = {
         "dnic": "0",
-        "model": {"name": kind},
+        "model": {"name": kind if isinstance(kind, str) else "own", **(model_keys or {})},
         "train": {
             "batch_size": 16,
             "epochs": 2,
@@ -376,7 +384,7 @@ def write_bundle(
         "target": {"shape": ["B"], "dtype": "int64", "classes": 5},
         "stages": stages,
         "interfaces": [row | {"window": window} | interface_keys for row in interfaces],
-    }
+    } | (plan_keys or {})
     folder.mkdir(parents=True, exist_ok=True)
     head = STAGES_HEAD.format(digest=structure_digest(plan))
     (folder / "model.py").write_text(edit("model.py", model_text))
@@ -384,10 +392,9 @@ def write_bundle(
     (folder / "train.py").write_text(edit("train.py", TRAIN))
     torch.manual_seed(11)
     model = load_module(folder / "model.py").build_model()
-    initial = {name: value.clone() for name, value in model.state_dict().items()}
-    save_file(
-        {n: t for n, t in initial.items() if not n.startswith("copy.")}, folder / "init.safetensors"
-    )
+    tensors = {id(t): name for name, t in reversed(model.state_dict(keep_vars=True).items())}
+    state = model.state_dict()
+    save_file({name: state[name] for name in tensors.values()}, folder / "init.safetensors")
     write_plan(folder, plan)
     return folder
 
@@ -450,8 +457,9 @@ def run_ranks(
 def reference(folder: Path, **options: Any) -> Reference:
     """The same bundle in this process."""
     model, stages = load_module(folder / "model.py"), load_module(folder / "stages.py")
+    loss = getattr(model, "loss", own_loss)
     return Reference(
-        load_bundle(folder), stages, model.build_model, model.loss, model.train_data, **options
+        load_bundle(folder), stages, model.build_model, loss, model.train_data, **options
     )
 
 
@@ -489,6 +497,12 @@ def bundle(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(name="run_ranks")
 def _run_ranks() -> Callable[..., list[int]]:
     return run_ranks
+
+
+@pytest.fixture
+def rows() -> SimpleNamespace:
+    """What the rows of a plan are made with."""
+    return SimpleNamespace(tensor=tensor, stage=stage, interface=interface)
 
 
 @pytest.fixture(name="reference")
