@@ -128,7 +128,7 @@ def test_every_tensor_of_a_nested_batch_moves() -> None:
         (WORDS, (IDS, LABELS), "an entry more: input 0"),
         (TWO, (IDS, LABELS), "a batch has no input 1"),
         (TWO, ((IDS, MASK, MASK), LABELS), "an entry more: input 2"),
-        (TWO, {"x": IDS, "y": MASK}, "a batch has no input 0"),
+        (TWO, {"x": IDS, "y": MASK}, "input 0 of a batch is dict"),
         (NESTED, ({"b": MASK, "a": []}, LABELS), r"a batch has no input 0\['a'\]\[0\]"),
         (SamplePlan(), {"x": IDS}, "plan.yaml has no names"),
         (SamplePlan(), ({"x": IDS}, LABELS), "plan.yaml has no names"),
