@@ -78,7 +78,23 @@ def behind_a_type(y: Tensor) -> Tensor:
     return y
 
 
+def decides_by_a_count(y: Tensor) -> Tensor:
+    return y * 2 if y[y > 0].shape[0] > 2 else y
+
+
+def iterates(y: Tensor) -> Tensor:
+    for value in y[y > 0]:
+        y = y + value
+    return y
+
+
+def splits(y: Tensor) -> Tensor:
+    return y[y > 0].split(2)[0]
+
+
 LINES = {
+    decides_by_a_count: "return y * 2 if y[y > 0].shape[0] > 2 else y",
+    iterates: "for value in y[y > 0]:",
     asks: "if y.sum() > 0:",
     loops: "while (y.abs() < 100).any():",
     chooses: "return y * 2 if not y.max() > 0 else y",
@@ -120,6 +136,13 @@ def test_the_number_of_nodes_is_that_of_the_exported_graph() -> None:
     check = cross_check(model, (torch.randn(3, 4),))
     exported = torch.export.export(model, (torch.randn(3, 4),), strict=False)
     assert f": {len(exported.graph.nodes)} nodes" in check.detail
+
+
+def test_a_torch_function_that_needs_a_size_is_no_branch_of_the_model() -> None:
+    check = cross_check(Branching(splits), (torch.randn(3, 4),))
+    assert check.method == "torch.fx"
+    assert check.agrees is True
+    assert "data-dependent" in check.detail
 
 
 class FrozenBatch(nn.Module):
