@@ -226,15 +226,13 @@ def _tests_truth(trace: TracebackType) -> bool:
     return asking is not None and any(test in asking.opname for test in _TRUTH_TESTS)
 
 
-def _reads_value(trace: TracebackType | None) -> bool:
-    """Whether torch was entered by what hands a value to Python: `item`, `bool`, an `if`."""
-    while trace is not None:
-        frame = trace.tb_frame
-        called = getattr(frame.f_locals.get("func"), "__name__", "")
-        if called in _READS or frame.f_code.co_name in _READS:
-            return True
-        trace = trace.tb_next
-    return False
+def _reads_value(entered: TracebackType | None) -> bool:
+    """Whether torch was entered by what hands a value to Python: `item`, `bool`, an iteration."""
+    if entered is None:
+        return False
+    frame = entered.tb_frame
+    called = getattr(frame.f_locals.get("func"), "__name__", "")
+    return called in _READS or frame.f_code.co_name in _READS
 
 
 def _relative(file: str) -> str:
