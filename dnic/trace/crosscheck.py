@@ -14,7 +14,6 @@ models, so it belongs to `dnic verify`, not to compiling.
 from __future__ import annotations
 
 import contextlib
-import dis
 import inspect
 import io
 import linecache
@@ -38,9 +37,7 @@ from dnic.trace.frames import is_users
 from dnic.trace.functions import READS_DATA
 from dnic.trace.inputs import batch_size_of, mapped, tensors_by_path
 
-# Bytecode that asks a value whether it is true; Python 3.13 has TO_BOOL, before it the jump asks.
-_TRUTH_TESTS = ("JUMP", "TO_BOOL", "UNARY_NOT")
-# How many entries there are depends on data where no branch could be left open.
+# Asked of a tensor whose size depends on data, these two do as well.
 _READS = READS_DATA | {"__len__", "__iter__"}
 _LONGEST_REASON = 160
 _PLAIN_CONTAINERS = (list, dict, set, OrderedDict)
@@ -206,7 +203,7 @@ def _asking_line(trace: TracebackType | None) -> str | None:
         if _is_models(trace.tb_frame.f_code.co_filename):
             found = trace
         trace = trace.tb_next
-    if found is None or not (_tests_truth(found) or _reads_value(found.tb_next)):
+    if found is None or not _reads_value(found.tb_next):
         return None
     file = found.tb_frame.f_code.co_filename
     code = linecache.getline(file, found.tb_lineno).strip()
@@ -217,13 +214,6 @@ def _is_models(file: str) -> bool:
     """Whether a file is the user's, or of a library that the model is made of."""
     standard = file.startswith(sysconfig.get_path("stdlib")) and "site-packages" not in file
     return is_users(file) and not standard and "sympy" not in Path(file).parts
-
-
-def _tests_truth(trace: TracebackType) -> bool:
-    """Whether Python was deciding something, such as `if x[mask].shape[0] > 2`."""
-    instructions = dis.get_instructions(trace.tb_frame.f_code)
-    asking = next((i for i in instructions if i.offset == trace.tb_lasti), None)
-    return asking is not None and any(test in asking.opname for test in _TRUTH_TESTS)
 
 
 def _reads_value(entered: TracebackType | None) -> bool:
