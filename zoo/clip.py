@@ -59,4 +59,4 @@ def example_inputs_with_labels() -> dict[str, Tensor | bool]:
 
 
 def train_data_with_labels() -> StackDataset:
-    return StackDataset(**samples(64), return_loss=[True] * 64)
+    return StackDataset(**samples(64))
