@@ -1,0 +1,187 @@
+"""One model of the zoo through the real compiler, at one number of stages, and what came of it.
+
+As a program it does so for several numbers of stages and appends a line of JSON for each to a
+file, so that what was measured before a crash is kept:
+
+    python -m studies.compilation gpt2+labels 2,4,8 results.jsonl
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dnic.compiler import Planned, compile_model
+from dnic.errors import DnicError, PartitionError
+from dnic.partition.plan import Plan
+from dnic.spec import Spec, spec_from_mapping
+from studies.zoo import Case, cases
+
+SEED = 0
+CAPTURES = ("capture", "recapture")
+DECISIONS = ("graph", "cost", "cut", "plan", "emit")
+
+
+@dataclass(frozen=True)
+class Crossing:
+    """What crosses one interface."""
+
+    name: str
+    tensors: int
+    differentiable: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What came of compiling one case.
+
+    Attributes:
+        case: its name.
+        asked: number of stages asked for.
+        stages: number of stages made: as many, or the most that the model allows; 0 where none.
+        proven: whether rung 1 of the proof ladder passed; None when it was not reached.
+        parameters: of the model.
+        capture_s, decide_s, prove_s: seconds for both captures; for graph, costs, cuts, plan and
+            emitted files; for the proof.
+        crossings: for each interface.
+        shared: parameters that several stages use.
+        whole: modules that are kept whole, with the reason.
+        largest_share: parameters of the largest stage, as a share of the model's.
+        compared: tensors that the proof compared.
+        max_abs_error: the largest difference in what it compared.
+        errors: the same by kind (outputs, gradients, buffers).
+        refused: why there are not as many stages as were asked for.
+        error: what went wrong, as the command line says it.
+    """
+
+    case: str
+    asked: int
+    stages: int = 0
+    proven: bool | None = None
+    parameters: int = 0
+    capture_s: float = 0.0
+    decide_s: float = 0.0
+    prove_s: float = 0.0
+    crossings: tuple[Crossing, ...] = ()
+    shared: int = 0
+    whole: dict[str, str] = field(default_factory=dict)
+    largest_share: float = 0.0
+    compared: int = 0
+    max_abs_error: float = 0.0
+    errors: dict[str, float] = field(default_factory=dict)
+    refused: str = ""
+    error: str = ""
+
+
+class Clock:
+    """Adds up how long the passes of the compiler take; it is told when one has ended."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.last = time.perf_counter()
+
+    def __call__(self, name: str, value: Any) -> None:
+        """A pass has ended."""
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
+        self.last = now
+
+    def total(self, names: tuple[str, ...]) -> float:
+        """Seconds of these passes."""
+        return round(sum(self.seconds.get(name, 0.0) for name in names), 3)
+
+
+def compiled(case: Case, stages: int, folder: Path) -> Compilation:
+    """Compile a case into `folder` with as many of the stages asked for as the model allows.
+
+    Errors of the user's kind are part of the result; others are bugs of ours and are raised.
+    """
+    refused = ""
+    for count in range(stages, 0, -1):
+        clock = Clock()
+        try:
+            planned, rung = compile_model(spec_of(case, count), folder, observe=clock)
+        except PartitionError as error:
+            refused = refused or str(error)
+            continue
+        except DnicError as error:
+            return _timed(Compilation(case.name, stages, refused=refused, error=str(error)), clock)
+        result = Compilation(
+            case=case.name,
+            asked=stages,
+            stages=len(planned.plan.stages),
+            proven=rung.passed,
+            compared=rung.compared,
+            max_abs_error=rung.max_abs_error,
+            errors=dict(getattr(rung, "errors", {})),
+            refused=refused,
+            **_planned(planned),
+        )
+        return _timed(result, clock)
+    return Compilation(case.name, stages, refused=refused, error=refused)
+
+
+def spec_of(case: Case, stages: int) -> Spec:
+    """The spec that asks for a number of stages; devices are those of a stock profile."""
+    return spec_from_mapping(
+        {
+            "model": case.model_spec(),
+            "train": {"seed": SEED},
+            "devices": {"count": stages, "profile": "cpu-core"},
+            "partition": {"stages": stages},
+        },
+        case.name,
+    )
+
+
+def _planned(planned: Planned) -> dict[str, Any]:
+    plan: Plan = planned.plan
+    return {
+        "parameters": plan.model.parameters,
+        "crossings": tuple(
+            Crossing(
+                name=interface.name,
+                tensors=len(interface.tensors),
+                differentiable=sum(tensor.differentiable for tensor in interface.tensors),
+                nbytes=interface.nbytes,
+            )
+            for interface in plan.interfaces
+        ),
+        "shared": len(plan.shared),
+        "whole": dict(planned.coarse.whole),
+        "largest_share": round(
+            max(stage.parameters for stage in plan.stages) / max(plan.model.parameters, 1), 4
+        ),
+    }
+
+
+def _timed(result: Compilation, clock: Clock) -> Compilation:
+    return replace(
+        result,
+        capture_s=clock.total(CAPTURES),
+        decide_s=clock.total(DECISIONS),
+        prove_s=clock.total(("prove",)),
+    )
+
+
+def main(name: str, counts: str, output: str) -> None:
+    """Compile a case at several numbers of stages; a line of JSON for each."""
+    torch.set_num_threads(1)
+    (case,) = (case for case in cases([name]) if case.name == name)
+    for count in map(int, counts.split(",")):
+        with tempfile.TemporaryDirectory(prefix="dnic-study-") as temporary:
+            result = compiled(case, count, Path(temporary) / "bundle")
+        with Path(output).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(result)) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,150 @@
+"""The results of the study of models, as a page for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+HEADINGS = {
+    "named": "The named set",
+    "unknown": "Models that were not looked at while dnic was built",
+}
+COLUMNS = (
+    "model",
+    "parameters",
+    "stages",
+    "crossing",
+    "shared",
+    "largest",
+    "outputs",
+    "gradients",
+    "buffers",
+    "compared",
+    "capture",
+    "plan",
+)
+LEGEND = """\
+**Stages**: as many as were asked for ({asked}), or as many as the model allows. **Crossing**: for
+each of these, the most tensors that cross one interface, and of them the most through which a
+gradient flows back. **Shared**: parameters that several stages use. **Largest**: the share of the
+parameters that the largest stage holds. **Outputs**, **gradients**, **buffers**: the largest
+absolute difference between the stages and the model, in train mode (the same seed, dropout on) and
+in eval mode, at two batch sizes; **compared**: of how many tensors. **Capture**, **plan**: seconds
+on one thread; the plan includes the emitted files. A number after a model points to a note.
+"""
+
+Model = Mapping[str, Any]
+
+
+def page(study: Mapping[str, Any]) -> str:
+    """The study as Markdown."""
+    models: dict[str, Model] = study["models"]
+    counts = sorted({result["asked"] for model in models.values() for result in model["results"]})
+    lines = [
+        "# Models",
+        "",
+        "Every model of [`zoo/`](../zoo) through the compiler. Written by `make models`; the data",
+        "are in [`models.json`](models.json).",
+        "",
+        *_made_with(study),
+        "",
+        *_summary(models),
+        "",
+        LEGEND.format(asked=", ".join(map(str, counts))),
+    ]
+    for key, heading in HEADINGS.items():
+        chosen = {name: model for name, model in models.items() if model["set"] == key}
+        if chosen:
+            lines += [f"## {heading}", "", *_table(chosen), ""]
+    return "\n".join(lines)
+
+
+def _made_with(study: Mapping[str, Any]) -> Iterator[str]:
+    packages = ("dnic", "python", "torch", "transformers", "x-transformers", "pytorchcv")
+    yield f"    {study['command']}"
+    yield ""
+    yield (
+        f"{study['date']}; " + ", ".join(f"{name} {study[name]}" for name in packages) + f"; "
+        f"seed {study['seed']}, {study['threads']} thread."
+    )
+
+
+def _summary(models: Mapping[str, Model]) -> Iterator[str]:
+    for key, heading in HEADINGS.items():
+        chosen = [model for model in models.values() if model["set"] == key]
+        if not chosen:
+            continue
+        proven = sum(all(result["proven"] for result in model["results"]) for model in chosen)
+        results = [result for model in chosen for result in model["results"]]
+        passed = sum(bool(result["proven"]) for result in results)
+        yield (
+            f"- {heading}: {proven} of {len(chosen)} proven at every number of stages "
+            f"({passed} of {len(results)} compilations)."
+        )
+
+
+def _table(models: Mapping[str, Model]) -> Iterator[str]:
+    notes: list[str] = []
+    yield "| " + " | ".join(COLUMNS) + " |"
+    yield "|" + "---|" * len(COLUMNS)
+    for name, model in models.items():
+        marks = []
+        for note in _notes(model):
+            if note not in notes:
+                notes.append(note)
+            marks.append(notes.index(note) + 1)
+        mark = f" <sup>{', '.join(map(str, sorted(marks)))}</sup>" if marks else ""
+        cells = [f"[{name}](../{model['file']}){mark}", *_cells(model["results"])]
+        yield "| " + " | ".join(cells) + " |"
+    if notes:
+        yield ""
+        yield from (f"{number}. {note}" for number, note in enumerate(notes, 1))
+
+
+def _cells(results: list[Mapping[str, Any]]) -> Iterator[str]:
+    made = [result for result in results if result["proven"]]
+    yield f"{max((result['parameters'] for result in results), default=0):,}"
+    yield ", ".join(str(result["stages"]) if result["proven"] else "-" for result in results)
+    yield ", ".join(_crossing(result) if result["proven"] else "-" for result in results)
+    yield ", ".join(str(result["shared"]) for result in made)
+    yield ", ".join(f"{result['largest_share']:.0%}" for result in made)
+    for kind in ("outputs", "gradients", "buffers"):
+        errors = [result["errors"][kind] for result in made if kind in result["errors"]]
+        yield f"{max(errors):.1g}" if errors else ""
+    yield str(max((result["compared"] for result in made), default=0))
+    for time in ("capture_s", "decide_s"):
+        yield f"{max((result[time] for result in results), default=0.0):.1f}"
+
+
+def _crossing(result: Mapping[str, Any]) -> str:
+    crossings = result["crossings"]
+    if not crossings:
+        return "0"
+    tensors = max(crossing["tensors"] for crossing in crossings)
+    return f"{tensors} ({max(crossing['differentiable'] for crossing in crossings)})"
+
+
+def _notes(model: Model) -> Iterator[str]:
+    """What is worth a note: failures, fewer stages than asked for, modules kept whole."""
+    seen: set[str] = set()
+    for result in model["results"]:
+        if result["error"]:
+            note = f"Failed: {_line(result['error'])}"
+        elif result["refused"]:
+            note = f"Not more stages: {_line(result['refused'])}"
+        else:
+            continue
+        if note not in seen:
+            seen.add(note)
+            yield note
+    whole = {path: why for result in model["results"] for path, why in result["whole"].items()}
+    if whole:
+        path, why = next(iter(whole.items()))
+        more = f" and {len(whole) - 1} more" if len(whole) > 1 else ""
+        yield f"Kept whole: `{path}`{more}: {_line(why)}."
+
+
+def _line(text: str) -> str:
+    """A message on one line, without folders of this machine."""
+    joined = "; ".join(line.strip() for line in text.strip().splitlines())
+    return " ".join(word.rpartition("/")[2] if "/" in word else word for word in joined.split())
