@@ -61,7 +61,7 @@ def _stage_class(traced: TracedModel, stage: PlannedStage, imports: set[str]) ->
     mine = {op.name for op in stage.operations}
     nodes = [node for node in traced.graph.nodes if node.name in mine]
     names = _names(traced, stage)
-    body = list(_body(traced, nodes, stage, names))
+    body = [*_clones(traced, nodes, stage), *_body(traced, nodes, stage, names)]
     if names.uses_batch:
         body.insert(0, _batch_line(traced, stage))
     imports |= names.imports
@@ -131,6 +131,20 @@ def _input_comments(traced: TracedModel, stage: PlannedStage) -> Iterator[str]:
         if tensor is not None and name in traced.shapes:
             dtype = str(tensor.dtype).removeprefix("torch.")
             yield f"{name}: {dtype} {text(traced.shapes[name])}"
+
+
+def _clones(
+    traced: TracedModel, nodes: Sequence[fx.Node], stage: PlannedStage
+) -> Iterator[str]:
+    """Copies of received tensors that the stage changes in place: a leaf must not be."""
+    if any(node.op == "placeholder" for node in nodes):
+        return
+    changed = {storage for node in nodes for storage in recorded(node).mutated}
+    facts = {node.name: recorded(node).tensor for node in traced.graph.nodes}
+    for name in stage.inputs:
+        tensor = facts[name]
+        if tensor is not None and tensor.storage in changed:
+            yield f"{name} = {name}.clone()  # changed in place below"
 
 
 def _body(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from dataclasses import replace
 
 import networkx as nx
 from torch import fx, nn
 
 from dnic.errors import TraceError
-from dnic.graph.graph import Graph, Kind, Operation, Value
+from dnic.graph.graph import Graph, Kind, Operation, Value, Weight
+from dnic.graph.place import blocked_gaps, free_nodes
 from dnic.trace import Recorded, TracedModel, field_of, item, qualified_name, recorded
 
 KINDS: dict[str, Kind] = {
@@ -35,16 +37,18 @@ def build_graph(traced: TracedModel, fine: TracedModel | None = None) -> Graph:
     nodes = list(traced.graph.nodes)
     starts = _starts(list(fine.graph.nodes) if fine else nodes)
     names = _first_names(traced.module)
+    free = free_nodes(nodes)
     operations = []
     for position, node in enumerate(nodes):
         facts = recorded(node)
-        span = _span(node, position, facts, starts)
-        operations.append(_operation(node, facts, traced, names, span))
+        operation = _operation(node, facts, traced, names, _span(node, position, facts, starts))
+        operations.append(replace(operation, free=node in free))
     graph = Graph(
         name=traced.name,
         batch_size=traced.batch_size,
         operations=tuple(operations),
-        blocked=_blocked(nodes, traced),
+        blocked=blocked_gaps(nodes, traced, free),
+        weights=_weights(traced.module, names),
     )
     check_graph(graph)
     return graph
@@ -141,6 +145,23 @@ def _first_names(model: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
+def _weights(model: nn.Module, names: dict[int, str]) -> dict[str, Weight]:
+    """Every parameter by its first name."""
+    aliases: dict[str, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if names[id(parameter)] != name:
+            aliases.setdefault(names[id(parameter)], []).append(name)
+    return {
+        name: Weight(
+            name=name,
+            aliases=tuple(aliases.get(name, ())),
+            nbytes=parameter.numel() * parameter.element_size(),
+            trained=parameter.requires_grad,
+        )
+        for name, parameter in model.named_parameters()
+    }
+
+
 def _starts(fine: list[fx.Node]) -> list[int]:
     """Number of the call that each node of the fine capture belongs to; never falling."""
     return [recorded(node).event[0] if node.op != "placeholder" else -1 for node in fine]
@@ -156,35 +177,3 @@ def _span(node: fx.Node, position: int, facts: Recorded, starts: list[int]) -> t
     if facts.event[0] == facts.event[1]:
         return (min(first, last), min(first + 1, last + 1))
     return (first, bisect_left(starts, facts.event[1]))
-
-
-def _blocked(nodes: list[fx.Node], traced: TracedModel) -> dict[int, str]:
-    """Gaps that must not be cut, with the reason."""
-    blocked: dict[int, str] = {}
-    last_use = _last_uses(nodes)
-    for gap in range(1, len(nodes)):
-        here, before = recorded(nodes[gap]), recorded(nodes[gap - 1])
-        if nodes[gap - 1].op != "placeholder" and here.event[0] == before.event[0]:
-            blocked[gap] = "it lies inside one call"
-    made: dict[int, list[int]] = {}
-    for position, node in enumerate(nodes):
-        facts = recorded(node)
-        for storage in facts.mutated:
-            for origin in made.get(storage, []):
-                # Whoever holds a tensor of this storage on the far side would miss the change.
-                for gap in range(origin + 1, position + 1):
-                    if last_use[origin] >= gap:
-                        blocked[gap] = f"{node.name} changes {nodes[origin].name} in place"
-        if facts.tensor is not None:
-            made.setdefault(facts.tensor.storage, []).append(position)
-    for position, node in enumerate(nodes):
-        sendable = node.op == "get_attr" or node.name in traced.shapes
-        if not sendable:
-            for gap in range(position + 1, last_use[position] + 1):
-                blocked.setdefault(gap, f"{node.name} is not a tensor of known size")
-    return blocked
-
-
-def _last_uses(nodes: list[fx.Node]) -> list[int]:
-    position = {node: i for i, node in enumerate(nodes)}
-    return [max((position[user] for user in node.users), default=i) for i, node in enumerate(nodes)]

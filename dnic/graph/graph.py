@@ -57,6 +57,8 @@ class Operation:
         bytes_moved: bytes read and written by the forward pass, parameters included.
         span: half-open range of positions in the fine recording that it covers; (i, i + 1) there.
         source: `file:line` of the user's code that ran it, for messages.
+        free: whether it follows from constants alone (positions, a causal mask): each stage that
+            uses it computes it again, which costs less than a message.
     """
 
     name: str
@@ -72,6 +74,24 @@ class Operation:
     bytes_moved: int = 0
     span: tuple[int, int] = (0, 0)
     source: str = ""
+    free: bool = False
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A parameter of the model.
+
+    Attributes:
+        name: the first of its dotted names.
+        aliases: its other names (tied weights).
+        nbytes: its size.
+        trained: whether it collects a gradient.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    nbytes: int
+    trained: bool
 
 
 @dataclass(frozen=True)
@@ -84,12 +104,14 @@ class Graph:
         operations: in the order in which the model ran them; inputs first, `output` last.
         blocked: for each gap that must not be cut, the reason (an in-place operation later changes
             a tensor that crosses it, a value that is not a tensor crosses it).
+        weights: every parameter of the model, by its first name.
     """
 
     name: str
     batch_size: int
     operations: tuple[Operation, ...]
     blocked: dict[int, str] = field(default_factory=dict)
+    weights: dict[str, Weight] = field(default_factory=dict)
 
     @cached_property
     def by_name(self) -> dict[str, Operation]:

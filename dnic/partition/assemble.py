@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from dnic import __version__
-from dnic.cost import Costs
+from dnic.cost import Costs, message_us
 from dnic.graph.graph import Graph, Operation
 from dnic.partition.check import check_plan
 from dnic.partition.choose import head_memory_bytes
@@ -23,14 +23,15 @@ from dnic.partition.plan import (
     PlannedInterface,
     PlannedModel,
     PlannedOperation,
+    PlannedShared,
     PlannedStage,
     PlannedTarget,
     PlannedTraining,
     Prediction,
 )
-from dnic.partition.prediction import predict_step
+from dnic.partition.prediction import Flow, predict_step
 from dnic.partition.request import PartitionRequest
-from dnic.partition.stages import StageOf, crossings, stages_of
+from dnic.partition.stages import StageOf, crossings, shared_parameters, stages_of
 
 Number = TypeVar("Number", int, float)
 
@@ -76,6 +77,7 @@ def make_plan(
         target,
     )
     counts = _parameter_counts(fine, costs)
+    shared = shared_parameters(coarse, stage)
     plan = Plan(
         dnic=__version__,
         model=PlannedModel(
@@ -88,16 +90,37 @@ def make_plan(
         train=training,
         target=target,
         cuts=after,
-        stages=_stages(coarse, fine, costs, cuts, stage, crossing, decided, counts),
+        stages=_stages(coarse, fine, costs, cuts, stage, crossing, decided, counts, shared),
         interfaces=decided.interfaces,
-        prediction=_prediction(costs, decided),
+        shared=shared,
+        prediction=_prediction(costs, decided, shared, request),
     )
     check_plan(plan)
     return plan
 
 
-def _prediction(costs: Costs, decided: Decided) -> Prediction:
-    step_us, bottleneck = predict_step(decided.stage_us, decided.flows)
+def _prediction(
+    costs: Costs, decided: Decided, shared: Sequence[PlannedShared], request: PartitionRequest
+) -> Prediction:
+    flows, stage_us = list(decided.flows), list(decided.stage_us)
+    windows = {f.source: f.window for f in decided.interfaces if f.to == f.source + 1}
+    for parameter in shared:
+        for holder in parameter.holders:
+            flows.append(
+                Flow(
+                    name=f"parameter {parameter.name}",
+                    source=parameter.owner,
+                    to=holder,
+                    nbytes=parameter.nbytes,
+                    gradient_nbytes=parameter.nbytes,
+                    link=request.links.pick(parameter.owner, holder, costs.profile.link),
+                    locked=False,
+                    window=sum(windows.get(i, 2) for i in range(parameter.owner, holder)),
+                )
+            )
+            for index in (parameter.owner, holder):
+                stage_us[index] += 2 * message_us(parameter.nbytes, costs.profile)
+    step_us, bottleneck = predict_step(stage_us, flows)
     backprop_us = sum(costs.total_us)
     return Prediction(
         profile=costs.profile.name,
@@ -117,6 +140,7 @@ def _stages(
     crossing: Sequence[Crossing],
     decided: Decided,
     counts: Sequence[int],
+    shared: Sequence[PlannedShared],
 ) -> tuple[PlannedStage, ...]:
     """Every stage; `counts` is the number of parameters of each fine operation."""
     total = len(cuts) + 1
@@ -138,6 +162,8 @@ def _stages(
             f.nbytes * (f.window + 1) for f in decided.interfaces if i in (f.source, f.to)
         )
         head_bytes = head_memory_bytes(heads[i]) if i in heads else 0
+        # A copy, its gradient, and both on their way.
+        copies = sum(4 * s.nbytes for s in shared if i in s.holders)
         planned.append(
             PlannedStage(
                 name=f"stage{i}",
@@ -147,8 +173,10 @@ def _stages(
                 modules=tuple(
                     dict.fromkeys(o.target for o in operations if o.kind in ("module", "attribute"))
                 ),
-                operations=tuple(_operation(op, shares) for op in operations),
-                memory_bytes=kept_bytes[i] + buffers + head_bytes,
+                operations=tuple(
+                    _operation(op, shares, first=stage[op.name][0] == i) for op in operations
+                ),
+                memory_bytes=kept_bytes[i] + buffers + head_bytes + copies,
                 time_share=stage_us[i] / whole_us if whole_us else 1 / total,
                 parameters=parameters[i],
                 parameter_bytes=parameter_bytes[i],
@@ -160,7 +188,7 @@ def _stages(
     return tuple(planned)
 
 
-def _operation(op: Operation, shares: dict[str, float]) -> PlannedOperation:
+def _operation(op: Operation, shares: dict[str, float], *, first: bool) -> PlannedOperation:
     return PlannedOperation(
         name=op.name,
         kind=op.kind,
@@ -170,7 +198,8 @@ def _operation(op: Operation, shares: dict[str, float]) -> PlannedOperation:
         inputs=op.inputs,
         shape=op.value.shape if op.value else None,
         parameters=op.parameter_bytes // _item_bytes(op),
-        time_share=shares.get(op.name, 0.0),
+        time_share=shares.get(op.name, 0.0) if first else 0.0,
+        repeated=op.free,
     )
 
 

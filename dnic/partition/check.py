@@ -62,7 +62,8 @@ def _operation_problems(plan: Plan) -> Iterator[str]:
     for stage in plan.stages:
         known = set(stage.inputs)
         for op in stage.operations:
-            if op.kind != "attribute" and home.setdefault(op.name, stage.name) != stage.name:
+            fetched = op.kind == "attribute" or op.repeated
+            if not fetched and home.setdefault(op.name, stage.name) != stage.name:
                 yield f"{op.name} is in {home[op.name]} and in {stage.name}"
             missing = [name for name in op.inputs if name not in known]
             if missing:

@@ -68,7 +68,7 @@ def _problem(
     head = _head_estimate(table.graph.batch_size, costs, stages or request.devices)
     before_us, after_us, link_us = ([0.0] * (n + 1) for _ in range(3))
     before_bytes, after_bytes = ([0] * (n + 1) for _ in range(2))
-    preferences: list[tuple[int, ...]] = [(0, 0, 0, 0, 0)] * (n + 1)
+    preferences: list[tuple[int, ...]] = [(0,) * 6] * (n + 1)
     candidates = []
     for gap, point in table.points.items():
         # Stages that wait for one another are no faster than one: only worth it when asked for.
@@ -77,12 +77,14 @@ def _problem(
             candidates.append(gap)
         heads = head(point.differentiable, choice(gap))
         messages_us, link_us[gap] = _traffic(point, costs, link)
+        messages_us += 2 * message_us(point.shared_nbytes, costs.profile) if point.shared else 0.0
         before_us[gap] = heads.total_us + messages_us
         after_us[gap] = messages_us
         buffers = point.nbytes * (SMALLEST_WINDOW + 1)
         before_bytes[gap] = buffers + head_memory_bytes(heads)
-        after_bytes[gap] = buffers
-        counts = (waits, len(point.differentiable), len(point.tensors))
+        # A copy of each shared parameter, its gradient, and both on their way.
+        after_bytes[gap] = buffers + (SMALLEST_WINDOW + 3) * point.shared_nbytes
+        counts = (waits, len(point.shared), len(point.differentiable), len(point.tensors))
         preferences[gap] = (*counts, point.opened, point.nbytes)
     return CutProblem(
         times_us=costs.total_us,
@@ -148,4 +150,4 @@ def _traffic(point: CutPoint, costs: Costs, link: Link) -> tuple[float, float]:
     """Time that each of the two stages spends on messages, and that the link is busy one way."""
     back = sum(value.nbytes for value in point.differentiable)
     messages_us = message_us(point.nbytes, costs.profile) + message_us(back, costs.profile)
-    return messages_us, occupancy_us(point.nbytes, link)
+    return messages_us, occupancy_us(point.nbytes + point.shared_nbytes, link)

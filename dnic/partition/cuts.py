@@ -1,9 +1,9 @@
 """Where a graph may be cut, what each place is called, and what a spec's names mean.
 
-Of the n - 1 gaps between operations few are fit for a cut: only tensors may cross, no parameter may
-be used on both sides, and what the capture forbade stays forbidden. A cut is called after the
-outermost module that ends there, so that a person finds it in the model's source. Parameters that
-both sides use (tied weights) forbid a cut here; they are not kept in step between devices.
+Of the n - 1 gaps between operations few are fit for a cut: only tensors may cross, and what the
+capture forbade stays forbidden. A cut is called after the outermost module that ends there, so that
+a person finds it in the model's source. A parameter that both sides use (tied weights) is kept in
+step between the two, which costs its bytes on the link at every step.
 """
 
 from __future__ import annotations
@@ -27,12 +27,16 @@ class CutPoint:
         after: dotted path of the outermost module that ends there, else the operation's name.
         tensors: what crosses, in execution order.
         opened: how many modules the cut falls inside of; fewer are easier to read.
+        shared: names of the trained parameters that both sides use.
+        shared_nbytes: their size.
     """
 
     gap: int
     after: str
     tensors: tuple[Value, ...]
     opened: int
+    shared: tuple[str, ...] = ()
+    shared_nbytes: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -91,12 +95,12 @@ def cut_points(graph: Graph) -> CutTable:
     refused: dict[int, str] = {}
     shared = _shared_parameters(graph)
     last = _last_positions(graph)
-    computed = [i for i, op in enumerate(graph.operations) if is_computed(op)]
+    computed = [i for i, op in enumerate(graph.operations) if is_computed(op) and not op.free]
     following = dict(pairwise(computed))
     for gap, crossing in _crossings(graph):
         before = gap - 1
         reason = _why_not(graph, before, following, crossing)
-        reason = graph.blocked.get(gap) or shared.get(gap) or reason
+        reason = graph.blocked.get(gap) or reason
         if reason:
             refused[gap] = reason
             continue
@@ -105,6 +109,8 @@ def cut_points(graph: Graph) -> CutTable:
             after=_name(graph, before, last),
             tensors=tuple(op.value for op in crossing if op.value is not None),
             opened=_common_depth(graph.operations[before], graph.operations[following[before]]),
+            shared=shared.get(gap, ()),
+            shared_nbytes=sum(graph.weights[name].nbytes for name in shared.get(gap, ())),
         )
     return CutTable(graph, points, refused)
 
@@ -184,12 +190,13 @@ def unknown_name(name: str, graph: Graph, where: str) -> SpecError:
 def _crossings(graph: Graph) -> Iterator[tuple[int, tuple[Operation, ...]]]:
     """Every inner gap and what crosses it; `Graph.crossing` for all gaps in one sweep.
 
-    Fetched parameters and buffers are left out: each side fetches its own.
+    Fetched parameters and buffers are left out, each side fetches its own; so are values that each
+    side computes for itself.
     """
     live: dict[str, Operation] = {}
     for gap in range(1, len(graph.operations)):
         op = graph.operations[gap - 1]
-        if op.kind != "attribute":
+        if op.kind != "attribute" and not op.free:
             live[op.name] = op
         for name in (op.name, *op.inputs):
             if graph.last_use[name] < gap:
@@ -202,8 +209,8 @@ def _why_not(
 ) -> str:
     """Why the gap after the operation at `before` is no cut point; empty when it is one."""
     op = graph.operations[before]
-    if not is_computed(op):
-        return f"{op.name} computes nothing: no cut lies right after it"
+    if not is_computed(op) or op.free:
+        return f"{op.name} computes nothing from the inputs: no cut lies right after it"
     if before not in following:
         return "nothing is computed after it"
     for held in crossing:
@@ -214,8 +221,8 @@ def _why_not(
     return ""
 
 
-def _shared_parameters(graph: Graph) -> dict[int, str]:
-    """For each gap with the same parameter in use on both sides the reason against a cut."""
+def parameter_uses(graph: Graph) -> dict[str, list[int]]:
+    """Positions of the operations that use each trained parameter, by its first name."""
     uses: dict[str, list[int]] = {}
     for i, op in enumerate(graph.operations):
         if op.kind == "attribute":
@@ -224,11 +231,17 @@ def _shared_parameters(graph: Graph) -> dict[int, str]:
         names = dict.fromkeys(op.parameters)
         names |= dict.fromkeys(n for f in fetched if f.kind == "attribute" for n in f.parameters)
         for name in names:
-            uses.setdefault(name, []).append(i)
-    shared: dict[int, str] = {}
-    for name, positions in uses.items():
+            if name in graph.weights and graph.weights[name].trained:
+                uses.setdefault(name, []).append(i)
+    return uses
+
+
+def _shared_parameters(graph: Graph) -> dict[int, tuple[str, ...]]:
+    """For each gap the trained parameters that are in use on both sides."""
+    shared: dict[int, tuple[str, ...]] = {}
+    for name, positions in parameter_uses(graph).items():
         for gap in range(positions[0] + 1, positions[-1] + 1):
-            shared.setdefault(gap, f"parameter {name} is used on both sides")
+            shared[gap] = (*shared.get(gap, ()), name)
     return shared
 
 

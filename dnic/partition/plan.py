@@ -106,7 +106,8 @@ class PlannedTraining(Part):
 class PlannedOperation(Part):
     """An operation of the coarse capture, as it appears in `stages.py` and in pictures.
 
-    `time_share` is its part of the model's forward and backward time on one device, 0 to 1.
+    `time_share` is its part of the model's forward and backward time on one device, 0 to 1. A
+    `repeated` one follows from constants and is computed by every stage that uses it.
     """
 
     name: str
@@ -118,6 +119,7 @@ class PlannedOperation(Part):
     shape: Shape | None = None
     parameters: int = 0
     time_share: float = 0.0
+    repeated: bool = False
 
 
 class PlannedStage(Part):

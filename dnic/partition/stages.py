@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dnic.errors import PartitionError
 from dnic.graph.graph import Graph, Operation
 from dnic.graph.shape import text
-from dnic.partition.cuts import is_computed
+from dnic.partition.cuts import is_computed, parameter_uses
 from dnic.partition.interfaces import Crossing
+from dnic.partition.plan import PlannedShared
 
 StageOf = Mapping[str, tuple[int, ...]]
 
@@ -22,30 +23,27 @@ StageOf = Mapping[str, tuple[int, ...]]
 def stages_of(coarse: Graph, cuts: tuple[int, ...]) -> StageOf:
     """The stages of every coarse operation, by its name.
 
-    One stage each; a parameter or buffer that is fetched on its own belongs to every stage that
-    uses it.
+    One stage each; a parameter or buffer that is fetched on its own, and what follows from
+    constants alone, belongs to every stage that uses it.
 
     Args:
         coarse: the coarse capture.
         cuts: gaps of the fine graph, ascending.
 
     Raises:
-        PartitionError: a cut falls inside an operation, a trained parameter is used in two stages,
-            or an operation uses a result of a later stage.
+        PartitionError: a cut falls inside an operation, or an operation uses a result of a later
+            stage.
     """
     stage: dict[str, tuple[int, ...]] = {}
-    for op in coarse.operations:
-        if op.kind != "attribute":
-            stage[op.name] = (_stage_of(op, cuts),)
     users: dict[str, set[int]] = {}
-    for op in coarse.operations:
-        for name in op.inputs:
-            users.setdefault(name, set()).update(stage.get(op.name, ()))
-    for op in coarse.operations:
-        if op.kind == "attribute":
+    for op in reversed(coarse.operations):
+        if op.kind == "attribute" or op.free:
             used = users.get(op.name) or {bisect_right(cuts, op.span[0])}
             stage[op.name] = tuple(sorted(used))
-    _check_parameters(coarse, stage)
+        else:
+            stage[op.name] = (_stage_of(op, cuts),)
+        for name in op.inputs:
+            users.setdefault(name, set()).update(stage[op.name])
     _check_forward(coarse, stage)
     return stage
 
@@ -63,12 +61,12 @@ def crossings(coarse: Graph, stage: StageOf, after: tuple[str, ...]) -> tuple[Cr
     """
     pairs: dict[tuple[int, int], dict[str, Operation]] = {}
     for op in coarse.operations:
-        if op.kind == "attribute":
+        if op.kind == "attribute" or op.free:
             continue
+        (to,) = stage[op.name]
         for name in op.inputs:
-            sent = coarse.by_name[name]
-            if sent.kind != "attribute" and stage[name] != stage[op.name]:
-                pairs.setdefault((stage[name][0], stage[op.name][0]), {})[name] = sent
+            if to not in stage[name]:
+                pairs.setdefault((stage[name][0], to), {})[name] = coarse.by_name[name]
     found = []
     for (source, to), sent_ops in sorted(pairs.items()):
         ops = sorted(sent_ops.values(), key=lambda op: coarse.position[op.name])
@@ -84,6 +82,25 @@ def crossings(coarse: Graph, stage: StageOf, after: tuple[str, ...]) -> tuple[Cr
         neighbour = to == source + 1
         name = after[source] if neighbour else f"{ops[-1].name}->stage{to}"
         found.append(Crossing(name, source, to, after[source], tuple(values)))
+    return tuple(found)
+
+
+def shared_parameters(coarse: Graph, stage: StageOf) -> tuple[PlannedShared, ...]:
+    """Trained parameters that several stages use; the first stage that does owns each."""
+    found = []
+    for name, positions in parameter_uses(coarse).items():
+        stages = sorted({stage[coarse.operations[i].name][0] for i in positions})
+        if len(stages) > 1:
+            weight = coarse.weights[name]
+            found.append(
+                PlannedShared(
+                    name=name,
+                    aliases=weight.aliases,
+                    owner=stages[0],
+                    holders=tuple(stages[1:]),
+                    nbytes=weight.nbytes,
+                )
+            )
     return tuple(found)
 
 
@@ -104,29 +121,11 @@ def _stage_of(op: Operation, cuts: tuple[int, ...]) -> int:
     return stage
 
 
-def _check_parameters(coarse: Graph, stage: StageOf) -> None:
-    """Refuse a trained parameter in two stages: each would train a copy of its own."""
-    owner: dict[str, int] = {}
-    for op in coarse.operations:
-        trained = op.value is None or op.value.differentiable
-        if op.kind == "attribute" and not trained:
-            continue
-        for name in op.parameters:
-            for where in stage[op.name]:
-                first = owner.setdefault(name, where)
-                if first != where:
-                    raise PartitionError(
-                        f"parameter {name} is used in stage{first} and in stage{where}",
-                        where=op.source or op.target,
-                        expected="every parameter in one stage",
-                        hint="keep_together joins the modules that share it",
-                    )
-
-
 def _check_forward(coarse: Graph, stage: StageOf) -> None:
     for op in coarse.operations:
         for name in op.inputs:
-            if is_computed(coarse.by_name[name]) and stage[name][0] > stage[op.name][0]:
+            sent = coarse.by_name[name]
+            if is_computed(sent) and not sent.free and stage[name][0] > stage[op.name][0]:
                 raise PartitionError(
                     f"{op.name} in stage{stage[op.name][0]} uses {name}, "
                     f"which stage{stage[name][0]} makes",

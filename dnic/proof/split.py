@@ -42,9 +42,7 @@ class _Run:
             yield f"buffer {name}", buffer
 
 
-def prove_split(
-    model: nn.Module, stages: Sequence[nn.Module], plan: Plan, inputs: Any
-) -> Rung:
+def prove_split(model: nn.Module, stages: Sequence[nn.Module], plan: Plan, inputs: Any) -> Rung:
     """Compare the stages with the model.
 
     Args:
@@ -101,9 +99,7 @@ def _whole(model: nn.Module, inputs: Any, training: bool) -> _Run:
     return run
 
 
-def _composed(
-    stages: Sequence[nn.Module], plan: Plan, inputs: Any, training: bool
-) -> _Run:
+def _composed(stages: Sequence[nn.Module], plan: Plan, inputs: Any, training: bool) -> _Run:
     batch = fresh(inputs)
     values: dict[str, Any] = {entry.name: leaf(batch, entry.path) for entry in plan.model.inputs}
     received: list[dict[str, Tensor]] = []
@@ -192,7 +188,11 @@ def _gradients(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
 
 def _buffers(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
     """Buffers that a checkpoint holds."""
-    parameters = {name for module in modules for name, _ in module.named_parameters()}
+    parameters = {
+        name
+        for module in modules
+        for name, _ in module.named_parameters(remove_duplicate=False)
+    }
     return {
         name: tensor.clone()
         for module in modules

@@ -230,6 +230,8 @@ class _Functions:
         return self.guarded(name, function, check)
 
     def loss(self) -> Callable[..., Any] | None:
+        if self.names.loss is None:
+            return None
         function: Callable[..., Any] | None = self.find("loss", optional=True)
         if function is None:
             near = self.nearest("loss") if not vars(self.module).get("loss") else None

@@ -127,7 +127,9 @@ class ModelSpec(Section):
     example_inputs: Name = Field(
         default="example_inputs", description="one batch, as a tuple of tensors"
     )
-    loss: Name = Field(default="loss", description="loss(output, target) -> a scalar")
+    loss: Name | None = Field(
+        default="loss", description="loss(output, target) -> a scalar; null: the model's own"
+    )
     train_data: Name = Field(default="train_data", description="a Dataset of (input, target)")
     test_data: Name = Field(default="test_data", description="the same, held out")
 

@@ -3,9 +3,9 @@
 from dnic.trace.align import BatchShare, BatchSize, ModeSwitch
 from dnic.trace.capture import TracedModel, capture_coarse, capture_fine, opened_by
 from dnic.trace.foreign import seeded
-from dnic.trace.functions import qualified_name
+from dnic.trace.functions import draws, qualified_name
 from dnic.trace.inputs import fresh, grown
-from dnic.trace.recorded import Recorded, recorded, tensors_in
+from dnic.trace.recorded import Recorded, recorded, storage_key, tensors_in
 from dnic.trace.recording import field_of, item
 from dnic.trace.state import untouched
 
@@ -17,6 +17,7 @@ __all__ = [
     "TracedModel",
     "capture_coarse",
     "capture_fine",
+    "draws",
     "field_of",
     "fresh",
     "grown",
@@ -25,6 +26,7 @@ __all__ = [
     "qualified_name",
     "recorded",
     "seeded",
+    "storage_key",
     "tensors_in",
     "untouched",
 ]

@@ -262,7 +262,8 @@ def _overcome(model: nn.Module, obstacle: Obstacle, way: _Way) -> None:
         way.compiling = str(obstacle)
         return
     if path:
-        way.whole[path] = str(obstacle)
+        for alike in _alike(model, path):
+            way.whole[alike] = str(obstacle)
         return
     name = type(model).__name__
     problem = f"{name} cannot be captured: {obstacle}"
@@ -273,6 +274,14 @@ def _overcome(model: nn.Module, obstacle: Obstacle, way: _Way) -> None:
     raise TraceError(
         problem, where=obstacle.source, expected=expected, hint=obstacle.hint
     ) from None
+
+
+def _alike(model: nn.Module, path: str) -> list[str]:
+    """The module at `path`, and those of the same class: they will meet the same obstacle."""
+    kind = type(model.get_submodule(path))
+    if _share(model, path) > MUCH or kind.__module__.startswith("torch.nn."):
+        return [path]
+    return [path, *(p for p, m in model.named_modules() if type(m) is kind and p not in ("", path))]
 
 
 def _share(model: nn.Module, path: str) -> float:

@@ -175,9 +175,9 @@ def keeps_shape(func: Callable[..., Any]) -> bool:
     return last in KEEPS_SHAPE or (last.endswith("_") and not last.endswith("__"))
 
 
-def draws(func: Callable[..., Any]) -> bool:
-    """Whether the result is one of chance."""
-    return _last(func) in DRAWS
+def draws(func: Callable[..., Any] | str) -> bool:
+    """Whether the result is one of chance; a method may be given by its name."""
+    return (func if isinstance(func, str) else _last(func)) in DRAWS
 
 
 def hooks(func: Callable[..., Any]) -> bool:

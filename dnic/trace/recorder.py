@@ -182,7 +182,7 @@ class Recorder(TorchFunctionMode):
         kwargs: Any,
     ) -> Any:
         with self._pause():
-            read = tensors_in((args, kwargs)) + list(module.parameters())
+            read = [*tensors_in((args, kwargs)), *module.parameters(), *module.buffers()]
             with self._observed(read) as seen:
                 out = forward(module, *args, **kwargs)
         self.watch.used()

@@ -18,7 +18,7 @@ def without_cache(model: nn.Module) -> Iterator[None]:
     """
     switched: list[Any] = []
     for module in model.modules():
-        config = getattr(module, "config", None)
+        config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", None) is True:
             config.use_cache = False
             switched.append(config)
