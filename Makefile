@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format format-check types imports check wheel clean
+.PHONY: help install demo test lint format format-check types imports check models wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -17,7 +17,10 @@ install: $(INSTALLED) ## Make .venv and install dnic, the examples' and the deve
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input \
-		-c constraints.txt -e '.[examples,dev]'
+		-c constraints.txt -e '.[examples,dev,models]'
+# It declares torchvision, which its models do not need and which does not import beside this torch.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-input \
+		--no-deps -c constraints.txt pytorchcv
 	@touch $@
 
 demo: $(INSTALLED) ## Compile, train on two processes and compare with backprop, on real images
@@ -45,6 +48,9 @@ imports: $(INSTALLED) ## Check that imports between rooms point one way
 	$(BIN)/python -m pytest --quiet tests/test_imports.py
 
 check: lint format-check types imports test ## All of the above checks, tests last
+
+models: $(INSTALLED) ## Split every model of the zoo and prove it; docs/models.md says what came of it
+	$(BIN)/python -m studies.models
 
 wheel: $(INSTALLED) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-input --no-deps -w dist .
