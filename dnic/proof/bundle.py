@@ -7,12 +7,14 @@
    equals `exact`.
 
 Dropout is off in rungs 2 and 3: each process has random numbers of its own. Rung 1 has it on.
+Beside them stands a second opinion on the capture (`dnic.trace.crosscheck`), which fails nothing.
+What was found is kept in the bundle (`dnic.proof.proof_file`).
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from dnic.codegen.planfile import read_plan_file
 from dnic.partition.plan import Plan
 from dnic.proof.modules import bundle_modules
+from dnic.proof.proof_file import PROOF_FILE, proof_file, write_proof
 from dnic.proof.rung import Rung, ladder
 from dnic.proof.split import prove_split
 from dnic.proof.tolerance import LOSSES, close, error
@@ -30,6 +33,7 @@ from dnic.runtime import Record, launch, read_record
 from dnic.runtime.bundle import PLAN_FILE, Bundle, check_stages, load_bundle, read_plan
 from dnic.runtime.names import INIT_FILE, load_initial
 from dnic.runtime.options import Mode
+from dnic.trace.crosscheck import CrossCheck, cross_check
 
 STEPS = 20
 
@@ -59,37 +63,70 @@ def prove_bundle_split(folder: Path, inputs: Any = None) -> Rung:
         return prove_split(whole, made, plan, inputs)
 
 
+def check_bundle_capture(folder: Path) -> CrossCheck:
+    """The second opinion on the capture of a bundle's model.
+
+    Args:
+        folder: the bundle.
+
+    Raises:
+        VerifyError: its files cannot be imported.
+    """
+    plan = read_plan_file(folder)
+    with bundle_modules(folder) as (model_file, _):
+        inputs = _example_inputs(model_file, plan)
+        torch.manual_seed(plan.train.seed)
+        model = getattr(model_file, plan.model.names.build)()
+        if isinstance(inputs, Mapping):
+            return cross_check(model, (), inputs)
+        return cross_check(model, inputs)
+
+
 def verify_bundle(folder: Path, begin: Callable[[str], None] = lambda rung: None) -> dict[str, Any]:
-    """All three rungs; the ladder as `dnic verify --json` prints it.
+    """All three rungs and the check of the capture; kept in the bundle's `proof.json`.
 
     Args:
         folder: the bundle.
         begin: told the name of each rung before it is tried.
 
+    Returns:
+        The ladder as `dnic verify --json` prints it, with the check as `capture`; where the bundle
+        cannot be written to, `unwritten` says why.
+
     Raises:
         RuntimeFault: this is no bundle, or its files do not belong together.
+        VerifyError: its files cannot be imported.
     """
     load_bundle(folder)
+    plan = read_plan_file(folder)
     begin("split")
     rungs = [prove_bundle_split(folder)]
-    plan = read_plan_file(folder)
+    begin("capture")
+    capture = check_bundle_capture(folder)
+    rungs += _runs_compared(folder, plan, begin)
+    result = {**ladder(rungs), "capture": capture.as_dict()}
+    try:
+        write_proof(folder, proof_file(rungs, plan, capture))
+    except OSError as error:
+        result["unwritten"] = f"{PROOF_FILE}: {error.strerror}"
+    return result
+
+
+def _runs_compared(folder: Path, plan: Plan, begin: Callable[[str], None]) -> list[Rung]:
+    """Rungs 2 and 3."""
     if plan.model.names.train_data is None:
         without = "the model file has no train_data()"
-        return ladder([*rungs, *(_untried(name, without) for name in ("exact", "oracle"))])
+        return [_untried(name, without) for name in ("exact", "oracle")]
     with tempfile.TemporaryDirectory(prefix="dnic-verify-") as temporary:
         runs = _Runs(folder, Path(temporary))
         begin("exact")
-        exact = runs.record("exact")
-        rungs.append(
-            _compared("exact", exact, runs.record("backprop"), "plain backprop in one process")
-        )
+        record = runs.record("exact")
+        backprop = "plain backprop in one process"
+        exact = _compared("exact", record, runs.record("backprop"), backprop)
+        if len(plan.stages) == 1:
+            return [exact, _untried("oracle", "one stage has no interfaces")]
         begin("oracle")
-        rungs.append(
-            _compared("oracle", runs.record("oracle"), exact, "the exact run")
-            if len(plan.stages) > 1
-            else _untried("oracle", "one stage has no interfaces")
-        )
-    return ladder(rungs)
+        return [exact, _compared("oracle", runs.record("oracle"), record, "the exact run")]
 
 
 @dataclass(frozen=True)
@@ -145,6 +182,15 @@ def _compared(name: str, ours: Record, reference: Record, what: str) -> Rung:
 
 def _untried(name: str, why: str) -> Rung:
     return Rung(name, None, 0.0, LOSSES, 0, f"not tried: {why}")
+
+
+def _example_inputs(model_file: Any, plan: Plan) -> Any:
+    """One batch: a tuple of positional arguments or a mapping of keyword arguments."""
+    torch.manual_seed(plan.train.seed)
+    given = getattr(model_file, plan.model.names.example_inputs)()
+    if isinstance(given, Tensor):
+        return (given,)
+    return given if isinstance(given, Mapping) else tuple(given)
 
 
 def _built(model_file: Any, plan: Plan, folder: Path) -> nn.Module:

@@ -39,7 +39,8 @@ def verify_table(result: Mapping[str, Any]) -> RenderableType:
     Args:
         result: `{"rungs": {name: {"passed": bool | None, "max_abs_error": float, ...}},
             "passed": bool}`; of a rung, also `tolerance`, `compared`, `detail` and `failures` are
-            shown. A rung that is neither passed nor failed could not be tried.
+            shown. A rung that is neither passed nor failed could not be tried. `capture` and
+            `unwritten` are shown where they are given.
     """
     table = _table("rung", "result", ">max error", ">tolerance", ">compared", "detail")
     failures: list[Text] = []
@@ -55,7 +56,18 @@ def verify_table(result: Mapping[str, Any]) -> RenderableType:
         )
         failures += [Text(f"{name}: {failure}", "red") for failure in rung.get("failures", ())]
     verdict = Text.assemble("ladder: ", _verdict(result["passed"]))
-    return Group(table, *failures, verdict)
+    return Group(table, *failures, *_remarks(result), verdict)
+
+
+def _remarks(result: Mapping[str, Any]) -> Iterator[Text]:
+    """What is said below the rungs: the second opinion on the capture, and a proof not kept."""
+    capture = result.get("capture")
+    if capture:
+        opinions = {True: ("agrees", "green"), False: ("disagrees", "yellow")}
+        opinion = opinions.get(capture["agrees"], ("not known", "yellow"))
+        yield Text.assemble("capture: ", opinion, f" ({capture['detail']})")
+    if result.get("unwritten"):
+        yield Text(f"not kept: {result['unwritten']}", "yellow")
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> RenderableType:
