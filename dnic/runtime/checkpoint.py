@@ -123,7 +123,7 @@ def restore(worker: Worker, folder: Path, module: nn.Module) -> dict[str, Any]:
         )
     rank = worker.place.rank
     prefix = f"stage{rank}."
-    names = worker.names.state(module, rank)
+    names = worker.names.state(module, rank) | worker.names.borrowed(module, rank)
     tensors = _load(folder, lambda key: key.startswith(prefix) or key.removeprefix(_MODEL) in names)
     state: dict[str, Any] = _joined(_from_bytes(tensors[prefix + _SKELETON]), tensors)
     with torch.no_grad():

@@ -171,12 +171,12 @@ def connect(worker: Worker) -> tuple[list[InEdge], list[OutEdge]]:
     above: list[OutEdge] = []
     for number, pair in enumerate(pairs(plan, worker.options.mode)):
         # Every process must take part in making every group.
-        groups = _groups(pair, worker.device)
+        made = groups(pair.source, pair.to, worker.device)
         if rank not in (pair.source, pair.to):
             continue
         peer = pair.to if rank == pair.source else pair.source
         forward, backward = (
-            Link(peer, 2 * number + direction, groups[direction], worker.device)
+            Link(peer, 2 * number + direction, made[direction], worker.device)
             for direction in (0, 1)
         )
         returns = bool(pair.differentiable)
@@ -204,23 +204,27 @@ def pairs(plan: Plan, mode: Mode) -> list[Pair]:
         interface = interfaces.get((source, to))
         tensors = interface.tensors if interface is not None else ()
         if interface is not None and interface.differentiable:
-            slots = _lag(interface, mode) + 1
+            slots = lag(interface, mode) + 1
         else:
             # No gradient comes back to hold the sender; it must not be held more than elsewhere.
             steps = [interfaces.get(pair) for pair in following[source:to]]
-            slots = sum(_lag(step, mode) + 1 for step in steps) + 1
+            slots = sum(lag(step, mode) + 1 for step in steps) + 1
         found.append(Pair(source, to, tensors, max(slots, 2)))
     return found
 
 
-def _lag(interface: InterfacePlan | None, mode: Mode) -> int:
+def lag(interface: InterfacePlan | None, mode: Mode) -> int:
     """Batches that may be past an interface, beside the one at hand."""
     if interface is None:
         return 2
     return 0 if mode == "exact" or interface.gradient == "exact" else interface.window
 
 
-def _groups(pair: Pair, device: torch.device) -> tuple[dist.ProcessGroup | None, ...]:
+def groups(
+    source: int, to: int, device: torch.device
+) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
+    """The process groups of the two directions between two stages; all processes must ask."""
     if device.type != "cuda":
         return None, None  # gloo tells the links apart by tag
-    return tuple(dist.new_group([pair.source, pair.to], backend="nccl") for _ in range(2))
+    there, back = (dist.new_group([source, to], backend="nccl") for _ in range(2))
+    return there, back

@@ -4,6 +4,7 @@ One training step of one stage, in this order; numbers in the code point here.
 
     stages below                        this stage                         stages above
     ------------                        ----------                         ------------
+    owners' parameters      ──────►  0  share values  ───────────────────►  own parameters
     activation t, target t  ──────►  1  receive
                                      2  forward
                                      3  send  ───────────────────────────►  activation t, target t
@@ -24,6 +25,8 @@ both ends, receives posted ahead.
 An `exact` interface awaits gradient t in (4): stages joined by such interfaces run one after the
 other, batch by batch; there are no micro-batches. A stage with several interfaces awaits or
 predicts for each, and adds up what comes for a tensor that went to several stages.
+
+Parameters that several stages use are kept alike in (0), (6) and (7): `dnic.runtime.shared`.
 
 Why not `torch.distributed.pipelining`: its schedules know only exact gradients, and it refuses a
 backward pass for tensors that go to more than one stage.
@@ -46,6 +49,7 @@ from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss, own_loss
 from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.shared import connect_shared
 from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource, warmup_steps
 from dnic.runtime.trainer import Trainer
 from dnic.runtime.worker import Worker
@@ -66,6 +70,7 @@ class Engine(Trainer):
         self._plan = worker.bundle.plan.stages[worker.place.rank]
         self._below, self._above = connect(worker)
         self._sources = [edge.source for edge in self._above if edge.source is not None]
+        self._shared = connect_shared(worker, stage)
 
     def state_dict(self) -> dict[str, Any]:
         """What this process must remember beside the model's parameters and buffers."""
@@ -90,6 +95,7 @@ class Engine(Trainer):
     def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
         figures = EpochFigures()
         self._begin(header, gradients=True)
+        self._shared.begin(header.count.messages)
         waited_before = self._waited_s()
         started = time.perf_counter()
         for done in range(1, header.count.messages + 1):
@@ -100,6 +106,7 @@ class Engine(Trainer):
                 self._show(header, done, started, self._live_figures(loss))
         for source in self._sources:
             source.drain(self.version)
+        self._shared.drain(self.optimizer)
         self._finish()
         figures.seconds = time.perf_counter() - started
         figures.waited_s = self._waited_s() - waited_before
@@ -107,6 +114,7 @@ class Engine(Trainer):
         return figures
 
     def _step(self, feed: Iterator[Batch]) -> Tensor | None:
+        self._shared.exchange_values()  # 0
         inputs, target = self._receive(feed, gradients=True)  # 1
         output = self.module(*inputs.values())  # 2
         if self._last:
@@ -122,8 +130,10 @@ class Engine(Trainer):
             backward(roots, gradients)  # 5
         for below in self._below:  # 6
             below.send_back(inputs)
+        self._shared.send_gradients()
         for source in self._sources:  # 7
             source.take(self.step, self.version)
+        self._shared.take_gradients()
         self.optimizer.step()  # 8
         self.version += 1
         for source in self._sources:  # 9
@@ -219,10 +229,11 @@ class Engine(Trainer):
             below.finish()
         for above in self._above:
             above.finish()
+        self._shared.finish()
 
     def _waited_s(self) -> float:
         below = sum(edge.waited_s for edge in self._below)
-        return below + sum(edge.waited_s for edge in self._above)
+        return below + sum(edge.waited_s for edge in self._above) + self._shared.waited_s
 
     def _interface_figures(self) -> dict[str, dict[str, Any]]:
         return {

@@ -44,7 +44,8 @@ class StateNames:
         for index in reversed(range(len(stages))):
             held.update(dict.fromkeys(_entries(stages[index]), index))
         first: dict[int, str] = {}
-        for name in sorted(whole, key=lambda name: name not in held):
+        # Of a tensor's names that of the earliest stage counts, which owns it.
+        for name in sorted(whole, key=lambda name: held.get(name, len(stages))):
             first.setdefault(id(whole[name]), name)
         tied = {name: first[id(t)] for name, t in whole.items() if first[id(t)] != name}
         owners = {name: held.get(name, 0) for name in whole if name not in tied}
@@ -53,23 +54,36 @@ class StateNames:
 
     def state(self, stage: nn.Module, index: int) -> dict[str, Tensor]:
         """The entries that one stage writes, detached, not copied."""
-        held = _entries(stage)
-        state = {
-            name: held[name].detach()
-            for name, owner in self.owners.items()
-            if owner == index and name in held
-        }
+        state = {name: entry.detach() for name, entry in self._written(stage, index).items()}
         return state | (dict(self.unused) if index == 0 else {})
+
+    def borrowed(self, stage: nn.Module, index: int) -> dict[str, Tensor]:
+        """The parameters that a stage holds and another one writes, by the name that this uses."""
+        written = {id(entry) for entry in self._written(stage, index).values()}
+        return {
+            self.tied.get(name, name): parameter.detach()
+            for name, parameter in stage.named_parameters()
+            if id(parameter) not in written
+        }
 
     def private(self, stage: nn.Module, index: int) -> dict[str, Tensor]:
         """Buffers of a stage that `state` lacks: not persistent, or written by another stage.
 
         Without them a resumed run could differ.
         """
+        written = {id(entry) for entry in self._written(stage, index).values()}
         return {
             name: buffer.detach()
             for name, buffer in stage.named_buffers()
-            if self.owners.get(name) != index and name not in self.tied
+            if id(buffer) not in written
+        }
+
+    def _written(self, stage: nn.Module, index: int) -> dict[str, Tensor]:
+        held = _entries(stage)
+        return {
+            name: held[name]
+            for name, owner in self.owners.items()
+            if owner == index and name in held
         }
 
 

@@ -30,7 +30,9 @@ from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan
 from dnic.runtime.record import Record
 from dnic.runtime.seeds import random_state, restore_random_state, seed_everything, stage_seed
+from dnic.runtime.shared import Channel, borrowed_parameters, channels, take_gradient
 from dnic.runtime.sources import build_trainers, warmup_steps
+from dnic.runtime.stage import check_ownership
 from dnic.runtime.worker import build_optimizer, initial_model
 
 if TYPE_CHECKING:
@@ -72,6 +74,32 @@ class _Stage:
         self.random = random_state()
 
 
+@dataclass
+class _Tie:
+    """An owner of parameters, a stage with copies, and gradients that are not due yet."""
+
+    owner: _Stage
+    holder: _Stage
+    channel: Channel
+    waiting: deque[list[Tensor]] = field(default_factory=deque)
+
+    def share(self) -> None:
+        with torch.no_grad():
+            for own, copy in self._both():
+                copy.copy_(own)
+
+    def give(self) -> None:
+        self.waiting.append([take_gradient(copy).clone() for _, copy in self._both()])
+
+    def take(self) -> None:
+        for (own, _), gradient in zip(self._both(), self.waiting.popleft(), strict=True):
+            own.grad = gradient if own.grad is None else own.grad + gradient
+
+    def _both(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        stages = (self.owner, self.holder)
+        return zip(*(self.channel.parameters(stage.module) for stage in stages), strict=True)
+
+
 class Reference:
     """A bundle that trains in this process.
 
@@ -101,10 +129,19 @@ class Reference:
         self._plan = bundle.plan
         self._loss = loss
         self._seed = bundle.plan.train.seed if seed is None else seed
-        model = initial_model(bundle, build_model, self._seed, dropout=dropout)
-        parts = [stage(model) for stage in stages.STAGES]
+        # Like the processes, each stage has a model of its own: shared parts are copies.
+        models = [
+            initial_model(bundle, build_model, self._seed, dropout=dropout) for _ in stages.STAGES
+        ]
+        model, parts = models[0], [stage(models[0]) for stage in stages.STAGES]
+        check_ownership(parts, bundle.plan.shared)
         self._names = StateNames.of(model, parts)
+        parts = [stage(model) for stage, model in zip(stages.STAGES, models, strict=True)]
         self._stages = [self._stage(index, part, mode) for index, part in enumerate(parts)]
+        self._ties = [
+            _Tie(self._stages[channel.owner], self._stages[channel.holder], channel)
+            for channel in channels(bundle.plan, mode)
+        ]
         with self._stages[0].own_random_numbers():
             self._batches = Batches(
                 train_data(),
@@ -120,7 +157,8 @@ class Reference:
 
     def _stage(self, index: int, module: nn.Module, mode: Mode) -> _Stage:
         train = self._plan.train
-        optimizer = build_optimizer(train.optimizer, train.optimizer_options, module)
+        others = borrowed_parameters(module, self._plan, index)
+        optimizer = build_optimizer(train.optimizer, train.optimizer_options, module, others)
         seed_everything(stage_seed(self._seed, index))
         above = []
         for plan in sorted(self._plan.interfaces, key=lambda plan: plan.to):
@@ -184,11 +222,23 @@ class Reference:
                 for interface in stage.above:
                     while interface.waiting:
                         self._learn(interface, *interface.waiting.popleft()[1:])
+        for stage in self._stages:
+            late = [tie for tie in self._ties if tie.owner is stage and tie.waiting]
+            if late:
+                stage.optimizer.zero_grad(set_to_none=True)
+                for tie in late:
+                    while tie.waiting:
+                        tie.take()
+                stage.optimizer.step()
+        for tie in self._ties:
+            tie.share()
 
     def _train_step(self, batch: Any, target: Tensor) -> None:
         values: dict[str, Tensor] = {}  # every tensor that crosses, with its stage's graph
         given: list[dict[Any, Tensor]] = []  # per stage: its inputs as leaves
         loss = torch.zeros(())
+        for tie in self._ties:
+            tie.share()
         for stage in self._stages:
             with stage.own_random_numbers():
                 first = stage is self._stages[0]
@@ -233,7 +283,7 @@ class Reference:
         stage.optimizer.zero_grad(set_to_none=True)
         if stage is self._stages[-1]:
             backward([loss])
-            stage.optimizer.step()
+            self._apply(stage)
             return
         sums: dict[str, Tensor] = {}
         for interface in stage.above:
@@ -250,11 +300,20 @@ class Reference:
             for name, gradient in zip(interface.names, used, strict=True):
                 sums[name] = sums[name] + gradient if name in sums else gradient
         backward([values[name] for name in sums], list(sums.values()))
-        stage.optimizer.step()
+        self._apply(stage)
         for interface in stage.above:
             lag = 0 if self._step < interface.warmup else interface.window
             while interface.waiting and interface.waiting[0][0] <= self._step - lag:
                 self._learn(interface, *interface.waiting.popleft()[1:])
+
+    def _apply(self, stage: _Stage) -> None:
+        """One update, with what the holders of this stage's parameters have found."""
+        for tie in self._ties:
+            if tie.holder is stage:
+                tie.give()
+            if tie.owner is stage and len(tie.waiting) > tie.channel.lag:
+                tie.take()
+        stage.optimizer.step()
 
     def _learn(
         self, interface: _Interface, tensors: list[Tensor], target: Tensor, true: list[Tensor]

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.plan import SharedPlan
 
 
 class Container(nn.Module):
@@ -76,23 +76,45 @@ class Stage(nn.Module):
             raise _missing(name)
 
 
-def check_ownership(stages: Sequence[nn.Module]) -> None:
-    """Refuses stages that share a parameter: each would train a copy of its own.
+def check_ownership(stages: Sequence[nn.Module], shared: Sequence[SharedPlan] = ()) -> None:
+    """Refuses stages that share a parameter of which the plan does not know.
+
+    Each would train a copy of its own.
+
+    Args:
+        stages: all stages of one model.
+        shared: the parameters that several stages may hold.
 
     Raises:
         RuntimeFault: names the parameter and both stages.
     """
-    owners: dict[torch.nn.Parameter, int] = {}
+    rows = {name: row for row in shared for name in row.names}
+    held: dict[nn.Parameter, dict[int, str]] = {}
     for index, stage in enumerate(stages):
         for name, parameter in stage.named_parameters():
-            first = owners.setdefault(parameter, index)
-            if first != index:
-                raise RuntimeFault(
-                    f"the parameter {name} is in stage {first} and in stage {index}",
-                    where="stages.py",
-                    expected="every parameter in one stage",
-                    hint="keep_together in the spec's `partition` joins the modules that share it",
-                )
+            held.setdefault(parameter, {}).setdefault(index, name)
+    confirmed = set()
+    for names in held.values():
+        (first, name), *others = names.items()
+        row = rows.get(name)
+        if row is not None and tuple(names) == (row.owner, *row.holders):
+            confirmed.add(row.name)
+        elif others:
+            index, name = others[0]
+            raise RuntimeFault(
+                f"the parameter {name} is in stage {first} and in stage {index}",
+                where="stages.py",
+                expected="every parameter in one stage, or listed under `shared` in plan.yaml",
+                hint="keep_together in the spec's `partition` joins the modules that share it",
+            )
+    for row in shared:
+        if row.name not in confirmed:
+            stages_text = ", ".join(str(stage) for stage in (row.owner, *row.holders))
+            raise RuntimeFault(
+                f"the parameter {row.name} is not in the stages {stages_text}, as planned",
+                where="plan.yaml: shared",
+                hint="dnic compile --plan plan.yaml writes the generated files anew",
+            )
 
 
 def _prefixes(name: str) -> list[str]:

@@ -9,7 +9,7 @@ global rank is the stage. Restarts by torchrun (`--max-restarts`) do not resume 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +31,7 @@ from dnic.runtime.names import INIT_FILE, StateNames, load_initial
 from dnic.runtime.options import Options, parse_options
 from dnic.runtime.place import Place, check_processes, pin_to_core
 from dnic.runtime.seeds import seed_everything, stage_seed
+from dnic.runtime.shared import borrowed_parameters
 from dnic.runtime.stage import check_ownership
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ class Worker:
         check_stages(self.bundle, stages.PLAN)
         model = initial_model(self.bundle, build_model, self.seed, dropout=self.options.dropout)
         parts = [stage(model) for stage in stages.STAGES] if self.staged else [model]
-        check_ownership(parts)
+        check_ownership(parts, self.bundle.plan.shared if self.staged else ())
         self.names = StateNames.of(model, parts)
         part: nn.Module = parts[self.place.rank].to(self.device)
         seed_everything(stage_seed(self.seed, self.place.rank))
@@ -102,13 +103,15 @@ class Worker:
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimizer that `plan.yaml` names under `train`, for a stage's parameters.
 
-        A stage without parameters gets one that has nothing to do, which torch's own refuse.
+        Parameters that another stage owns are left to that stage. A stage without parameters gets
+        an optimizer that has nothing to do, which torch's own refuse.
 
         Raises:
             RuntimeFault: torch has no such optimizer, or it takes other options.
         """
-        plan = self.bundle.plan.train
-        return build_optimizer(plan.optimizer, plan.optimizer_options, module)
+        plan = self.bundle.plan
+        others = borrowed_parameters(module, plan, self.place.rank) if self.staged else []
+        return build_optimizer(plan.train.optimizer, plan.train.optimizer_options, module, others)
 
     def batches(
         self,
@@ -222,8 +225,10 @@ def initial_model(
     return model
 
 
-def build_optimizer(name: str, options: Any, module: nn.Module) -> torch.optim.Optimizer:
-    """A `torch.optim` class by name, over a module's parameters.
+def build_optimizer(
+    name: str, options: Any, module: nn.Module, others: Sequence[Tensor] = ()
+) -> torch.optim.Optimizer:
+    """A `torch.optim` class by name, over a module's parameters but `others`.
 
     Raises:
         RuntimeFault: torch has no such optimizer, or it takes other options.
@@ -235,7 +240,8 @@ def build_optimizer(name: str, options: Any, module: nn.Module) -> torch.optim.O
             where="plan.yaml: train: optimizer: name",
             expected="AdamW, Adam, SGD, ...",
         )
-    parameters: list[Tensor] = list(module.parameters())
+    left_out = {id(other) for other in others}
+    parameters: list[Tensor] = [p for p in module.parameters() if id(p) not in left_out]
     if not parameters:
         parameters = [nn.Parameter(torch.empty(0))]
     try:

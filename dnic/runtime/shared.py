@@ -1,0 +1,327 @@
+"""Parameters that several stages use: one parameter, of which the later stages hold copies.
+
+The earliest stage owns it. What passes between the owner and one holder:
+
+    owner, step t                                   holder, step t
+    -------------                                   --------------
+    value after update t-1   ───────────────────►   into its copy, before the forward pass
+    ...                                             forward, backward
+    gradient of batch t-W    ◄───────────────────   gradient of batch t; none is left for the
+    own gradient t + theirs, in the order             holder's optimizer
+    of the stages; update t
+
+W is as many batches as the gradients that the owner waits for anyway are late, so nothing waits
+longer than without sharing: 0 in exact and oracle mode, which makes exact mode plain
+backpropagation. Like everything in the engine W is fixed; a run does not depend on its links'
+timing. At the end of an epoch the last W gradients make one further update, of the shared
+parameters alone, and the value goes out once more: evaluation, checkpoints and the end of a run
+see the same parameter everywhere.
+
+`torch.distributed.pipelining` copies such parameters and lets them drift apart; its users add an
+all-reduce of their own, which would make decoupled stages wait for one another. Not handled:
+buffers (each stage keeps its own) and sparse gradients (they are sent dense).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.edges import groups, lag, pairs
+from dnic.runtime.links import Count, Link, Receiver, Sender
+from dnic.runtime.options import Mode
+from dnic.runtime.plan import Plan, SharedPlan, TensorSpec
+
+if TYPE_CHECKING:
+    from dnic.runtime.worker import Worker
+
+# Neighbours without an interface hold one another by nothing; this much is let pass.
+_FREE_LAG = 2
+
+
+@dataclass(frozen=True)
+class Channel:
+    """An owner, one of its holders, and what they share.
+
+    Attributes:
+        owner, holder: the stages.
+        shared: the parameters, in the order of the plan.
+        lag: W, in batches.
+    """
+
+    owner: int
+    holder: int
+    shared: tuple[SharedPlan, ...]
+    lag: int
+
+    def parameters(self, stage: nn.Module) -> list[nn.Parameter]:
+        """The parameters as one of the two stages holds them; those that train.
+
+        Raises:
+            RuntimeFault: the stage lacks one.
+        """
+        found = [_held(stage, shared) for shared in self.shared]
+        return [parameter for parameter in found if parameter.requires_grad]
+
+
+class Lent:
+    """What an owner has to do with one holder.
+
+    Args:
+        channel: the two.
+        parameters: the owner's.
+        values: where the values leave.
+        gradients: where the holder's gradients arrive.
+    """
+
+    def __init__(
+        self, channel: Channel, parameters: Sequence[nn.Parameter], values: Link, gradients: Link
+    ) -> None:
+        self._lag = channel.lag
+        self._parameters = parameters
+        self._specs = _specs(parameters)
+        # The owner has the gradient of batch t-W-1 when it sends value t: no slot is ever awaited.
+        self._values = Sender(values, channel.lag + 1)
+        self._gradients = Receiver(gradients, channel.lag + 1)
+        self._steps = self._sent = self._taken = 0
+
+    def begin(self, steps: int) -> None:
+        """Prepares an epoch."""
+        self._steps, self._sent, self._taken = steps, 0, 0
+        self._values.begin(self._specs, Count(steps + 1, 1, 1))
+        self._gradients.begin(self._specs, Count(steps, 1, 1))
+
+    def send(self) -> None:
+        """Sends the values as they are."""
+        self._values.send(self._parameters)
+        self._sent += 1
+
+    def take(self) -> None:
+        """Adds the holder's gradients of W batches ago to the owner's."""
+        if self._sent - self._taken > self._lag:
+            self._add()
+
+    @property
+    def behind(self) -> bool:
+        """Whether gradients of this epoch are still to come."""
+        return self._taken < self._steps
+
+    def drain(self) -> None:
+        """Adds what is still to come, batch by batch."""
+        while self.behind:
+            self._add()
+
+    def finish(self) -> None:
+        """Waits until everything has left."""
+        self._values.finish()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting since the run began."""
+        return self._values.waited_s + self._gradients.waited_s
+
+    def _add(self) -> None:
+        for parameter, gradient in zip(self._parameters, self._gradients.receive(), strict=True):
+            add_gradient(parameter, gradient)
+        self._gradients.release()
+        self._taken += 1
+
+
+class Borrowed:
+    """What a holder has to do with an owner.
+
+    Args:
+        parameters: the holder's copies.
+        channel: the two.
+        values: where the values arrive.
+        gradients: where gradients leave.
+    """
+
+    def __init__(
+        self, channel: Channel, parameters: Sequence[nn.Parameter], values: Link, gradients: Link
+    ) -> None:
+        self._parameters = parameters
+        self._specs = _specs(parameters)
+        self._values = Receiver(values, channel.lag + 1)
+        self._gradients = Sender(gradients, channel.lag + 1)
+
+    def begin(self, steps: int) -> None:
+        """Posts the first receives of an epoch."""
+        self._values.begin(self._specs, Count(steps + 1, 1, 1))
+        self._gradients.begin(self._specs, Count(steps, 1, 1))
+
+    def receive(self) -> None:
+        """Waits for the owner's next values and takes them over."""
+        with torch.no_grad():
+            for parameter, value in zip(self._parameters, self._values.receive(), strict=True):
+                parameter.copy_(value)
+        self._values.release()
+
+    def send(self) -> None:
+        """Sends the gradients, and leaves none for an optimizer of this stage."""
+        self._gradients.send([take_gradient(parameter) for parameter in self._parameters])
+
+    def finish(self) -> None:
+        """Waits until everything has left."""
+        self._gradients.finish()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting since the run began."""
+        return self._values.waited_s + self._gradients.waited_s
+
+
+class SharedParameters:
+    """Everything that one stage shares; the engine calls it at the same places in every step.
+
+    Args:
+        lent: by holder.
+        borrowed: by owner.
+    """
+
+    def __init__(self, lent: Sequence[Lent], borrowed: Sequence[Borrowed]) -> None:
+        self._lent = lent
+        self._borrowed = borrowed
+        self._ends: list[Lent | Borrowed] = [*lent, *borrowed]
+
+    def begin(self, steps: int) -> None:
+        """Prepares an epoch of so many steps."""
+        for end in self._ends:
+            end.begin(steps)
+
+    def exchange_values(self) -> None:
+        """Before the forward pass: the owner's values go out, those of others are taken over."""
+        for lent in self._lent:
+            lent.send()
+        for borrowed in self._borrowed:
+            borrowed.receive()
+
+    def send_gradients(self) -> None:
+        """After the backward pass."""
+        for borrowed in self._borrowed:
+            borrowed.send()
+
+    def take_gradients(self) -> None:
+        """Before the update."""
+        for lent in self._lent:
+            lent.take()
+
+    def drain(self, optimizer: torch.optim.Optimizer) -> None:
+        """At the end of an epoch: the update with the last gradients, and the final values."""
+        if any(lent.behind for lent in self._lent):
+            optimizer.zero_grad(set_to_none=True)
+            for lent in self._lent:
+                lent.drain()
+            optimizer.step()
+        self.exchange_values()
+
+    def finish(self) -> None:
+        """Waits until everything has left."""
+        for end in self._ends:
+            end.finish()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent waiting since the run began."""
+        return sum(end.waited_s for end in self._ends)
+
+
+def connect_shared(worker: Worker, stage: nn.Module) -> SharedParameters:
+    """A worker's ends of all channels that its stage takes part in."""
+    plan, mode, rank = worker.bundle.plan, worker.options.mode, worker.place.rank
+    first_tag = 2 * len(pairs(plan, mode))
+    lent: list[Lent] = []
+    borrowed: list[Borrowed] = []
+    for number, channel in enumerate(channels(plan, mode)):
+        # Every process must take part in making every group.
+        made = groups(channel.owner, channel.holder, worker.device)
+        if rank not in (channel.owner, channel.holder):
+            continue
+        parameters = channel.parameters(stage)
+        peer = channel.holder if rank == channel.owner else channel.owner
+        tag = first_tag + 2 * number
+        values, gradients = (
+            Link(peer, tag + direction, made[direction], worker.device) for direction in (0, 1)
+        )
+        if not parameters:
+            continue
+        if rank == channel.owner:
+            lent.append(Lent(channel, parameters, values, gradients))
+        else:
+            borrowed.append(Borrowed(channel, parameters, values, gradients))
+    return SharedParameters(lent, borrowed)
+
+
+def channels(plan: Plan, mode: Mode) -> list[Channel]:
+    """Every owner with every holder of it, in an order that all processes share."""
+    between: dict[tuple[int, int], list[SharedPlan]] = {}
+    for shared in plan.shared:
+        for holder in shared.holders:
+            between.setdefault((shared.owner, holder), []).append(shared)
+    return [
+        Channel(owner, holder, tuple(between[owner, holder]), shared_lag(plan, mode, owner, holder))
+        for owner, holder in sorted(between)
+    ]
+
+
+def shared_lag(plan: Plan, mode: Mode, owner: int, holder: int) -> int:
+    """W: batches by which a holder's gradient is late.
+
+    The shortest way from the owner to the holder, each interface counting its own lag: what the
+    owner awaits of the stages between implies that the holder is that far.
+    """
+    real = [interface for interface in plan.interfaces if interface.differentiable]
+    if mode != "decoupled" or all(interface.gradient == "exact" for interface in real):
+        return 0
+    ways = {(stage, stage + 1): _FREE_LAG for stage in range(len(plan.stages) - 1)}
+    ways.update({(interface.source, interface.to): lag(interface, mode) for interface in real})
+    late = {owner: 0}
+    for stage in range(owner + 1, holder + 1):
+        late[stage] = min(late[a] + ways[a, b] for a, b in ways if b == stage and a in late)
+    return late[holder]
+
+
+def borrowed_parameters(stage: nn.Module, plan: Plan, index: int) -> list[nn.Parameter]:
+    """The parameters of a stage that another stage owns."""
+    return [_held(stage, shared) for shared in plan.shared if index in shared.holders]
+
+
+def add_gradient(parameter: nn.Parameter, gradient: Tensor) -> None:
+    """Adds to a parameter's gradient, which may share its memory with another tensor's."""
+    own = parameter.grad
+    parameter.grad = gradient.clone() if own is None else own.to_dense() + gradient
+
+
+def take_gradient(parameter: nn.Parameter) -> Tensor:
+    """A parameter's gradient, which it no longer has; zeros where it had none."""
+    gradient, parameter.grad = parameter.grad, None
+    return torch.zeros_like(parameter) if gradient is None else gradient.to_dense()
+
+
+def _held(stage: nn.Module, shared: SharedPlan) -> nn.Parameter:
+    parameters = dict(stage.named_parameters(remove_duplicate=False))
+    for name in shared.names:
+        if name in parameters:
+            return parameters[name]
+    raise RuntimeFault(
+        f"the shared parameter {shared.name} is not in a stage that should hold it",
+        where="plan.yaml: shared",
+        hint="dnic compile --plan plan.yaml writes the generated files anew",
+    )
+
+
+def _specs(parameters: Sequence[nn.Parameter]) -> tuple[TensorSpec, ...]:
+    return tuple(
+        TensorSpec(
+            f"shared{number}",
+            tuple(parameter.shape),
+            str(parameter.dtype).removeprefix("torch."),
+            True,
+        )
+        for number, parameter in enumerate(parameters)
+    )
