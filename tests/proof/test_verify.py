@@ -128,7 +128,8 @@ def test_a_branch_on_data_is_named_and_fails_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inputs", ["(torch.randn(4, 8),)", "{'x': torch.randn(4, 8)}"])
 def test_inputs_by_place_and_by_name(tmp_path: Path, inputs: str) -> None:
     result = verify_bundle(written(tmp_path, "nn.ReLU()", inputs))
-    assert result["capture"]["agrees"] is True, result["capture"]
+    assert result["capture"]["method"] == "torch.export", result["capture"]
+    assert result["capture"]["agrees"] is True
 
 
 def test_a_bundle_that_cannot_be_written_to_is_verified_all_the_same(tmp_path: Path) -> None:
