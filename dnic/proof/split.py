@@ -53,6 +53,7 @@ def prove_split(model: nn.Module, stages: Sequence[nn.Module], plan: Plan, input
     """
     failures: list[tuple[float, str]] = []
     worst, compared = 0.0, 0
+    names = first_names(model)
     batches = (inputs, grown(inputs, plan.model.batch_size, OTHER_BATCH))
     for training in (True, False):
         for batch in batches:
@@ -60,7 +61,7 @@ def prove_split(model: nn.Module, stages: Sequence[nn.Module], plan: Plan, input
             at = f"{'train' if training else 'eval'} mode, batch {size}"
             reference = _whole(model, batch, training)
             try:
-                ours = _composed(stages, plan, batch, training)
+                ours = _composed(stages, plan, batch, training, names)
             except Exception as failure:  # noqa: BLE001 (however emitted code fails, it failed)
                 text = f"the stages raise {type(failure).__name__}: {failure} ({at})"
                 failures.append((float("inf"), text))
@@ -93,13 +94,15 @@ def _whole(model: nn.Module, inputs: Any, training: bool) -> _Run:
         roots = [output for output in outputs if output.requires_grad]
         torch.autograd.backward(roots, _projections(outputs))
         run = _Run([output.detach() for output in outputs])
-        run.gradients = _gradients([model])
+        run.gradients = _gradients([model], first_names(model))
         run.buffers = _buffers([model])
         model.zero_grad(set_to_none=True)
     return run
 
 
-def _composed(stages: Sequence[nn.Module], plan: Plan, inputs: Any, training: bool) -> _Run:
+def _composed(
+    stages: Sequence[nn.Module], plan: Plan, inputs: Any, training: bool, names: dict[str, str]
+) -> _Run:
     batch = fresh(inputs)
     values: dict[str, Any] = {entry.name: leaf(batch, entry.path) for entry in plan.model.inputs}
     received: list[dict[str, Tensor]] = []
@@ -125,7 +128,7 @@ def _composed(stages: Sequence[nn.Module], plan: Plan, inputs: Any, training: bo
         outputs = _tensors(output)
         run = _Run([tensor.detach() for tensor in outputs])
         _backward(plan, received, sent, outputs)
-        run.gradients = _gradients(stages)
+        run.gradients = _gradients(stages, names)
         run.buffers = _buffers(stages)
         for stage, context in zip(stages, restore, strict=True):
             stage.zero_grad(set_to_none=True)
@@ -177,9 +180,18 @@ def _projections(outputs: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def _gradients(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For every name of a parameter the first name of the same parameter."""
+    first: dict[int, str] = {}
     return {
-        name: parameter.grad.clone()
+        name: first.setdefault(id(parameter), name)
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+    }
+
+
+def _gradients(modules: Sequence[nn.Module], names: dict[str, str]) -> dict[str, Tensor]:
+    return {
+        names[name]: parameter.grad.clone()
         for module in modules
         for name, parameter in module.named_parameters()
         if parameter.grad is not None
