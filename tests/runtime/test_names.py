@@ -40,6 +40,23 @@ def test_owners_tied_and_unused() -> None:
     assert set(names.private(stages[1], 1)) == {"table", "scratch"}
 
 
+def test_a_shared_tensor_is_written_by_the_earliest_stage_under_its_name_there() -> None:
+    model = Tied()
+    model.register_buffer("also", model.table)
+    stages = [Stage(model, "last", "norm", "also"), Stage(model, "embed", "norm", "table")]
+    names = StateNames.of(model, stages)
+    assert names.tied == {"embed.weight": "last.weight", "table": "also"}
+    assert names.owners["last.weight"] == names.owners["also"] == 0
+    assert names.borrowed(stages[0], 0) == {}
+    borrowed = names.borrowed(stages[1], 1)
+    assert set(borrowed) == {"last.weight", "norm.weight", "norm.bias"}
+    assert borrowed["last.weight"].data_ptr() == model.embed.weight.data_ptr()
+    # Buffers are every stage's own.
+    statistics = {"norm.running_mean", "norm.running_var", "norm.num_batches_tracked"}
+    assert names.private(stages[0], 0) == {}
+    assert set(names.private(stages[1], 1)) == {"table", *statistics}
+
+
 def test_initial_weights_fill_the_model(tmp_path: Path) -> None:
     path = str(tmp_path / "init.safetensors")
     values = {

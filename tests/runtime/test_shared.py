@@ -324,6 +324,12 @@ def test_in_exact_mode_the_parameter_is_plain_backprops(
     torch.testing.assert_close(found.parameters["embed.weight"], weight, rtol=1e-3, atol=1e-4)
 
 
+def test_no_optimizer_but_the_owners_holds_a_shared_parameter(tied: Make, reference: Run) -> None:
+    sizes = [len(stage.optimizer.param_groups[0]["params"]) for stage in reference(tied(3))._stages]
+    # The weight and the layer's four; two of the middle; the bias.
+    assert sizes == [5, 2, 1]
+
+
 def test_the_last_gradients_of_an_epoch_are_not_lost(tied: Make, reference: Run) -> None:
     """After one step at window 1 the owner has both gradients, in two updates."""
     folder = tied(2, window=1, warmup_steps=9, edit=own_statistics)

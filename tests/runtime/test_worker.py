@@ -30,6 +30,12 @@ def test_a_stage_without_parameters_gets_one_that_does_nothing() -> None:
     optimizer.load_state_dict(optimizer.state_dict())
 
 
+def test_parameters_of_other_stages_are_left_to_them() -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = build_optimizer("SGD", {"lr": 0.5}, layer, [layer.weight])
+    assert optimizer.param_groups[0]["params"] == [layer.bias]
+
+
 @pytest.mark.parametrize(
     ("name", "options", "problem"),
     [
