@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from torch import fx
 
 from dnic.codegen.expression import Names, access, call_text, value_text
-from dnic.codegen.layout import WIDTH, wrapped
+from dnic.codegen.layout import WIDTH, call_parts, wrapped
 from dnic.graph.shape import Shape, batch_multiple, text
 from dnic.partition.plan import Plan, PlannedStage
 from dnic.trace import TracedModel, field_of, item, recorded
@@ -177,16 +177,20 @@ def _statement(node: fx.Node, names: Names, comment: str, indent: str) -> Iterat
     right = call_text(node, names)
     if node.users:
         right = f"{_target(node)} = {right}"
-    opening, bracket, rest = right.partition("(")
     line = f"{indent}{right}{comment}"
-    breakable = bracket and rest.endswith(")") and '"' not in rest
-    if len(line) + 8 <= WIDTH or not breakable:
+    if len(line) + 8 <= WIDTH:
+        yield line
+        return
+    opening, parts = call_parts(right)
+    if not parts:
         yield line
         return
     yield f"{indent}{opening}({comment}"
-    yield from textwrap.wrap(
-        rest[:-1], WIDTH - 12, initial_indent=f"{indent}    ", subsequent_indent=f"{indent}    "
-    )
+    inner = f"{indent}    {', '.join(parts)}"
+    if len(inner) + 8 <= WIDTH:
+        yield inner
+    else:
+        yield from (f"{indent}    {part}," for part in parts)
     yield f"{indent})"
 
 

@@ -19,7 +19,7 @@ from math import prod
 from dnic.cost.optimizer import update_rule, update_us
 from dnic.cost.profile import DeviceProfile
 from dnic.graph.graph import Value
-from dnic.graph.shape import resolve
+from dnic.graph.shape import Shape, Size, batch_multiple, resolve
 
 # Heads of rank 8 lost 7 points of accuracy to rank 16 on the digits without BatchNorm.
 NARROWEST = 16
@@ -84,7 +84,7 @@ class HeadCost:
 
 def head_features(value: Value) -> int:
     """Features of each position: the last axis of vectors and sequences, axis 1 of maps."""
-    return _layout(resolve(value.shape, 1)[1:])[0]
+    return _layout(_samples(value.shape)[1])[0]
 
 
 def head_cost(
@@ -98,7 +98,7 @@ def head_cost(
     """What the heads of all `values` that cross one interface cost together.
 
     Args:
-        values: the differentiable tensors, batch first; each has a head of its own.
+        values: the differentiable tensors, the batch on one axis; each has a head of its own.
         batch_size: samples in a batch.
         hidden_layers: 0 to 3.
         width: of the hidden layers; None is as wide as the tensor's features.
@@ -107,9 +107,9 @@ def head_cost(
     """
     cost = HeadCost()
     for value in values:
-        rows = resolve(value.shape[:1], batch_size)
-        sample = resolve(value.shape, 1)[1:]
-        cost += _one_head(prod(rows), sample, hidden_layers, width, profile, target)
+        rows, sample = _samples(value.shape)
+        count = resolve((rows,), batch_size)[0]
+        cost += _one_head(count, sample, hidden_layers, width, profile, target)
     return cost
 
 
@@ -128,7 +128,7 @@ def choose_width(
     through the gradient) is the price of any head: narrowing would not save it.
 
     Args:
-        values: the differentiable tensors that cross, batch first.
+        values: the differentiable tensors that cross, the batch on one axis.
         batch_size: samples in a batch.
         hidden_layers: 0 to 3.
         slack_us: time that width may cost: see `stage_slack_us`.
@@ -220,6 +220,21 @@ def _one_head(
     adam_us = update_us(adam, _FLOAT_BYTES * part.parameters, part.tensors, profile)
     train_us = 3 * part.forward_us + walks_us + adam_us
     return HeadCost(part.parameters, part.forward_us, train_us)
+
+
+def _samples(shape: Shape) -> tuple[Size, tuple[int, ...]]:
+    """How many rows a head reads in a tensor with the batch on at most one axis, and of what shape.
+
+    The rows of a sample on a flattened axis (`[n*B, d]`) are positions, except where each is a
+    picture of its own (`[n*B, c, h, w]`).
+    """
+    axes = [axis for axis, size in enumerate(shape) if batch_multiple(size)]
+    axis = axes[0] if axes else 0
+    rest = resolve((*shape[:axis], *shape[axis + 1 :]), 1)
+    rows: Size = shape[axis] if shape else 1
+    if batch_multiple(rows) > 1 and len(rest) <= 1:
+        return "B", (batch_multiple(rows), *rest)
+    return rows, rest
 
 
 def _layout(sample: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """Which heads can be built at an interface, how wide they are, and why.
 
-A head reads activations sample by sample: the batch must lie on the first axis, and there only. Its
-targets may have any shape. Where no head can be built the gradient is awaited.
+A head reads activations sample by sample: the batch must lie on one axis, whichever, and not on
+several. Its targets may have any shape. Where no head can be built the gradient is awaited.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from dnic.partition.request import InterfaceChoice
 def head_misfit(values: Sequence[Value]) -> str:
     """Why no head can be built for one of these tensors; empty when each can have one."""
     for value in values:
-        if any(batch_multiple(size) for size in value.shape[1:]):
-            return f"no head for {value.name} {text(value.shape)}, whose batch is not on axis 0"
+        if sum(batch_multiple(size) > 0 for size in value.shape) > 1:
+            return f"no head for {value.name} {text(value.shape)}, whose batch is on several axes"
         if not value.dtype.startswith(("float", "bfloat")):
             return f"no head for {value.name}, whose dtype is {value.dtype}"
     return ""
@@ -35,7 +35,7 @@ def context_misfit(target: PlannedTarget | None, values: Sequence[Value]) -> str
     if target.dtype.startswith("complex"):
         return f"targets are {target.dtype}"
     for value in values:
-        if not value.shape or not batch_multiple(value.shape[0]):
+        if not any(batch_multiple(size) for size in value.shape):
             return f"{value.name} {text(value.shape)} has no axis of samples"
     return ""
 

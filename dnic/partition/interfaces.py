@@ -178,7 +178,7 @@ def _is_predicted(crossing: Crossing, choice: InterfaceChoice) -> bool:
         raise PartitionError(
             misfit,
             where=f"interfaces.{crossing.name}.gradient",
-            expected="tensors with the batch on axis 0",
+            expected="real tensors with the batch on one axis",
             hint="gradient: exact, or a cut elsewhere",
         )
     return bool(crossing.differentiable) and choice.gradient != "exact" and not misfit

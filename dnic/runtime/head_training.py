@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnic.runtime.head_axis import BatchAxis
 from dnic.runtime.heads import Head
 
 # The scale follows the gradients' own decay within ten batches or so, the statistics of activations
@@ -49,10 +50,12 @@ class HeadTrainer:
     Args:
         head: on the device where it is to run.
         lr: learning rate.
+        axis: where in the crossing tensor the samples lie.
     """
 
-    def __init__(self, head: Head, lr: float) -> None:
+    def __init__(self, head: Head, lr: float, axis: BatchAxis | None = None) -> None:
         self.head = head
+        self._axis = axis or BatchAxis()
         parameters = list(head.parameters())
         self._optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
         self._mean_square = torch.zeros((), dtype=head.dtype, device=parameters[0].device)
@@ -63,29 +66,32 @@ class HeadTrainer:
         """The gradient of the batch's mean loss with respect to `h`, of its shape and dtype.
 
         Args:
-            h: `[B, *sample_shape]`.
+            h: `[B, *sample_shape]`, or with the batch where `axis` says.
             target: the same batch's targets.
 
         Raises:
             RuntimeFault: when `h` or the targets are not what the head was built for.
         """
-        predicted: Tensor = self.head(h, target)
-        return predicted.mul_((self._mean_square.sqrt() / h.shape[0]).to(predicted.dtype))
+        samples = self._axis.to_front(h)
+        predicted: Tensor = self.head(samples, target)
+        predicted.mul_((self._mean_square.sqrt() / samples.shape[0]).to(predicted.dtype))
+        return self._axis.back(predicted, h)
 
     def learn(self, h: Tensor, target: Tensor | None, gradient: Tensor) -> HeadStatistics:
         """One step on a batch whose true gradient has arrived.
 
         Args:
-            h: `[B, *sample_shape]`, as it was when sent; its graph is not used.
+            h: `[B, *sample_shape]`, or with the batch where `axis` says, as it was when sent; its
+                graph is not used.
             target: the same batch's targets.
             gradient: true gradient of the batch's mean loss with respect to `h`, of its shape.
 
         Raises:
             RuntimeFault: when `h` or the targets are not what the head was built for.
         """
-        h = h.detach()
+        h = self._axis.to_front(h.detach())
         self._steps += 1
-        wanted = gradient.detach().to(self.head.dtype) * h.shape[0]
+        wanted = self._axis.to_front(gradient.detach()).to(self.head.dtype) * h.shape[0]
         self._mean_square.lerp_(wanted.square().mean(), max(1 / self._steps, SCALE_MOMENTUM))
         wanted.mul_(torch.rsqrt(self._mean_square + _TINY))
         self.head.observe(h, target, max(1 / self._steps, INPUT_MOMENTUM))

@@ -10,7 +10,8 @@ predicts zero. Which parts of a tensor share one map:
   picture of the whole tensor, predicted at once and stretched;
 - with a target for every position (next tokens, segmentation): one map for all positions.
 
-Not handled: batch axes other than axis 0, complex tensors, sizes that change from batch to batch.
+Where the batch lies on another axis than 0, `head_axis` turns the tensor first. Not handled:
+complex tensors, sizes that change from batch to batch.
 """
 
 from __future__ import annotations

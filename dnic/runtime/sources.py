@@ -307,6 +307,7 @@ def build_trainers(
     plan: InterfacePlan, target: TargetPlan | None, device: torch.device, seed: int
 ) -> list[HeadTrainer]:
     """A head with its trainer for every differentiable tensor of a synthetic interface."""
+    from dnic.runtime.head_axis import batch_axis
     from dnic.runtime.head_training import HeadTrainer
     from dnic.runtime.heads import HeadSpec, build_head
 
@@ -314,21 +315,20 @@ def build_trainers(
     if head is None:
         raise ValueError("a synthetic interface without a head")  # check_plan has refused it
     spec = HeadSpec(hidden_layers=head.hidden_layers, width=head.width, context=head.context)
-    return [
-        HeadTrainer(
-            build_head(
-                tensor.resolve(1)[1:],
-                dtype_named(tensor.dtype),
-                spec,
-                target.classes if target else None,
-                target.sample_shape if target else None,
-                dtype_named(target.dtype) if target else None,
-                seed=head_seed(seed, plan.source, plan.to, number),
-            ).to(device),
-            head.lr,
+    trainers = []
+    for number, tensor in enumerate(plan.differentiable):
+        axis, sample_shape = batch_axis(tensor.shape)
+        built = build_head(
+            sample_shape,
+            dtype_named(tensor.dtype),
+            spec,
+            target.classes if target else None,
+            target.sample_shape if target else None,
+            dtype_named(target.dtype) if target else None,
+            seed=head_seed(seed, plan.source, plan.to, number),
         )
-        for number, tensor in enumerate(plan.differentiable)
-    ]
+        trainers.append(HeadTrainer(built.to(device), head.lr, axis))
+    return trainers
 
 
 def warmup_steps(plan: InterfacePlan, total_steps: int) -> int:

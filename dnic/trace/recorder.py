@@ -41,7 +41,7 @@ from dnic.trace.functions import (
 from dnic.trace.inputs import Named
 from dnic.trace.obstacle import Draws, Obstacle, ReadsData, Unencodable
 from dnic.trace.recorded import KEY, TensorFacts, storage_key, tensors_in
-from dnic.trace.recording import Calls, Recording, drop_unused_items
+from dnic.trace.recording import Calls, Recording, drop_unused_items, short_names
 
 
 class Recorder(TorchFunctionMode):
@@ -66,6 +66,7 @@ class Recorder(TorchFunctionMode):
         self.fine = fine
         self.book = Book(model, fine)
         self.paths = {module: path for path, module in model.named_modules()}
+        self.short = short_names(list(self.paths.values()))
         self.counts: Counter[str] = Counter()
         self.paused = 0
         self.flops = FlopTally()
@@ -191,7 +192,7 @@ class Recorder(TorchFunctionMode):
             self._meet(Unencodable(what, path.rpartition(".")[0], user_line()))
         first, last = self.fine.spans[path, number] if self.fine else (0, 1)
         node = self._write(
-            Call("call_module", path, args, kwargs, path.replace(".", "_")), out, seen, last - first
+            Call("call_module", path, args, kwargs, self.short[path]), out, seen, last - first
         )
         self.book.name_result(out, node)
         self.book.event += last - first

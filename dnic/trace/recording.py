@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,20 @@ def attributes(model: nn.Module) -> dict[int, str]:
                 if isinstance(value, Tensor):
                     found.setdefault(id(value), prefix + name)
     return found
+
+
+def short_names(paths: list[str]) -> dict[str, str]:
+    """For every dotted path its shortest ending that no other path has: `layers_3`."""
+    endings: Counter[tuple[str, ...]] = Counter()
+    split = {path: tuple(path.split(".")) for path in paths}
+    for parts in split.values():
+        endings.update(parts[i:] for i in range(len(parts)))
+    names = {}
+    for path, parts in split.items():
+        starts = [i for i in range(len(parts)) if not parts[i].isdigit()]
+        unique = [i for i in starts if endings[parts[i:]] == 1]
+        names[path] = "_".join(parts[unique[-1] :] if unique else parts)
+    return names
 
 
 def drop_unused_items(graph: fx.Graph) -> None:
