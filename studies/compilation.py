@@ -121,7 +121,7 @@ def compiled(case: Case, stages: int, folder: Path) -> Compilation:
             proven=rung.passed,
             compared=rung.compared,
             max_abs_error=rung.max_abs_error,
-            errors=dict(getattr(rung, "errors", {})),
+            errors=rung.errors or {},
             refused=refused,
             **_planned(planned),
         )
