@@ -121,7 +121,7 @@ def compiled(case: Case, stages: int, folder: Path) -> Compilation:
             proven=rung.passed,
             compared=rung.compared,
             max_abs_error=rung.max_abs_error,
-            errors=rung.errors or {},
+            errors=asdict(rung.errors) if rung.errors else {},
             refused=refused,
             **_planned(planned),
         )
