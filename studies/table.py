@@ -109,7 +109,8 @@ def _cells(results: list[Mapping[str, Any]]) -> Iterator[str]:
     yield ", ".join(str(result["shared"]) for result in made)
     yield ", ".join(f"{result['largest_share']:.0%}" for result in made)
     for kind in ("outputs", "gradients", "buffers"):
-        errors = [result["errors"][kind] for result in made if kind in result["errors"]]
+        found = [result["errors"].get(kind) for result in made]
+        errors = [error for error in found if error is not None]
         yield f"{max(errors):.1g}" if errors else ""
     yield str(max((result["compared"] for result in made), default=0))
     for time in ("capture_s", "decide_s"):
