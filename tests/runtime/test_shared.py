@@ -402,9 +402,21 @@ def test_plans_that_do_not_know_who_shares(
 
 
 @pytest.mark.processes
-def test_the_checkpoint_holds_the_parameter_once(tied: Make, run_ranks: Run) -> None:
-    folder = tied(2)
+def test_the_checkpoint_and_the_optimizers_hold_the_parameter_once(
+    tied: Make, run_ranks: Run
+) -> None:
+    count = (
+        "    sizes = [len(group['params']) for group in optimizer.param_groups]\n"
+        "    (worker.bundle.folder / f'sizes{worker.place.rank}').write_text(str(sizes))\n"
+    )
+
+    def edit(name: str, text: str) -> str:
+        epochs = "    for _ in trainer.epochs():\n"
+        return text.replace(epochs, count + epochs) if name == "train.py" else text
+
+    folder = tied(2, edit=edit)
     run_ranks(folder, 2, "--epochs=1", "--no-evaluate")
     checkpoint = find_checkpoint(folder / "runs" / "decoupled")
     status = json.loads((checkpoint / "dnic.json").read_text())
     assert status["tied"] == {"head.weight": "embed.weight"}
+    assert [(folder / f"sizes{rank}").read_text() for rank in (0, 1)] == ["[5]", "[3]"]
