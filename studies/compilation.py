@@ -14,15 +14,17 @@ import tempfile
 import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from dnic.compiler import Planned, compile_model
-from dnic.errors import DnicError, PartitionError
+from dnic.errors import DnicError, PartitionError, TraceError
 from dnic.partition.plan import Plan
 from dnic.spec import Spec, spec_from_mapping
 from studies.zoo import Case, cases
+
+Outcome = Literal["proven", "refused", "failed"]
 
 SEED = 0
 CAPTURES = ("capture", "recapture")
@@ -47,7 +49,8 @@ class Compilation:
         case: its name.
         asked: number of stages asked for.
         stages: number of stages made: as many, or the most that the model allows; 0 where none.
-        proven: whether rung 1 of the proof ladder passed; None when it was not reached.
+        outcome: `proven` when rung 1 of the proof ladder passed; `refused` when the compiler says
+            what stands against it and where; else `failed`, which is a bug of ours.
         parameters: of the model.
         capture_s, decide_s, prove_s: seconds for both captures; for graph, costs, cuts, plan and
             emitted files; for the proof.
@@ -58,14 +61,14 @@ class Compilation:
         compared: tensors that the proof compared.
         max_abs_error: the largest difference in what it compared.
         errors: the same by kind (outputs, gradients, buffers).
-        refused: why there are not as many stages as were asked for.
+        fewer: why there are not as many stages as were asked for.
         error: what went wrong, as the command line says it.
     """
 
     case: str
     asked: int
     stages: int = 0
-    proven: bool | None = None
+    outcome: Outcome = "failed"
     parameters: int = 0
     capture_s: float = 0.0
     decide_s: float = 0.0
@@ -77,7 +80,7 @@ class Compilation:
     compared: int = 0
     max_abs_error: float = 0.0
     errors: dict[str, float] = field(default_factory=dict)
-    refused: str = ""
+    fewer: str = ""
     error: str = ""
 
 
@@ -102,31 +105,36 @@ class Clock:
 def compiled(case: Case, stages: int, folder: Path) -> Compilation:
     """Compile a case into `folder` with as many of the stages asked for as the model allows.
 
-    Errors of the user's kind are part of the result; others are bugs of ours and are raised.
+    Errors that dnic explains are part of the result; others are raised.
     """
-    refused = ""
+    result = Compilation(case.name, stages)
     for count in range(stages, 0, -1):
         clock = Clock()
         try:
             planned, rung = compile_model(spec_of(case, count), folder, observe=clock)
         except PartitionError as error:
-            refused = refused or str(error)
+            result = replace(result, fewer=result.fewer or str(error))
             continue
         except DnicError as error:
-            return _timed(Compilation(case.name, stages, refused=refused, error=str(error)), clock)
-        result = Compilation(
-            case=case.name,
-            asked=stages,
-            stages=len(planned.plan.stages),
-            proven=rung.passed,
-            compared=rung.compared,
-            max_abs_error=rung.max_abs_error,
-            errors=asdict(rung.errors) if rung.errors else {},
-            refused=refused,
-            **_planned(planned),
+            outcome: Outcome = "refused" if isinstance(error, TraceError) else "failed"
+            result = replace(result, outcome=outcome, error=str(error))
+        else:
+            result = replace(
+                result,
+                stages=len(planned.plan.stages),
+                outcome="proven" if rung.passed else "failed",
+                compared=rung.compared,
+                max_abs_error=rung.max_abs_error,
+                errors=asdict(rung.errors) if rung.errors else {},
+                **_planned(planned),
+            )
+        return replace(
+            result,
+            capture_s=clock.total(CAPTURES),
+            decide_s=clock.total(DECISIONS),
+            prove_s=clock.total(("prove",)),
         )
-        return _timed(result, clock)
-    return Compilation(case.name, stages, refused=refused, error=refused)
+    return replace(result, outcome="refused", error=result.fewer)
 
 
 def spec_of(case: Case, stages: int) -> Spec:
@@ -161,15 +169,6 @@ def _planned(planned: Planned) -> dict[str, Any]:
             max(stage.parameters for stage in plan.stages) / max(plan.model.parameters, 1), 4
         ),
     }
-
-
-def _timed(result: Compilation, clock: Clock) -> Compilation:
-    return replace(
-        result,
-        capture_s=clock.total(CAPTURES),
-        decide_s=clock.total(DECISIONS),
-        prove_s=clock.total(("prove",)),
-    )
 
 
 def main(name: str, counts: str, output: str) -> None:

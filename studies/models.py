@@ -19,7 +19,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -82,10 +82,9 @@ def header() -> dict[str, Any]:
     }
 
 
-def is_proven(results: Iterable[dict[str, Any]]) -> bool:
-    """Whether all results of a case are proven."""
-    listed = list(results)
-    return bool(listed) and all(result["proven"] for result in listed)
+def is_done(results: Sequence[dict[str, Any]]) -> bool:
+    """Whether a case was run and all its results are proven."""
+    return len(results) > 0 and all(result["outcome"] == "proven" for result in results)
 
 
 def write(folder: Path, study: dict[str, Any]) -> None:
@@ -119,7 +118,7 @@ def main() -> None:
     everything = cases()
     results = {case.name: before.get(case.name, {}).get("results", []) for case in everything}
     for case in cases(asked.only, asked.chosen):
-        if asked.failed and is_proven(results[case.name]):
+        if asked.failed and is_done(results[case.name]):
             continue
         found = run(case, counts)
         results[case.name] = [asdict(result) for result in found]
@@ -138,9 +137,9 @@ def main() -> None:
 
 
 def _words(result: Compilation) -> str:
-    if result.proven:
+    if result.outcome == "proven":
         return f"{result.stages}:{result.max_abs_error:.0e}"
-    return f"{result.asked}:FAILED({result.error.partition(chr(10))[0][:120]})"
+    return f"{result.asked}:{result.outcome}({result.error.splitlines()[0][:120]})"
 
 
 if __name__ == "__main__":

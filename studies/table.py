@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -71,16 +72,21 @@ def _made_with(study: Mapping[str, Any]) -> Iterator[str]:
 
 def _summary(models: Mapping[str, Model]) -> Iterator[str]:
     for key, heading in HEADINGS.items():
-        chosen = [model for model in models.values() if model["set"] == key]
+        chosen = [model["results"] for model in models.values() if model["set"] == key]
         if not chosen:
             continue
-        proven = sum(all(result["proven"] for result in model["results"]) for model in chosen)
-        results = [result for model in chosen for result in model["results"]]
-        passed = sum(bool(result["proven"]) for result in results)
+        whole = sum(all(_proven(result) for result in results) for results in chosen)
+        outcomes = Counter(result["outcome"] for results in chosen for result in results)
         yield (
-            f"- {heading}: {proven} of {len(chosen)} proven at every number of stages "
-            f"({passed} of {len(results)} compilations)."
+            f"- {heading}: **{whole} of {len(chosen)}** proven at every number of stages. "
+            f"Of {outcomes.total()} compilations {outcomes['proven']} are proven, "
+            f"{outcomes['refused']} refused with the line that stands against it, "
+            f"{outcomes['failed']} failed."
         )
+
+
+def _proven(result: Mapping[str, Any]) -> bool:
+    return bool(result["outcome"] == "proven")
 
 
 def _table(models: Mapping[str, Model]) -> Iterator[str]:
@@ -102,10 +108,10 @@ def _table(models: Mapping[str, Model]) -> Iterator[str]:
 
 
 def _cells(results: list[Mapping[str, Any]]) -> Iterator[str]:
-    made = [result for result in results if result["proven"]]
+    made = [result for result in results if _proven(result)]
     yield f"{max((result['parameters'] for result in results), default=0):,}"
-    yield ", ".join(str(result["stages"]) if result["proven"] else "-" for result in results)
-    yield ", ".join(_crossing(result) if result["proven"] else "-" for result in results)
+    yield ", ".join(str(result["stages"]) if _proven(result) else "-" for result in results)
+    yield ", ".join(_crossing(result) if _proven(result) else "-" for result in results)
     yield ", ".join(str(result["shared"]) for result in made)
     yield ", ".join(f"{result['largest_share']:.0%}" for result in made)
     for kind in ("outputs", "gradients", "buffers"):
@@ -130,9 +136,9 @@ def _notes(model: Model) -> Iterator[str]:
     seen: set[str] = set()
     for result in model["results"]:
         if result["error"]:
-            note = f"Failed: {_line(result['error'])}"
-        elif result["refused"]:
-            note = f"Not more stages: {_line(result['refused'])}"
+            note = f"{result['outcome'].capitalize()}: {_line(result['error'])}"
+        elif result["fewer"]:
+            note = f"No more stages: {_line(result['fewer'])}"
         else:
             continue
         if note not in seen:

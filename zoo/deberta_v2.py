@@ -21,6 +21,7 @@ def build_model() -> nn.Module:
         num_attention_heads=4,
         max_position_embeddings=32,
         num_labels=CLASSES,
+        problem_type="single_label_classification",
         relative_attention=True,
         position_buckets=8,
         pos_att_type=["p2c", "c2p"],

@@ -37,7 +37,7 @@ def test_stages_are_the_model(tmp_path: Path, name: str, stages: int, shared: in
     result = compiled(case, stages, tmp_path / "bundle")
     assert result.error == ""
     assert result.stages == stages
-    assert result.proven
+    assert result.outcome == "proven"
     assert len(result.crossings) >= stages - 1
     assert all(crossing.differentiable for crossing in result.crossings)
     if shared is None:
