@@ -38,31 +38,46 @@ MEMORY_BYTES = 8 * 2**30
 OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run(case: Case, counts: list[int]) -> list[Compilation]:
-    """Compile a case in a fresh process; what it did not get to is an error of its own."""
+def run(case: Case, counts: Sequence[int]) -> list[Compilation]:
+    """Compile a case at each number of stages, in a fresh process.
+
+    A number at which the process dies is a failure; the next process goes on after it.
+    """
+    found: list[Compilation] = []
+    while len(found) < len(counts):
+        left = counts[len(found) :]
+        done, words = _process(case, left)
+        found += done
+        if len(done) < len(left):
+            found.append(Compilation(case.name, left[len(done)], error=words))
+    return found
+
+
+def _process(case: Case, counts: Sequence[int]) -> tuple[list[Compilation], str]:
+    """What a process got done, and its last words."""
     with tempfile.TemporaryDirectory(prefix="dnic-study-") as temporary:
         output = Path(temporary) / "results.jsonl"
         output.touch()
         wanted = ",".join(map(str, counts))
         command = [sys.executable, "-m", "studies.compilation", case.name, wanted, str(output)]
+        seconds = SECONDS_EACH * len(counts)
         try:
             ended = subprocess.run(
                 command,
                 cwd=ROOT,
                 env=os.environ | OFFLINE,
                 preexec_fn=_bounded,
-                timeout=SECONDS_EACH * len(counts),
+                timeout=seconds,
                 capture_output=True,
                 text=True,
                 check=False,
             )
-            words = ended.stderr.strip().splitlines()
-            failure = words[-1] if words else f"ended with status {ended.returncode}"
+            lines = ended.stderr.strip().splitlines()
+            words = lines[-1] if lines else f"ended with status {ended.returncode}"
         except subprocess.TimeoutExpired:
-            failure = f"not done after {SECONDS_EACH * len(counts)} s"
+            words = f"not done after {seconds} s"
         done = [Compilation(**json.loads(line)) for line in output.read_text().splitlines()]
-    missing = counts[len(done) :]
-    return [*done, *(Compilation(case.name, count, error=failure) for count in missing)]
+    return done, words
 
 
 def _bounded() -> None:
