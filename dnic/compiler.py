@@ -7,14 +7,17 @@ told of every pass and sees its result, so that progress can be shown and any va
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import default_collate
 
+from dnic.codegen.planfile import read_plan_file
 from dnic.codegen.write import bundle_files, check_target, staged
 from dnic.cost import Costs, DeviceProfile, Link, calibrate, cost_model, load_profile
 from dnic.errors import SpecError, TraceError, VerifyError
@@ -38,11 +41,19 @@ from dnic.partition.plan import (
     PlannedTraining,
 )
 from dnic.proof.bundle import prove_bundle_split
+from dnic.proof.proof_file import proof_file, write_proof
 from dnic.proof.rung import Rung
 from dnic.report.pictures import picture_files
 from dnic.spec import InterfaceSpec, LinkSpec, Spec
 from dnic.spec.modelfile import ModelFile, load_model_file
-from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by
+from dnic.trace import (
+    TracedModel,
+    capture_coarse,
+    capture_fine,
+    has_own_loss,
+    opened_by,
+    to_meta,
+)
 
 Observe = Callable[[str, Any], None]
 
@@ -109,6 +120,7 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
     """
     loaded = _seen(observe, "load", load(spec))
     fine = _seen(observe, "capture", capture_fine(loaded.model, loaded.inputs))
+    check_loss(loaded.source, fine)
     graph = _seen(observe, "graph", build_graph(fine))
     training = training_of(spec, graph.batch_size)
     profile = device_profile(spec)
@@ -138,6 +150,7 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
                     "inputs": tuple(PlannedInput(name=n, path=p) for n, p in fine.inputs),
                     "constants": tuple(PlannedConstant(path=p, value=v) for p, v in fine.constants),
                     "target": loaded.target_key,
+                    "weights": "seed" if spec.model.meta else "file",
                 }
             ),
         }
@@ -168,6 +181,7 @@ def compile_model(
     _seen(observe, "emit", files)
     with staged(folder, files) as temporary:
         rung = _seen(observe, "prove", prove_bundle_split(temporary, planned.loaded.inputs))
+        write_proof(temporary, proof_file([rung], read_plan_file(temporary)))
         if not rung.passed:
             raise VerifyError(
                 "the stages do not compute what the model computes; nothing was written",
@@ -189,11 +203,39 @@ def load(spec: Spec) -> Loaded:
         raise TraceError("no model file given", expected="dnic compile MODEL.py, or model.file")
     source = load_model_file(spec.model.file, spec.model)
     torch.manual_seed(spec.train.seed)
-    model = source.build_model()
+    with torch.device("meta") if spec.model.meta else nullcontext():
+        model = source.build_model()
+    check_built(model, spec)
     torch.manual_seed(spec.train.seed)
     inputs = source.example_inputs()
+    if spec.model.meta:
+        inputs = to_meta(inputs)
     target, key = first_target(source)
     return Loaded(source, model, inputs, target, key)
+
+
+def check_built(model: nn.Module, spec: Spec) -> None:
+    """Refuse a model whose parameters are not there yet, or not where they were asked for.
+
+    Raises:
+        TraceError: names the first such parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise TraceError(
+                f"the parameter {name} has no size before the first call",
+                expected="a model whose parameters exist",
+                hint="call the model once at the end of build_model()",
+            )
+        if parameter.is_meta != spec.model.meta:
+            where = "the meta device" if parameter.is_meta else "a real device"
+            raise TraceError(
+                f"the parameter {name} is on {where}",
+                expected="a model on the meta device"
+                if spec.model.meta
+                else "a model with weights",
+                hint="--meta plans without weights; build_model() must not name a device itself",
+            )
 
 
 def first_target(source: ModelFile) -> tuple[Tensor | None, str | None]:
@@ -240,6 +282,22 @@ def target_of(sample: Tensor | None, graph: Graph) -> PlannedTarget | None:
         classes = size if isinstance(size, int) else None
     return PlannedTarget(
         shape=("B", *rest), dtype=str(sample.dtype).removeprefix("torch."), classes=classes
+    )
+
+
+def check_loss(source: ModelFile, traced: TracedModel) -> None:
+    """Without a loss function in the file the model's output must hold a loss.
+
+    Raises:
+        TraceError: it does not.
+    """
+    if source.loss is not None or has_own_loss(traced):
+        return
+    raise TraceError(
+        "the model file has no loss, and the model's output holds none",
+        where=str(source.path),
+        expected="loss(output, target) -> a scalar tensor; or an output with a scalar `loss`",
+        hint="example_inputs() with `labels`, if the model computes its loss from these",
     )
 
 

@@ -169,14 +169,8 @@ def value_text(value: Any, names: Names) -> str:
     """An argument as source: a variable, a constant, or a structure of these."""
     if isinstance(value, fx.Node):
         return names.variables[value]
-    if isinstance(value, BatchSize):
-        names.uses_batch = True
-        text = "batch" if value.multiple == 1 else f"{value.multiple} * batch"
-        sign = "+" if value.more > 0 else "-"
-        return f"({text} {sign} {abs(value.more)})" if value.more else text
-    if isinstance(value, BatchShare):
-        names.uses_batch = True
-        return f"({value.whole!r} / batch)"
+    if isinstance(value, BatchSize | BatchShare):
+        return _batch_text(value, names)
     if isinstance(value, ModeSwitch):
         return _switch_text(value, names)
     if isinstance(value, torch.device):
@@ -202,6 +196,15 @@ def value_text(value: Any, names: Names) -> str:
     if value is ...:
         return "..."
     return json.dumps(value) if isinstance(value, str) else repr(value)
+
+
+def _batch_text(value: BatchSize | BatchShare, names: Names) -> str:
+    names.uses_batch = True
+    if isinstance(value, BatchShare):
+        return f"({value.whole!r} / batch)"
+    text = "batch" if value.multiple == 1 else f"{value.multiple} * batch"
+    sign = "+" if value.more > 0 else "-"
+    return f"({text} {sign} {abs(value.more)})" if value.more else text
 
 
 def _switch_text(switch: ModeSwitch, names: Names) -> str:

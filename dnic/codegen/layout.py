@@ -22,8 +22,8 @@ def wrapped(opening: str, parts: Sequence[str], closing: str) -> list[str]:
 
 def call_parts(text: str) -> tuple[str, list[str]]:
     """The function and the arguments of a statement that ends in a call; no arguments else."""
-    depth, start, ends = 0, 0, []
-    quoted = False
+    depth, start, quoted = 0, 0, False
+    ends: list[int] = []
     for i, char in enumerate(text):
         if char == '"' and text[i - 1] != "\\":
             quoted = not quoted

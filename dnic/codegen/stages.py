@@ -15,7 +15,7 @@ from dnic.codegen.expression import Names, access, call_text, value_text
 from dnic.codegen.layout import WIDTH, call_parts, wrapped
 from dnic.graph.shape import Shape, batch_multiple, text
 from dnic.partition.plan import Plan, PlannedStage
-from dnic.trace import TracedModel, field_of, item, recorded
+from dnic.trace import TracedModel, item, recorded
 
 
 def stages_source(traced: TracedModel, plan: Plan, digest: str) -> str:
@@ -133,9 +133,7 @@ def _input_comments(traced: TracedModel, stage: PlannedStage) -> Iterator[str]:
             yield f"{name}: {dtype} {text(traced.shapes[name])}"
 
 
-def _clones(
-    traced: TracedModel, nodes: Sequence[fx.Node], stage: PlannedStage
-) -> Iterator[str]:
+def _clones(traced: TracedModel, nodes: Sequence[fx.Node], stage: PlannedStage) -> Iterator[str]:
     """Copies of received tensors that the stage changes in place: a leaf must not be."""
     if any(node.op == "placeholder" for node in nodes):
         return

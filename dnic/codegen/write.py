@@ -41,13 +41,12 @@ def bundle_files(traced: TracedModel, plan: Plan, model_source: bytes) -> dict[s
     files = {
         "stages.py": stages_source(traced, plan, digest).encode(),
         "model.py": model_source,
-        "init.safetensors": safetensors.torch.save(
-            # One entry only: safetensors writes several in an order that changes from run to run.
-            initial_state(traced.module),
-            {"format": "pt"},
-        ),
     }
-    sums = {name: hashlib.sha256(files[name]).hexdigest() for name in SEALED}
+    if plan.model.weights == "file":
+        # One entry only: safetensors writes several in an order that changes from run to run.
+        state = initial_state(traced.module)
+        files["init.safetensors"] = safetensors.torch.save(state, {"format": "pt"})
+    sums = {name: hashlib.sha256(files[name]).hexdigest() for name in SEALED if name in files}
     sealed = plan.model_copy(update={"files": sums})
     files["plan.yaml"] = plan_text(sealed).encode()
     files["train.py"] = train_source(sealed).encode()

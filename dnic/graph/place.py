@@ -14,9 +14,7 @@ from torch import Tensor, fx, nn
 from dnic.trace import TracedModel, draws, recorded, storage_key
 
 
-def blocked_gaps(
-    nodes: list[fx.Node], traced: TracedModel, free: set[fx.Node]
-) -> dict[int, str]:
+def blocked_gaps(nodes: list[fx.Node], traced: TracedModel, free: set[fx.Node]) -> dict[int, str]:
     """Gaps that must not be cut, with the reason."""
     blocked: dict[int, str] = {}
     last_use = _last_uses(nodes)

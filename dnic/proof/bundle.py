@@ -33,6 +33,7 @@ from dnic.runtime import Record, launch, read_record
 from dnic.runtime.bundle import PLAN_FILE, Bundle, check_stages, load_bundle, read_plan
 from dnic.runtime.names import INIT_FILE, load_initial
 from dnic.runtime.options import Mode
+from dnic.trace import to_meta
 from dnic.trace.crosscheck import CrossCheck, cross_check
 
 STEPS = 20
@@ -75,8 +76,7 @@ def check_bundle_capture(folder: Path) -> CrossCheck:
     plan = read_plan_file(folder)
     with bundle_modules(folder) as (model_file, _):
         inputs = _example_inputs(model_file, plan)
-        torch.manual_seed(plan.train.seed)
-        model = getattr(model_file, plan.model.names.build)()
+        model = _built(model_file, plan, folder)
         if isinstance(inputs, Mapping):
             return cross_check(model, (), inputs)
         return cross_check(model, inputs)
@@ -188,6 +188,8 @@ def _example_inputs(model_file: Any, plan: Plan) -> Any:
     """One batch: a tuple of positional arguments or a mapping of keyword arguments."""
     torch.manual_seed(plan.train.seed)
     given = getattr(model_file, plan.model.names.example_inputs)()
+    if plan.model.weights == "seed":
+        given = to_meta(given)
     if isinstance(given, Tensor):
         return (given,)
     return given if isinstance(given, Mapping) else tuple(given)
@@ -195,6 +197,10 @@ def _example_inputs(model_file: Any, plan: Plan) -> Any:
 
 def _built(model_file: Any, plan: Plan, folder: Path) -> nn.Module:
     torch.manual_seed(plan.train.seed)
-    model: nn.Module = getattr(model_file, plan.model.names.build)()
+    build: Callable[[], nn.Module] = getattr(model_file, plan.model.names.build)
+    if plan.model.weights == "seed":
+        with torch.device("meta"):
+            return build()
+    model = build()
     load_initial(model, str(folder / INIT_FILE))
     return model

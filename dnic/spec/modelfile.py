@@ -203,29 +203,18 @@ class _Functions:
         name, function = self.names.example_inputs, self.find("example_inputs")
         expected = "one batch: a tensor, a tuple of tensors, or a mapping of keyword arguments"
 
-        def check_entry(entry: Any, place: str) -> None:
-            if isinstance(entry, Mapping):
-                for key, part in entry.items():
-                    check_entry(part, f"{place}[{key!r}]")
-            elif isinstance(entry, tuple | list):
-                for index, part in enumerate(entry):
-                    check_entry(part, f"{place}[{index}]")
-            elif not isinstance(entry, (Tensor, *_PLAIN)):
-                self.refuse(f"{name}() returned {_kind(entry)} at {place}", expected, function)
-
         def check(inputs: Any) -> tuple[Any, ...] | dict[str, Any]:
             batch = (inputs,) if isinstance(inputs, Tensor) else inputs
             if not isinstance(batch, tuple | list | Mapping) or not batch:
                 self.refuse(f"{name}() returned {_kind(batch)}", expected, function)
-            if isinstance(batch, Mapping):
-                for key, entry in batch.items():
-                    if not isinstance(key, str):
-                        self.refuse(f"{name}() has the key {key!r}", expected, function)
-                    check_entry(entry, key)
-                return dict(batch)
-            for index, entry in enumerate(batch):
-                check_entry(entry, f"position {index}")
-            return tuple(batch)
+            given = dict(batch) if isinstance(batch, Mapping) else tuple(batch)
+            for key in given if isinstance(given, dict) else ():
+                if not isinstance(key, str):
+                    self.refuse(f"{name}() has the key {key!r}", expected, function)
+            for place, entry in _entries(given):
+                if not isinstance(entry, (Tensor, *_PLAIN)):
+                    self.refuse(f"{name}() returned {_kind(entry)} at {place}", expected, function)
+            return given
 
         return self.guarded(name, function, check)
 
@@ -348,6 +337,17 @@ def _required_arguments(function: Callable[..., Any]) -> list[str]:
         return []
     kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [p.name for p in parameters if p.default is p.empty and p.kind not in kinds]
+
+
+def _entries(value: Any, place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a batch with its place: `position 0`, `image['mask']`."""
+    if not isinstance(value, tuple | list | Mapping):
+        yield place, value
+        return
+    pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+    for key, entry in pairs:
+        top = key if isinstance(key, str) else f"position {key}"
+        yield from _entries(entry, f"{place}[{key!r}]" if place else top)
 
 
 def _kind(value: Any) -> str:

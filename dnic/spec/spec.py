@@ -132,6 +132,10 @@ class ModelSpec(Section):
     )
     train_data: Name = Field(default="train_data", description="a Dataset of (input, target)")
     test_data: Name = Field(default="test_data", description="the same, held out")
+    meta: bool = Field(
+        default=False,
+        description="plan on the meta device: no weights are allocated, none are written",
+    )
 
 
 class TrainSpec(Section):

@@ -176,9 +176,7 @@ class Book:
                 user_line(),
             )
         node = self.node("get_attr", path, (), {}, path.replace(".", "_"))
-        node.meta[KEY] = self.facts(
-            scope=path.rpartition(".")[0], tensor=TensorFacts.of(tensor)
-        )
+        node.meta[KEY] = self.facts(scope=path.rpartition(".")[0], tensor=TensorFacts.of(tensor))
         self.tainted.add(node)
         self._name_tensor(tensor, node)
         return node

@@ -12,7 +12,7 @@ have their batch on the first axis.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,7 +33,7 @@ from dnic.trace.inputs import (
     tensors_by_path,
 )
 from dnic.trace.leaves import coarse_leaves, fine_leaves
-from dnic.trace.obstacle import Misaligned, Obstacle, ReadsData, Stateful
+from dnic.trace.obstacle import Obstacle, ReadsData, Stateful
 from dnic.trace.recorded import recorded
 from dnic.trace.recorder import Recorder
 from dnic.trace.recording import Calls, Recording
@@ -64,6 +64,7 @@ class TracedModel:
         calls: what the finest capture called, by which cuts are found in coarser ones.
         whole: paths of modules that are kept whole, with the reason.
         compiling: whether it was recorded as compilers see it, and why; empty when it was not.
+        checks: lines of checks on data that the recorded run passed; they are not written down.
     """
 
     name: str
@@ -76,6 +77,7 @@ class TracedModel:
     calls: Calls
     whole: dict[str, str]
     compiling: str = ""
+    checks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {len(self.graph.nodes)} nodes at batch size {self.batch_size}"]
@@ -148,6 +150,20 @@ def opened_by(fine: TracedModel, events: Collection[int]) -> tuple[str, ...]:
     return tuple(sorted(opened, key=lambda path: (path.count("."), path)))
 
 
+def has_own_loss(traced: TracedModel) -> bool:
+    """Whether the model's output holds a scalar loss, where `runtime.own_loss` looks for it."""
+    (output,) = (node for node in traced.graph.nodes if node.op == "output")
+    found = output.args[0]
+    if isinstance(found, fx.Node) and recorded(found).tensor is None:
+        found = found.kwargs  # A dataclass is built from its fields.
+    if isinstance(found, Mapping):
+        found = found.get("loss")
+    elif isinstance(found, tuple | list):
+        found = found[0] if found else None
+    tensor = recorded(found).tensor if isinstance(found, fx.Node) else None
+    return tensor is not None and tensor.shape == () and tensor.requires_grad
+
+
 def _capture(
     model: nn.Module,
     inputs: Any,
@@ -165,7 +181,9 @@ def _capture(
             before = Attributes(model)
             first = _record(model, given, named, rule, fine)
             if again and (changed := before.changed(first.opened)):
-                _check_state(first, changed, lambda: _record(model, given, named, rule, fine), model)
+                _check_state(
+                    first, changed, lambda: _record(model, given, named, rule, fine), model
+                )
             return first
 
     train = record(inputs, training=True, again=fine is None)
@@ -191,6 +209,7 @@ def _capture(
         calls=fine or train.calls,
         whole=dict(way.whole),
         compiling=way.compiling,
+        checks=tuple(sorted(train.checks | larger.checks | evaluation.checks)),
     )
 
 

@@ -35,23 +35,23 @@ class Watch:
 
     @staticmethod
     def _states() -> tuple[Any, Any]:
-        kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+        kind, keys, position, has_gauss, gauss = np.random.get_state()
         return random.getstate(), (kind, bytes(np.asarray(keys)), position, has_gauss, gauss)
 
 
 @contextmanager
 def seeded() -> Iterator[None]:
     """Every global generator starts from a fixed seed inside, and is put back afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+    python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         random.seed(0)
-        np.random.seed(0)  # noqa: NPY002
+        np.random.seed(0)
         torch.manual_seed(0)
         try:
             yield
         finally:
             random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+            np.random.set_state(numpy)
 
 
 @contextmanager

@@ -62,6 +62,45 @@ def assigned_names() -> tuple[str, ...]:
     return _assignments(code.co_filename).get(key, ())
 
 
+def only_checks() -> bool:
+    """Whether the user's running expression is the test of an `assert`, or of an `if` that raises.
+
+    Such a test decides nothing but whether the model goes on.
+    """
+    frame = user_frame()
+    if frame is None:
+        return False
+    positions = itertools.islice(frame.f_code.co_positions(), frame.f_lasti // 2, None)
+    line, end_line, column, end_column = next(positions, (None, None, None, None))
+    if line is None or end_line is None or column is None or end_column is None:
+        return False
+    return any(
+        start <= (line, column) and (end_line, end_column) <= end
+        for start, end in _checks(frame.f_code.co_filename)
+    )
+
+
+@lru_cache(maxsize=512)
+def _checks(file: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+    """Where the tests of a file's `assert`s and of its `if`s that only raise start and end."""
+    try:
+        tree = ast.parse("".join(linecache.getlines(file)))
+    except (SyntaxError, ValueError):
+        return ()
+    found = []
+    for statement in ast.walk(tree):
+        raises = (
+            isinstance(statement, ast.If)
+            and not statement.orelse
+            and all(isinstance(inner, ast.Raise) for inner in statement.body)
+        )
+        if raises or isinstance(statement, ast.Assert):
+            test: ast.expr = statement.test  # type: ignore[attr-defined]  # both have one
+            end = (test.end_lineno or test.lineno, test.end_col_offset or 0)
+            found.append(((test.lineno, test.col_offset), end))
+    return tuple(found)
+
+
 @lru_cache(maxsize=512)
 def _assignments(file: str) -> dict[Position, tuple[str, ...]]:
     """Assigned names by the position of the right-hand side, for a whole file."""

@@ -79,9 +79,7 @@ MAKES_SIZES = frozenset(
         "histc",
     }
 )
-READS_SIZE = frozenset(
-    {"size", "numel", "nelement", "__len__", "unbind", "split", "tensor_split"}
-)
+READS_SIZE = frozenset({"size", "numel", "nelement", "__len__", "unbind", "split", "tensor_split"})
 # These yield a tensor of the size of their first argument, whatever the sizes of the others.
 KEEPS_SHAPE = frozenset(
     {

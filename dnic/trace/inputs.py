@@ -53,6 +53,11 @@ def fresh(inputs: Any) -> Any:
     return mapped(inputs, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
+def to_meta(inputs: Any) -> Any:
+    """The inputs without values: tensors on the meta device."""
+    return mapped(inputs, lambda leaf: leaf.to("meta") if isinstance(leaf, Tensor) else leaf)
+
+
 def batch_size_of(inputs: Any) -> int:
     """Number of samples: the first size of the first tensor that has one.
 

@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from dnic.trace.book import Book, is_plain
 from dnic.trace.flops import FlopTally
 from dnic.trace.foreign import Apply, Watch, intercepted_functions, is_importable
-from dnic.trace.frames import assigned_names, user_line
+from dnic.trace.frames import assigned_names, only_checks, user_line
 from dnic.trace.functions import (
     Call,
     as_call,
@@ -222,11 +222,7 @@ class Recorder(TorchFunctionMode):
         book = self.book
         if draws(func):
             book.tainted.add(node)
-        first = args[0] if args and isinstance(args[0], Tensor) else None
-        if keeps_shape(func) and first is not None:
-            read = [first]
-        else:
-            read = tensors_in((args, kwargs))
+        read = tensors_in(args[:1] if keeps_shape(func) else (args, kwargs))
         if makes_sizes(func, args, kwargs) or any(book.is_unsized(tensor) for tensor in read):
             book.unsized.add(node)
 
@@ -239,7 +235,10 @@ class Recorder(TorchFunctionMode):
         """
         scope = self.book.scope
         name = getattr(func, "__name__", str(func))
-        if reads_data(func) and any(self.book.is_tainted(tensor) for tensor in read):
+        reads = reads_data(func) and any(self.book.is_tainted(t) or t.is_meta for t in read)
+        if reads and only_checks() and not any(t.is_meta for t in read):
+            self.book.recording.checks.add(user_line())
+        elif reads:
             what = f"a branch on the value of a tensor (Tensor.{name})"
             self._meet(ReadsData(what, scope, user_line()))
         if reads_size(func) and any(self.book.is_unsized(tensor) for tensor in read):

@@ -38,11 +38,16 @@ class Calls:
 
 @dataclass(frozen=True)
 class Recording:
-    """A recorded run; `opened` are the paths of the modules whose forward was written down."""
+    """A recorded run.
+
+    `opened` are the paths of the modules whose forward was written down, `checks` the lines of
+    those checks on data that it passed (`if labels.max() > n: raise`).
+    """
 
     graph: fx.Graph
     calls: Calls
     opened: set[str] = field(default_factory=set)
+    checks: set[str] = field(default_factory=set)
 
 
 def item(container: Any, key: Any) -> Any:
