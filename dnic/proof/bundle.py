@@ -55,9 +55,7 @@ def prove_bundle_split(folder: Path, inputs: Any = None) -> Rung:
     with bundle_modules(folder) as (model, stages):
         check_stages(bundle, stages.PLAN)
         if inputs is None:
-            torch.manual_seed(plan.train.seed)
-            given = getattr(model, plan.model.names.example_inputs)()
-            inputs = (given,) if isinstance(given, Tensor) else given
+            inputs = _example_inputs(model, plan)
         whole = _built(model, plan, folder)
         parts = _built(model, plan, folder)
         made = [stage(parts) for stage in stages.STAGES]

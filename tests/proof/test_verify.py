@@ -56,13 +56,15 @@ def loss(output, target):
 """
 
 
-def written(folder: Path, middle: str, inputs: str = "torch.randn(4, 8)") -> Path:
+def written(
+    folder: Path, middle: str, inputs: str = "torch.randn(4, 8)", meta: bool = False
+) -> Path:
     """A bundle of two stages, without training data."""
     model = folder / "net.py"
     model.write_text(MODEL.replace("{middle}", middle).replace("{inputs}", inputs))
     spec = spec_from_mapping(
         {
-            "model": {"file": str(model)},
+            "model": {"file": str(model), "meta": meta},
             "devices": {"count": 2, "profile": "cpu-core"},
             "partition": {"stages": 2, "cuts": ["first"]},
         },
@@ -139,3 +141,10 @@ def test_a_bundle_that_cannot_be_written_to_is_verified_all_the_same(tmp_path: P
     assert result["passed"] is True
     assert result["unwritten"] == "proof.json: Is a directory"
     assert "not kept: proof.json: Is a directory" in printed(result)
+
+
+def test_a_bundle_without_weights(tmp_path: Path) -> None:
+    result = verify_bundle(written(tmp_path, "nn.ReLU()", meta=True))
+    assert result["rungs"]["split"]["passed"] is True, result["rungs"]["split"]["failures"]
+    assert result["rungs"]["split"]["compared"] > 0
+    assert result["capture"]["agrees"] is True
