@@ -15,7 +15,12 @@ from dnic.spec.modelfile import load_model_file
 
 
 def requested(
-    model: Path | None, spec_file: Path | None, devices: str | None, plan: Path | None
+    model: Path | None,
+    spec_file: Path | None,
+    devices: str | None,
+    plan: Path | None,
+    *,
+    meta: bool = False,
 ) -> Spec:
     """The spec that the command line means; options win over the files.
 
@@ -24,6 +29,7 @@ def requested(
         spec_file: `--spec`.
         devices: `--devices`, as typed.
         plan: `--plan`: an edited plan, in place of model and spec.
+        meta: `--meta`: without weights.
 
     Raises:
         SpecError: contradicting or missing arguments, or a bad file.
@@ -39,6 +45,8 @@ def requested(
         spec = override(spec, "model.file", str(model), option="MODEL.py")
     if devices is not None:
         spec = override(spec, "devices.count", _number(devices), option="--devices")
+    if meta:
+        spec = override(spec, "model.meta", True, option="--meta")
     if spec.model.file is None:
         raise SpecError(
             "no model file",
@@ -56,12 +64,14 @@ def spec_of_plan(path: Path) -> Spec:
     """
     plan = read_plan_file(path)
     folder = path if path.is_dir() else path.parent
-    names = plan.model.names.model_dump(exclude_none=True)
+    names = plan.model.names.model_dump()
+    names = {key: name for key, name in names.items() if name is not None or key == "loss"}
     return spec_from_mapping(
         {
             "model": {
                 "file": str(folder / "model.py"),
                 "build_model": names.pop("build"),
+                "meta": plan.model.weights == "seed",
                 **names,
             },
             "train": {

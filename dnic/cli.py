@@ -32,6 +32,9 @@ SpecOption = Annotated[Path | None, typer.Option("--spec", metavar="F", help="a 
 DevicesOption = Annotated[
     str | None, typer.Option("--devices", metavar="N", help="number of devices")
 ]
+MetaOption = Annotated[
+    bool, typer.Option("--meta", help="plan without weights, on the meta device")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object, nothing else")]
 PrintAfter = Annotated[
     str | None, typer.Option("--print-after", metavar="PASS", help="print the value after a pass")
@@ -50,22 +53,24 @@ def compile_command(
         Path | None, typer.Option("-o", "--output", metavar="DIR", help="default: build/NAME")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the bundle in DIR")] = False,
+    meta: MetaOption = False,
     print_after: PrintAfter = None,
 ) -> None:
     """Cut a model, emit the bundle, prove it, write it."""
     from dnic.asked import default_folder, requested
     from dnic.compiler import compile_model
-    from dnic.report import plan_table
+    from dnic.report import plan_notes, plan_table
 
-    asked = requested(model, spec, devices, plan)
+    asked = requested(model, spec, devices, plan, meta=meta)
     folder = output or default_folder(asked, plan)
     with _progress(print_after) as observe:
         planned, rung = compile_model(asked, folder, force=force, observe=observe)
     out.print(plan_table(planned.plan))
-    for path, reason in planned.coarse.whole.items():
-        out.print(f"kept whole: {path} ({reason})", style="yellow", soft_wrap=True)
+    for note in plan_notes(planned.coarse, planned.plan):
+        out.print(note, style="yellow", soft_wrap=True)
+    what = "shapes" if meta else "tensors"
     out.print(
-        f"proven: {rung.compared} tensors equal, largest difference {rung.max_abs_error:.1e}\n"
+        f"proven: {rung.compared} {what} equal, largest difference {rung.max_abs_error:.1e}\n"
         f"bundle: {folder}\n"
         f"train:  dnic train {folder}",
         soft_wrap=True,
@@ -77,21 +82,24 @@ def plan_command(
     model: ModelArg = None,
     spec: SpecOption = None,
     devices: DevicesOption = None,
+    meta: MetaOption = False,
     as_json: JsonOption = False,
     print_after: PrintAfter = None,
 ) -> None:
     """Show what `compile` would decide; write nothing."""
     from dnic.asked import requested
     from dnic.compiler import plan_model
-    from dnic.report import plan_json, plan_table
+    from dnic.report import plan_json, plan_notes, plan_table
 
-    asked = requested(model, spec, devices, None)
+    asked = requested(model, spec, devices, None, meta=meta)
     with _progress(print_after, shown=not as_json) as observe:
         planned = plan_model(asked, observe)
     if as_json:
         _print_json(plan_json(planned.plan))
     else:
         out.print(plan_table(planned.plan))
+        for note in plan_notes(planned.coarse, planned.plan):
+            out.print(note, style="yellow", soft_wrap=True)
 
 
 @app.command("verify")

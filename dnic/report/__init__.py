@@ -1,5 +1,6 @@
 """What people read: pictures of a plan, tables, figures with their units."""
 
+from dnic.report.notes import plan_notes
 from dnic.report.partition import draw_plan, partition_diagram
 from dnic.report.planjson import plan_json
 from dnic.report.result import result_lines
@@ -10,6 +11,7 @@ __all__ = [
     "draw_plan",
     "partition_diagram",
     "plan_json",
+    "plan_notes",
     "plan_table",
     "result_lines",
     "verify_table",

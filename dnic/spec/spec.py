@@ -125,7 +125,7 @@ class ModelSpec(Section):
     ] = Field(default=None, description="the Python file of the model, relative to this spec")
     build_model: Name = Field(default="build_model", description="build_model() -> nn.Module")
     example_inputs: Name = Field(
-        default="example_inputs", description="one batch, as a tuple of tensors"
+        default="example_inputs", description="one batch: a tuple or mapping of tensors"
     )
     loss: Name | None = Field(
         default="loss", description="loss(output, target) -> a scalar; null: the model's own"
@@ -134,7 +134,7 @@ class ModelSpec(Section):
     test_data: Name = Field(default="test_data", description="the same, held out")
     meta: bool = Field(
         default=False,
-        description="plan on the meta device: no weights are allocated, none are written",
+        description="plan without weights, on the meta device",
     )
 
 
