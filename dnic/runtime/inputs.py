@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.links import dtype_named
 from dnic.runtime.plan import InputSpec, Key, Path, SamplePlan, resolve
 
 Batch = tuple[Any, Tensor]
@@ -179,17 +180,15 @@ def path_text(path: Path) -> str:
 
 
 def _checked(spec: InputSpec, value: Any, batch_size: int) -> Tensor:
-    name = path_text(spec.path)
     if not isinstance(value, Tensor):
         raise RuntimeFault(
-            f"{name} of a batch is {type(value).__name__}, not a tensor",
+            f"{path_text(spec.path)} of a batch is {type(value).__name__}, not a tensor",
             where="model.py",
             expected=_SAME_INPUTS,
         )
-    dtype = str(value.dtype).removeprefix("torch.")
-    if spec.dtype is not None and dtype != spec.dtype:
+    if spec.dtype is not None and value.dtype != dtype_named(spec.dtype):
         raise RuntimeFault(
-            f"{name} of a batch is {dtype}",
+            f"{path_text(spec.path)} of a batch is {str(value.dtype).removeprefix('torch.')}",
             where="model.py",
             expected=f"{spec.dtype}, as in example_inputs()",
         )
@@ -197,7 +196,7 @@ def _checked(spec: InputSpec, value: Any, batch_size: int) -> Tensor:
         shape = resolve(spec.shape, batch_size)
         if value.shape != shape:
             raise RuntimeFault(
-                f"{name} of a batch has the shape {list(value.shape)}",
+                f"{path_text(spec.path)} of a batch has the shape {list(value.shape)}",
                 where="model.py",
                 expected=f"{list(shape)} for {batch_size} samples, as in example_inputs()",
             )
