@@ -200,7 +200,9 @@ def _projections(outputs: list[Tensor]) -> list[Tensor]:
     """A fixed random gradient for every differentiable output."""
     generator = torch.Generator().manual_seed(1)
     return [
-        torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
+        torch.empty_like(output)
+        if output.is_meta
+        else torch.randn(output.shape, generator=generator, dtype=torch.float64).to(output)
         for output in outputs
         if output.requires_grad
     ]

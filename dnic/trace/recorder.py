@@ -233,6 +233,8 @@ class Recorder(TorchFunctionMode):
             ReadsData: a value, or a size that follows from values, is handed to Python.
             Unencodable: the call lies inside a functorch transform or autocast, or sets a hook.
         """
+        if self.fine is not None:
+            return  # The fine recording went through the same code and met nothing.
         scope = self.book.scope
         name = getattr(func, "__name__", str(func))
         reads = reads_data(func) and any(self.book.is_tainted(t) or t.is_meta for t in read)
