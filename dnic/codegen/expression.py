@@ -19,7 +19,15 @@ import torch
 from torch import fx, nn
 
 from dnic.spec.modelfile import is_model_file
-from dnic.trace import BatchShare, BatchSize, ModeSwitch, field_of, item, qualified_name
+from dnic.trace import (
+    BatchShare,
+    BatchSize,
+    ModeSwitch,
+    field_of,
+    item,
+    qualified_name,
+    source_name,
+)
 
 INFIX: dict[Callable[..., Any], str] = {
     operator.add: "+",
@@ -134,7 +142,7 @@ def function_text(function: Callable[..., Any], names: Names) -> str:
     owner = getattr(function, "__self__", None)
     if isinstance(owner, type):
         return f"{_class_text(owner, names)}.{function.__name__}"
-    module, _, name = qualified_name(function).rpartition(".")
+    module, _, name = (source_name(function) or qualified_name(function)).rpartition(".")
     if module == "torch.nn.functional":
         names.imports.add("import torch.nn.functional as F")
     elif module.partition(".")[0] == "torch":

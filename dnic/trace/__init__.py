@@ -3,7 +3,7 @@
 from dnic.trace.align import BatchShare, BatchSize, ModeSwitch
 from dnic.trace.capture import TracedModel, capture_coarse, capture_fine, has_own_loss, opened_by
 from dnic.trace.foreign import seeded
-from dnic.trace.functions import draws, qualified_name
+from dnic.trace.functions import draws, qualified_name, source_name
 from dnic.trace.inputs import fresh, grown, to_meta
 from dnic.trace.recorded import Recorded, recorded, storage_key, tensors_in
 from dnic.trace.recording import field_of, item
@@ -29,6 +29,7 @@ __all__ = [
     "qualified_name",
     "recorded",
     "seeded",
+    "source_name",
     "storage_key",
     "tensors_in",
     "to_meta",

@@ -194,6 +194,8 @@ def _capture(
     shapes: dict[str, Shape] = {}
     for node, twin in zip(train.graph.nodes, larger.graph.nodes, strict=True):
         small, large = recorded(node).tensor, recorded(twin).tensor
+        if recorded(node).unsized:
+            continue
         if small and large and len(small.shape) == len(large.shape):
             shape = shape_with_batch(small.shape, large.shape, batches)
             if shape is not None:

@@ -45,6 +45,19 @@ def user_line() -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}" if frame else "unknown:0"
 
 
+def padded_to_length() -> bool:
+    """Whether torch's `pad_packed_sequence` runs with a `total_length`.
+
+    It then looks at the longest sequence only to check that it is not longer.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and not is_users(frame.f_code.co_filename):
+        if frame.f_code.co_name == "pad_packed_sequence":
+            return frame.f_locals.get("total_length") is not None
+        frame = frame.f_back
+    return False
+
+
 def assigned_names() -> tuple[str, ...]:
     """Names that the user's statement assigns the running call's result to.
 

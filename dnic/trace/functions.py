@@ -8,6 +8,7 @@ disassembly; here each becomes what the user wrote: an operator, an index, an at
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -48,6 +49,9 @@ ITEMS: dict[str, Callable[..., Any]] = {
 
 # Asking one of these for the value of a tensor turns data into control flow: a recording would
 # freeze what happened to be true of the example.
+# Where functions live that torch's own table of names does not know.
+HOMES = ("torch", "torch._VF", "torch._C._nn", "torch.nn.functional", "torch._C._linalg")
+
 READS_DATA = frozenset(
     {
         "__bool__",
@@ -76,7 +80,7 @@ MAKES_SIZES = frozenset(
         "unique_consecutive",
         "_unique2",
         "bincount",
-        "histc",
+        "_pack_padded_sequence",
     }
 )
 READS_SIZE = frozenset({"size", "numel", "nelement", "__len__", "unbind", "split", "tensor_split"})
@@ -139,6 +143,20 @@ def qualified_name(func: Callable[..., Any]) -> str:
     return f"{module}.{getattr(func, '__qualname__', func)}"
 
 
+@lru_cache(maxsize=4096)
+def source_name(func: Callable[..., Any]) -> str | None:
+    """A dotted name by which emitted code reaches `func`; None where there is none."""
+    name = qualified_name(func)
+    last = name.rpartition(".")[2]
+    for candidate in (name, *(f"{home}.{last}" for home in HOMES)):
+        found: Any = sys.modules.get(candidate.partition(".")[0])
+        for part in candidate.split(".")[1:]:
+            found = getattr(found, part, None)
+        if found is not None and (found == func or candidate == name):
+            return candidate
+    return None
+
+
 def reads_data(func: Callable[..., Any]) -> bool:
     """Whether `func` hands the value of a tensor to Python."""
     return _last(func) in READS_DATA
@@ -171,6 +189,11 @@ def keeps_shape(func: Callable[..., Any]) -> bool:
     """Whether the result has the size of the first argument; changes in place do."""
     last = _last(func)
     return last in KEEPS_SHAPE or (last.endswith("_") and not last.endswith("__"))
+
+
+def pads(func: Callable[..., Any]) -> bool:
+    """Whether `func` brings sequences of any length to a given one."""
+    return _last(func) == "_pad_packed_sequence"
 
 
 def draws(func: Callable[..., Any] | str) -> bool:

@@ -49,6 +49,7 @@ class Recorded:
         bytes_read: bytes of the tensors it read, parameters included.
         mutated: keys of the storages that it changed in place.
         grad_enabled: False when it ran under `torch.no_grad()`.
+        unsized: whether its sizes follow from values.
         source: `file:line` of the user's code.
     """
 
@@ -61,6 +62,7 @@ class Recorded:
     bytes_read: int = 0
     mutated: frozenset[int] = field(default_factory=frozenset)
     grad_enabled: bool = True
+    unsized: bool = False
     source: str = ""
 
 

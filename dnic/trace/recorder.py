@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from dnic.trace.book import Book, is_plain
 from dnic.trace.flops import FlopTally
 from dnic.trace.foreign import Apply, Watch, intercepted_functions, is_importable
-from dnic.trace.frames import assigned_names, only_checks, user_line
+from dnic.trace.frames import assigned_names, only_checks, padded_to_length, user_line
 from dnic.trace.functions import (
     Call,
     as_call,
@@ -35,12 +35,15 @@ from dnic.trace.functions import (
     hooks,
     keeps_shape,
     makes_sizes,
+    pads,
+    qualified_name,
     reads_data,
     reads_size,
+    source_name,
 )
 from dnic.trace.inputs import Named
 from dnic.trace.obstacle import Draws, Obstacle, ReadsData, Unencodable
-from dnic.trace.recorded import KEY, TensorFacts, storage_key, tensors_in
+from dnic.trace.recorded import KEY, TensorFacts, recorded, storage_key, tensors_in
 from dnic.trace.recording import Calls, Recording, drop_unused_items, short_names
 
 
@@ -117,7 +120,11 @@ class Recorder(TorchFunctionMode):
             out = func(*args, **kwargs)
         if not tensors_in(out) and not seen.mutated:
             return out
-        node = self._write(as_call(func, args, kwargs), out, seen, 1)
+        call = as_call(func, args, kwargs)
+        if call.target is func and source_name(func) is None:
+            what = f"{qualified_name(func)}, which has no name to call it by,"
+            self._meet(Unencodable(what, self.book.scope, user_line()))
+        node = self._write(call, out, seen, 1)
         self._mark(func, node, args, kwargs)
         self.book.name_result(out, node)
         self.book.event += 1
@@ -163,13 +170,12 @@ class Recorder(TorchFunctionMode):
         if not is_importable(kind) or not is_plain((args, kwargs)):
             what = f"the torch.autograd.Function {kind.__qualname__}, which cannot be imported,"
             self._meet(Unencodable(what, self.book.scope, user_line()))
-        with self._observed(tensors_in((args, kwargs))) as seen, self._pause():
-            out = apply(*args, **kwargs)
-        target = kind.apply  # type: ignore[attr-defined]  # every Function has it
-        node = self._write(
-            Call("call_function", target, args, kwargs, kind.__name__.lower()), out, seen, 1
-        )
-        self.book.name_result(out, node)
+        with self._pause():
+            with self._observed(tensors_in((args, kwargs))) as seen:
+                out = apply(*args, **kwargs)
+            target = kind.apply  # type: ignore[attr-defined]  # every Function has it
+            call = Call("call_function", target, args, kwargs, kind.__name__.lower())
+            self.book.name_result(out, self._write(call, out, seen, 1))
         self.book.event += 1
         return out
 
@@ -182,19 +188,20 @@ class Recorder(TorchFunctionMode):
         args: Any,
         kwargs: Any,
     ) -> Any:
+        given = tensors_in((args, kwargs))
         with self._pause():
-            read = [*tensors_in((args, kwargs)), *module.parameters(), *module.buffers()]
-            with self._observed(read) as seen:
+            with self._observed([*given, *module.parameters(), *module.buffers()]) as seen:
                 out = forward(module, *args, **kwargs)
-        self.watch.used()
-        if not tensors_in(out) or not is_plain(out):
-            what = f"{path}, which yields {'no tensor' if is_plain(out) else 'an object'},"
-            self._meet(Unencodable(what, path.rpartition(".")[0], user_line()))
-        first, last = self.fine.spans[path, number] if self.fine else (0, 1)
-        node = self._write(
-            Call("call_module", path, args, kwargs, self.short[path]), out, seen, last - first
-        )
-        self.book.name_result(out, node)
+            self.watch.used()
+            if not tensors_in(out) or not is_plain(out):
+                what = f"{path}, which yields {'no tensor' if is_plain(out) else 'an object'},"
+                self._meet(Unencodable(what, path.rpartition(".")[0], user_line()))
+            first, last = self.fine.spans[path, number] if self.fine else (0, 1)
+            call = Call("call_module", path, args, kwargs, self.short[path])
+            node = self._write(call, out, seen, last - first)
+            if any(self.book.is_unsized(tensor) for tensor in given):
+                self._mark_unsized(node)
+            self.book.name_result(out, node)
         self.book.event += last - first
         return out
 
@@ -222,9 +229,15 @@ class Recorder(TorchFunctionMode):
         book = self.book
         if draws(func):
             book.tainted.add(node)
+        if pads(func):
+            return  # Only with `total_length` does it come this far.
         read = tensors_in(args[:1] if keeps_shape(func) else (args, kwargs))
         if makes_sizes(func, args, kwargs) or any(book.is_unsized(tensor) for tensor in read):
-            book.unsized.add(node)
+            self._mark_unsized(node)
+
+    def _mark_unsized(self, node: fx.Node) -> None:
+        self.book.unsized.add(node)
+        node.meta[KEY] = replace(recorded(node), unsized=True)
 
     def _guard(self, func: Any, read: list[Tensor]) -> None:
         """Refuse what a recording cannot show.
@@ -243,7 +256,8 @@ class Recorder(TorchFunctionMode):
         elif reads:
             what = f"a branch on the value of a tensor (Tensor.{name})"
             self._meet(ReadsData(what, scope, user_line()))
-        if reads_size(func) and any(self.book.is_unsized(tensor) for tensor in read):
+        unsized = reads_size(func) and any(self.book.is_unsized(tensor) for tensor in read)
+        if unsized and not padded_to_length():
             what = "a size that follows from the values of a tensor"
             self._meet(ReadsData(what, scope, user_line()))
         if hooks(func):

@@ -77,7 +77,7 @@ def run(
                 )
             },
             "compile m.py",
-            ["branches on the value of a tensor", "m.py:12", "torch.where"],
+            ["a branch on the value of a tensor", "m.py:12", "torch.where"],
             id="data-dependent control flow",
         ),
         pytest.param(

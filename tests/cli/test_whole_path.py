@@ -62,6 +62,7 @@ def test_the_bundle_holds_what_it_should(bundle: Path) -> None:
         "train.py",
         "model.py",
         "init.safetensors",
+        "proof.json",
         "partition.dot",
         "partition.svg",
     }

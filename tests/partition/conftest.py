@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from dnic.cost import DeviceProfile, Link
-from dnic.graph.graph import Graph, Operation, Value
+from dnic.graph.graph import Graph, Operation, Value, Weight
 
 BATCH = 4
 
@@ -52,10 +52,22 @@ def make_operation(
     )
 
 
-def make_graph(operations: list[Operation], blocked: dict[int, str] | None = None) -> Graph:
-    """A graph whose spans count its own positions: a fine one."""
+def make_graph(
+    operations: list[Operation],
+    blocked: dict[int, str] | None = None,
+    weights: dict[str, Weight] | None = None,
+) -> Graph:
+    """A graph whose spans count its own positions: a fine one.
+
+    Parameters that `weights` does not name are trained and have no aliases.
+    """
     spanned = tuple(replace(op, span=(i, i + 1)) for i, op in enumerate(operations))
-    return Graph("Net", BATCH, spanned, blocked or {})
+    known = {
+        name: Weight(name, (), op.parameter_bytes // len(op.parameters), trained=True)
+        for op in operations
+        for name in op.parameters
+    }
+    return Graph("Net", BATCH, spanned, blocked or {}, known | (weights or {}))
 
 
 def make_chain(flops: list[int], module: str = "layers.{}") -> Graph:
@@ -146,7 +158,7 @@ def coarsen(fine: Graph, cuts: tuple[int, ...]) -> Graph:
             )
         )
         position = end
-    return Graph(fine.name, fine.batch_size, tuple(operations))
+    return Graph(fine.name, fine.batch_size, tuple(operations), weights=fine.weights)
 
 
 def _leaf(fine: Graph, position: int, cuts: tuple[int, ...]) -> str:

@@ -352,14 +352,6 @@ def test_a_cut_inside_a_coarse_operation(
         plan_of(fine, coarse, device, request)
 
 
-def test_a_parameter_in_two_stages(chain: Callable[..., Graph], device: DeviceProfile) -> None:
-    fine = chain([1_000_000] * 4)
-    tied = replace(fine, operations=tuple(replace(op, parameters=("w",)) for op in fine.operations))
-    costs = cost_model(fine, device)
-    with pytest.raises(PartitionError, match="parameter w is used in stage0 and in stage1"):
-        make_plan(tied, fine, costs, (3,), PartitionRequest(2), TRAINING, LABELS)
-
-
 def test_an_operation_that_uses_a_later_result(
     chain: Callable[..., Graph], device: DeviceProfile
 ) -> None:

@@ -110,9 +110,9 @@ def test_one_large_tensor_is_better_than_two_small_ones(
 def test_cuts_without_a_possible_head_are_the_last_resort(
     operation: Make, graph_of: Build, device: DeviceProfile
 ) -> None:
-    """The middle carries the batch on axis 1: no head can predict a gradient there."""
+    """In the middle the batch is on two axes: no head can predict a gradient there."""
     operations = [operation("x", kind="input", differentiable=False)]
-    for i, shape in enumerate((("B", 16), (4, "B", 16), (4, "B", 16), (4, "B", 16))):
+    for i, shape in enumerate((("B", 16), ("B", "B", 16), ("B", "B", 16), ("B", "B", 16))):
         flops = (100, 900, 50, 950)[i] * 1_000_000
         operations.append(operation(f"layer{i}", (operations[-1].name,), shape=shape, flops=flops))
     operations.append(operation("output", (operations[-1].name,), kind="output", shape=None))
@@ -128,7 +128,7 @@ def test_a_possible_head_is_worth_more_than_fewer_bytes(
     operation: Make, graph_of: Build, device: DeviceProfile
 ) -> None:
     operations = [operation("x", kind="input", differentiable=False)]
-    for i, shape in enumerate((("B", 64), (4, "B", 8), ("B", 16))):
+    for i, shape in enumerate((("B", 64), ("B", "B", 8), ("B", 16))):
         flops = (5000, 200, 4800)[i] * 1_000_000
         operations.append(operation(f"layer{i}", (operations[-1].name,), shape=shape, flops=flops))
     operations.append(operation("output", (operations[-1].name,), kind="output", shape=None))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from dnic.errors import PartitionError, SpecError
-from dnic.graph.graph import Graph, Operation
+from dnic.graph.graph import Graph, Operation, Weight
 from dnic.partition import cut_points, resolve_cuts, resolve_groups
 
 Make = Callable[..., Operation]
@@ -43,7 +43,7 @@ def test_every_gap_is_a_point_or_has_a_reason(residual: Graph) -> None:
     assert sorted([*table.points, *table.refused]) == list(range(1, len(residual.operations)))
     assert sorted(table.points) == list(range(2, 11))
     assert table.refused == {
-        1: "x computes nothing: no cut lies right after it",
+        1: "x computes nothing from the inputs: no cut lies right after it",
         11: "nothing is computed after it",
     }
 
@@ -116,41 +116,49 @@ def test_a_module_that_ran_twice_is_named_by_its_operations(
     assert [table.gap_after(p.after, WHERE) for p in table.points.values()] == list(table.points)
 
 
-def test_tied_parameters_are_never_on_both_sides(operation: Make, graph_of: Build) -> None:
+def test_tied_parameters_on_both_sides_are_shared(operation: Make, graph_of: Build) -> None:
     graph = graph_of(
         [
             operation("x", kind="input", differentiable=False),
             operation("first", ("x",), parameters=("first.w",)),
-            operation("embed", ("first",), parameters=("embed.w",)),
+            operation("embed", ("first",), parameters=("embed.w",), parameter_bytes=800),
             operation("middle", ("embed",), parameters=("middle.w",)),
             operation("w", kind="attribute", module="embed", parameters=("embed.w",)),
             operation("linear", ("middle", "w"), kind="function"),
             operation("last", ("linear",), parameters=("last.w",)),
             operation("output", ("last",), kind="output", shape=None),
-        ]
+        ],
+        weights={"embed.w": Weight("embed.w", ("linear.w",), 800, trained=True)},
     )
-    table = cut_points(graph)
-    assert list(table.points) == [2, 6]
-    assert table.refused[4] == "parameter embed.w is used on both sides"
-    with pytest.raises(PartitionError, match=r"after middle: parameter embed\.w is used on both"):
-        resolve_cuts(table, ["middle"], WHERE)
+    points = cut_points(graph).points
+    assert {gap: (point.shared, point.shared_nbytes) for gap, point in points.items()} == {
+        2: ((), 0),
+        3: (("embed.w",), 800),
+        4: (("embed.w",), 800),
+        6: ((), 0),
+    }
 
 
-def test_a_module_called_twice_is_never_on_both_sides(operation: Make, graph_of: Build) -> None:
-    graph = graph_of(
-        [
-            operation("x", kind="input", differentiable=False),
-            operation("first", ("x",), parameters=("first.w",)),
-            operation("again", ("first",), module="again", parameters=("again.w",)),
-            operation("between", ("again",), parameters=("between.w",)),
-            operation("again_1", ("between",), module="again", parameters=("again.w",)),
-            operation("last", ("again_1",), parameters=("last.w",)),
-            operation("output", ("last",), kind="output", shape=None),
-        ]
-    )
-    table = cut_points(graph)
-    assert list(table.points) == [2, 5]
-    assert set(table.refused) == {1, 3, 4, 6}
+def test_the_parameters_of_a_module_called_twice_are_shared(
+    operation: Make, graph_of: Build
+) -> None:
+    def shared(trained: bool) -> list[tuple[str, ...]]:
+        graph = graph_of(
+            [
+                operation("x", kind="input", differentiable=False),
+                operation("first", ("x",), parameters=("first.w",)),
+                operation("again", ("first",), module="again", parameters=("again.w",)),
+                operation("between", ("again",), parameters=("between.w",)),
+                operation("again_1", ("between",), module="again", parameters=("again.w",)),
+                operation("last", ("again_1",), parameters=("last.w",)),
+                operation("output", ("last",), kind="output", shape=None),
+            ],
+            weights={"again.w": Weight("again.w", (), 8, trained=trained)},
+        )
+        return [point.shared for point in cut_points(graph).points.values()]
+
+    assert shared(trained=True) == [(), ("again.w",), ("again.w",), ()]
+    assert shared(trained=False) == [(), (), (), ()], "what never changes needs no owner"
 
 
 def test_a_fetched_buffer_crosses_nothing(operation: Make, graph_of: Build) -> None:
