@@ -3,12 +3,11 @@
 As a program it does so for several numbers of stages and appends a line of JSON for each to a
 file, so that what was measured before a crash is kept:
 
-    python -m studies.compilation gpt2+labels 2,4,8 results.jsonl
+    python -m studies.compilation results.jsonl gpt2+labels 2,4,8
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from dnic.compiler import Planned, compile_model
 from dnic.errors import DnicError, PartitionError, TraceError
 from dnic.partition.plan import Plan
 from dnic.spec import Spec, spec_from_mapping
+from studies.process import append
 from studies.zoo import Case, cases
 
 Outcome = Literal["proven", "refused", "failed"]
@@ -171,15 +171,13 @@ def _planned(planned: Planned) -> dict[str, Any]:
     }
 
 
-def main(name: str, counts: str, output: str) -> None:
+def main(output: str, name: str, counts: str) -> None:
     """Compile a case at several numbers of stages; a line of JSON for each."""
     torch.set_num_threads(1)
     (case,) = (case for case in cases([name]) if case.name == name)
     for count in map(int, counts.split(",")):
         with tempfile.TemporaryDirectory(prefix="dnic-study-") as temporary:
-            result = compiled(case, count, Path(temporary) / "bundle")
-        with Path(output).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(result)) + "\n")
+            append(output, compiled(case, count, Path(temporary) / "bundle"))
 
 
 if __name__ == "__main__":

@@ -2,23 +2,19 @@
 
     python -m studies.models [--only NAME ...] [--set named|unknown|all] [--stages 2,4,8] [--failed]
 
-Each model runs in a process of its own, for a bounded time and with bounded memory, through the
-compiler that `dnic compile` runs. Results go to docs/models.json after every model, so that a study
-that was stopped is taken up again with `--failed`, which runs what is not proven yet; the table in
-docs/models.md is made from that file.
+Each model runs in a process of its own through the compiler that `dnic compile` runs; some are then
+trained, by real processes. Results go to docs/models.json after every model, so that a study that
+was stopped is taken up again with `--failed`, which runs what is not proven yet; the tables in
+docs/models.md are made from that file.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
-import resource
 import shlex
-import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -28,17 +24,17 @@ from typing import Any
 
 from dnic import __version__
 from studies.compilation import SEED, Compilation
+from studies.process import ROOT, results_of
 from studies.table import page
+from studies.training import TRAINED, Training
 from studies.zoo import Case, cases
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = ("torch", "transformers", "x-transformers", "pytorchcv")
-SECONDS_EACH = 240
-MEMORY_BYTES = 8 * 2**30
-OFFLINE = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+COMPILING_S = 240
+TRAINING_S = 600
 
 
-def run(case: Case, counts: Sequence[int]) -> list[Compilation]:
+def compile_case(case: Case, counts: Sequence[int]) -> list[Compilation]:
     """Compile a case at each number of stages, in a fresh process.
 
     A number at which the process dies is a failure; the next process goes on after it.
@@ -46,42 +42,66 @@ def run(case: Case, counts: Sequence[int]) -> list[Compilation]:
     found: list[Compilation] = []
     while len(found) < len(counts):
         left = counts[len(found) :]
-        done, words = _process(case, left)
-        found += done
+        wanted = ",".join(map(str, left))
+        done, words = results_of(
+            "studies.compilation", case.name, wanted, seconds=COMPILING_S * len(left)
+        )
+        found += [Compilation(**result) for result in done]
         if len(done) < len(left):
-            found.append(Compilation(case.name, left[len(done)], error=words))
+            found.append(Compilation(case.name, left[len(done)], error=words or "no result"))
     return found
 
 
-def _process(case: Case, counts: Sequence[int]) -> tuple[list[Compilation], str]:
-    """What a process got done, and its last words."""
-    with tempfile.TemporaryDirectory(prefix="dnic-study-") as temporary:
-        output = Path(temporary) / "results.jsonl"
-        output.touch()
-        wanted = ",".join(map(str, counts))
-        command = [sys.executable, "-m", "studies.compilation", case.name, wanted, str(output)]
-        seconds = SECONDS_EACH * len(counts)
-        try:
-            ended = subprocess.run(
-                command,
-                cwd=ROOT,
-                env=os.environ | OFFLINE,
-                preexec_fn=_bounded,
-                timeout=seconds,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            lines = ended.stderr.strip().splitlines()
-            words = lines[-1] if lines else f"ended with status {ended.returncode}"
-        except subprocess.TimeoutExpired:
-            words = f"not done after {seconds} s"
-        done = [Compilation(**json.loads(line)) for line in output.read_text().splitlines()]
-    return done, words
+def train_case(case: Case) -> Training:
+    """Train a case, in fresh processes."""
+    done, words = results_of("studies.training", case.name, seconds=TRAINING_S)
+    return Training(**done[0]) if done else Training(case.name, error=words or "no result")
 
 
-def _bounded() -> None:
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+class Study:
+    """The results so far, in the folder where they are kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.everything = cases()
+        file = folder / "models.json"
+        before = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        self.results: dict[str, list[dict[str, Any]]] = {
+            name: model["results"] for name, model in before.get("models", {}).items()
+        }
+        self.training: dict[str, dict[str, Any]] = before.get("training", {})
+
+    def is_proven(self, case: Case) -> bool:
+        """Whether a case was compiled and all of it is proven."""
+        found = self.results.get(case.name, [])
+        return len(found) > 0 and all(result["outcome"] == "proven" for result in found)
+
+    def is_trained(self, case: Case) -> bool:
+        """Whether a case was trained without an error."""
+        found = self.training.get(case.name)
+        return found is not None and not found["error"]
+
+    def write(self) -> None:
+        """Both files, each under a temporary name first."""
+        models = {
+            case.name: {
+                "set": case.set,
+                "file": f"zoo/{case.file.name}",
+                "description": case.description,
+                "results": self.results[case.name],
+            }
+            for case in self.everything
+            if case.name in self.results
+        }
+        training = {name: self.training[name] for name in TRAINED if name in self.training}
+        study = {**header(), "models": models, "training": training}
+        for name, text in (
+            ("models.json", json.dumps(study, indent=1) + "\n"),
+            ("models.md", page(study)),
+        ):
+            temporary = self.folder / f".{name}.new"
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(self.folder / name)
 
 
 def header() -> dict[str, Any]:
@@ -95,22 +115,6 @@ def header() -> dict[str, Any]:
         "seed": SEED,
         "threads": 1,
     }
-
-
-def is_done(results: Sequence[dict[str, Any]]) -> bool:
-    """Whether a case was run and all its results are proven."""
-    return len(results) > 0 and all(result["outcome"] == "proven" for result in results)
-
-
-def write(folder: Path, study: dict[str, Any]) -> None:
-    """Both files, each under a temporary name first."""
-    for name, text in (
-        ("models.json", json.dumps(study, indent=1) + "\n"),
-        ("models.md", page(study)),
-    ):
-        temporary = folder / f".{name}.new"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
 
 
 def arguments() -> argparse.Namespace:
@@ -128,27 +132,23 @@ def main() -> None:
     """Run the study."""
     asked = arguments()
     counts = [int(count) for count in asked.stages.split(",")]
-    file = asked.output / "models.json"
-    before = json.loads(file.read_text("utf-8"))["models"] if file.is_file() else {}
-    everything = cases()
-    results = {case.name: before.get(case.name, {}).get("results", []) for case in everything}
-    for case in cases(asked.only, asked.chosen):
-        if asked.failed and is_done(results[case.name]):
+    study = Study(asked.output)
+    chosen = cases(asked.only, asked.chosen)
+    for case in chosen:
+        if asked.failed and study.is_proven(case):
             continue
-        found = run(case, counts)
-        results[case.name] = [asdict(result) for result in found]
-        models = {
-            each.name: {
-                "set": each.set,
-                "file": f"zoo/{each.file.name}",
-                "description": each.description,
-                "results": results[each.name],
-            }
-            for each in everything
-            if results[each.name]
-        }
-        write(asked.output, {**header(), "models": models})
-        print(f"{case.name:28}", *(_words(result) for result in found), flush=True)
+        compilations = compile_case(case, counts)
+        study.results[case.name] = [asdict(result) for result in compilations]
+        study.write()
+        print(f"{case.name:28}", *map(_words, compilations), flush=True)
+    for case in chosen:
+        if case.name not in TRAINED or (asked.failed and study.is_trained(case)):
+            continue
+        training = train_case(case)
+        study.training[case.name] = asdict(training)
+        study.write()
+        print(f"{case.name:28} trained: {training.error or training.exact}", flush=True)
+    study.write()
 
 
 def _words(result: Compilation) -> str:

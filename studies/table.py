@@ -33,6 +33,13 @@ absolute difference between the stages and the model, in train mode (the same se
 in eval mode, at two batch sizes; **compared**: of how many tensors. **Capture**, **plan**: seconds
 on one thread; the plan includes the emitted files. A number after a model points to a note.
 """
+TRAINING = """\
+Bundles of two stages, trained by real processes. **Exact**: every gradient is waited for; the
+largest difference of a loss from plain backprop of the undivided model in one process. **Oracle**:
+the decoupled machinery is handed the true gradient; the largest difference of a loss from the exact
+run. **Interfaces**: how many of those that a gradient crosses have a head that predicts it.
+**Decoupled loss**: of the first and the last step of a run as `dnic train` starts it.
+"""
 
 Model = Mapping[str, Any]
 
@@ -57,7 +64,28 @@ def page(study: Mapping[str, Any]) -> str:
         chosen = {name: model for name, model in models.items() if model["set"] == key}
         if chosen:
             lines += [f"## {heading}", "", *_table(chosen), ""]
+    if study["training"]:
+        lines += ["## Training", "", *_training(study["training"]), ""]
     return "\n".join(lines)
+
+
+def _training(training: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    yield from TRAINING.splitlines()
+    yield ""
+    yield "| model | exact | oracle | steps | interfaces | decoupled loss | result |"
+    yield "|" + "---|" * 7
+    for name, found in training.items():
+        losses = found["decoupled"]
+        ok = found["proven"] and losses and not found["error"]
+        cells = (
+            name,
+            *("" if found[rung] is None else f"{found[rung]:.1g}" for rung in ("exact", "oracle")),
+            str(found["steps"]),
+            f"{found['synthetic']} of {found['interfaces']}",
+            f"{losses[0]:.3f} to {losses[-1]:.3f}" if losses else "",
+            "proven" if ok else _line(found["error"]),
+        )
+        yield "| " + " | ".join(cells) + " |"
 
 
 def _made_with(study: Mapping[str, Any]) -> Iterator[str]:
