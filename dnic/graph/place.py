@@ -25,6 +25,9 @@ def blocked_gaps(nodes: list[fx.Node], traced: TracedModel, free: set[fx.Node]) 
     for first, last, why in [*_changes(nodes, last_use), *_held(nodes, traced.module)]:
         blocked.update(dict.fromkeys(range(first + 1, last + 1), why))
     for position, node in enumerate(nodes):
+        if recorded(node).mode:
+            why = f"{node.name} exists in {recorded(node).mode} mode only"
+            blocked.update(dict.fromkeys(range(position + 1, last_use[position] + 1), why))
         sendable = node.op == "get_attr" or node in free or node.name in traced.shapes
         if not sendable:
             for gap in range(position + 1, last_use[position] + 1):
@@ -47,6 +50,7 @@ def free_nodes(nodes: list[fx.Node]) -> set[fx.Node]:
             node.op in ("call_function", "call_method")
             and still
             and not facts.mutated
+            and not facts.mode
             and not draws(node.target)
             and all(n in free or n in fetched for n in node.all_input_nodes)
         ):
@@ -55,7 +59,13 @@ def free_nodes(nodes: list[fx.Node]) -> set[fx.Node]:
 
 
 def _changes(nodes: list[fx.Node], last_use: list[int]) -> Iterator[tuple[int, int, str]]:
-    """Ranges of operations that a change in place keeps together: first, last, reason."""
+    """Ranges of operations that a change in place keeps together: first, last, reason.
+
+    Where the tensor is made, it is sent with all changes up to there. Who looks at it afterwards
+    must not get it from a stage that lies before the change: either no cut lies between the two, or
+    none between the change and the last look, whichever forbids less. The second needs the very
+    tensor to be what is changed; another view of the same memory does not see a change elsewhere.
+    """
     made: dict[int, list[int]] = {}
     for position, node in enumerate(nodes):
         facts = recorded(node)
@@ -64,8 +74,12 @@ def _changes(nodes: list[fx.Node], last_use: list[int]) -> Iterator[tuple[int, i
             for origin in made.get(storage, []):
                 if last_use[origin] <= position:
                     continue  # Nobody looks at it after the change.
-                first = position if nodes[origin] in operands else origin
-                yield first, last_use[origin], f"{node.name} changes {nodes[origin].name} in place"
+                why = f"{node.name} changes {nodes[origin].name} in place"
+                before, after = position - origin, last_use[origin] - position
+                if nodes[origin] in operands and after < before:
+                    yield position, last_use[origin], why
+                else:
+                    yield origin, position, why
         if facts.tensor is not None and node.op != "get_attr":
             made.setdefault(facts.tensor.storage, []).append(position)
 
