@@ -108,7 +108,8 @@ def _prediction(
         for holder in parameter.holders:
             flows.append(
                 Flow(
-                    name=f"parameter {parameter.name}",
+                    what="parameter",
+                    name=parameter.name,
                     source=parameter.owner,
                     to=holder,
                     nbytes=parameter.nbytes,

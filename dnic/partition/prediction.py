@@ -25,16 +25,17 @@ SMALLEST_WINDOW = 2
 
 @dataclass(frozen=True)
 class Flow:
-    """The traffic of one interface.
+    """The traffic of one interface, or of one shared parameter.
 
     Attributes:
-        name: of the interface.
+        name: of the interface or the parameter.
         source, to: indices of its stages.
         nbytes: sent with each batch.
         gradient_nbytes: that come back.
         link: between the two devices.
         locked: whether the source waits for the exact gradient.
         window: batches in flight at most; None where it is still to be chosen.
+        what: which of the two it is, for messages.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Flow:
     link: Link
     locked: bool
     window: int | None = None
+    what: str = "interface"
 
 
 def locked_groups(stages: int, flows: Sequence[Flow]) -> list[set[int]]:
@@ -86,10 +88,10 @@ def limits_us(stage_us: Sequence[float], flows: Sequence[Flow]) -> dict[str, flo
         if flow.locked:
             continue
         busiest = max(flow.nbytes, flow.gradient_nbytes)
-        bounds[f"interface {flow.name}: transfer"] = occupancy_us(busiest, flow.link)
+        bounds[f"{flow.what} {flow.name}: transfer"] = occupancy_us(busiest, flow.link)
         if flow.window is not None:
             away = round_trip_us(flow, stage_us, groups)
-            bounds[f"interface {flow.name}: window"] = away / flow.window
+            bounds[f"{flow.what} {flow.name}: window"] = away / flow.window
     return bounds
 
 
