@@ -50,7 +50,7 @@ imports: $(INSTALLED) ## Check that imports between rooms point one way
 check: lint format-check types imports test ## All of the above checks, tests last
 
 models: $(INSTALLED) ## Split every model of the zoo and prove it; docs/models.md says what came of it
-	$(BIN)/python -m studies.models
+	$(BIN)/python -m studies.models --jobs 2
 
 wheel: $(INSTALLED) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-input --no-deps -w dist .

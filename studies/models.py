@@ -1,6 +1,7 @@
 """How dnic splits real models: every model of the zoo at 2, 4 and 8 stages, proven or not.
 
     python -m studies.models [--only NAME ...] [--set named|unknown|all] [--stages 2,4,8] [--failed]
+                             [--jobs N]
 
 Each model runs in a process of its own through the compiler that `dnic compile` runs; some are then
 trained, by real processes. Results go to docs/models.json after every model, so that a study that
@@ -16,6 +17,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -124,6 +126,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", default="all", choices=("named", "unknown", "all"), dest="chosen")
     parser.add_argument("--stages", default="2,4,8", help="numbers of stages")
     parser.add_argument("--failed", action="store_true", help="only what is not proven yet")
+    parser.add_argument("--jobs", type=int, default=1, help="models at the same time")
     parser.add_argument("--output", type=Path, default=ROOT / "docs", help="folder of the results")
     return parser.parse_args()
 
@@ -134,13 +137,13 @@ def main() -> None:
     counts = [int(count) for count in asked.stages.split(",")]
     study = Study(asked.output)
     chosen = cases(asked.only, asked.chosen)
-    for case in chosen:
-        if asked.failed and study.is_proven(case):
-            continue
-        compilations = compile_case(case, counts)
-        study.results[case.name] = [asdict(result) for result in compilations]
-        study.write()
-        print(f"{case.name:28}", *map(_words, compilations), flush=True)
+    waiting = [case for case in chosen if not (asked.failed and study.is_proven(case))]
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        found = pool.map(lambda case: compile_case(case, counts), waiting)
+        for case, compilations in zip(waiting, found, strict=True):
+            study.results[case.name] = [asdict(result) for result in compilations]
+            study.write()
+            print(f"{case.name:28}", *map(_words, compilations), flush=True)
     for case in chosen:
         if case.name not in TRAINED or (asked.failed and study.is_trained(case)):
             continue
