@@ -26,6 +26,7 @@ from dnic.trace import (
     field_of,
     item,
     qualified_name,
+    select,
     source_name,
 )
 
@@ -94,6 +95,8 @@ def call_text(node: fx.Node, names: Names) -> str:
     if node.op == "call_method":
         return invocation(f"{args[0]}.{node.target}", args[1:], keywords)
     function: Any = node.target
+    if function is select:
+        return f"{args[0]} if self.training else {args[1]}"
     if function in INFIX:
         left, right = (_operand(text) for text in args)
         return f"{left} {INFIX[function]} {right}"

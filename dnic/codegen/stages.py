@@ -149,7 +149,7 @@ def _body(
     traced: TracedModel, nodes: Sequence[fx.Node], stage: PlannedStage, names: Names
 ) -> Iterator[str]:
     previous: Shape | None = traced.shapes.get(stage.inputs[-1]) if stage.inputs else None
-    frozen = False
+    blocks: tuple[str, ...] = ()
     live = _live(nodes, stage.outputs)
     for node in nodes:
         if node.op in ("placeholder", "get_attr") or _is_unpacked(node) or node not in live:
@@ -160,15 +160,29 @@ def _body(
         shape = traced.shapes.get(node.name)
         comment = f"  # {text(shape)}" if shape is not None and shape != previous else ""
         previous = shape or previous
-        stops_gradient = not recorded(node).grad_enabled
-        if stops_gradient and not frozen:
-            names.imports.add("import torch")
-            yield "with torch.no_grad():"
-        frozen = stops_gradient
-        yield from _statement(node, names, comment, indent="    " if frozen else "")
+        inside = _blocks(node, names)
+        common = 0
+        while common < min(len(blocks), len(inside)) and blocks[common] == inside[common]:
+            common += 1
+        for depth in range(common, len(inside)):
+            yield "    " * depth + inside[depth]
+        blocks = inside
+        yield from _statement(node, names, comment, indent="    " * len(blocks))
     if stage.outputs != ("output",):
         by_name = {node.name: node for node in traced.graph.nodes}
         yield "return " + ", ".join(names.variables[by_name[name]] for name in stage.outputs)
+
+
+def _blocks(node: fx.Node, names: Names) -> tuple[str, ...]:
+    """Headers of the blocks in which a statement stands, outermost first."""
+    facts = recorded(node)
+    blocks: list[str] = []
+    if facts.mode:
+        blocks.append("if self.training:" if facts.mode == "train" else "if not self.training:")
+    if not facts.grad_enabled:
+        names.imports.add("import torch")
+        blocks.append("with torch.no_grad():")
+    return tuple(blocks)
 
 
 def _statement(node: fx.Node, names: Names, comment: str, indent: str) -> Iterator[str]:

@@ -5,6 +5,7 @@ from dnic.trace.capture import TracedModel, capture_coarse, capture_fine, has_ow
 from dnic.trace.foreign import seeded
 from dnic.trace.functions import draws, qualified_name, source_name
 from dnic.trace.inputs import fresh, grown, to_meta
+from dnic.trace.merge import select
 from dnic.trace.recorded import Recorded, recorded, storage_key, tensors_in
 from dnic.trace.recording import field_of, item
 from dnic.trace.settings import as_compilers_see_it
@@ -29,6 +30,7 @@ __all__ = [
     "qualified_name",
     "recorded",
     "seeded",
+    "select",
     "source_name",
     "storage_key",
     "tensors_in",

@@ -13,7 +13,8 @@ from typing import Any
 
 from torch import fx
 
-from dnic.trace.obstacle import Misaligned
+from dnic.trace.diff import differences
+from dnic.trace.obstacle import Misaligned, OtherInMode
 from dnic.trace.recorded import Recorded, recorded
 
 
@@ -95,7 +96,20 @@ def align_mode(train: fx.Graph, evaluation: fx.Graph) -> None:
     def merge(a: Any, b: Any, facts: Recorded) -> Any:
         return ModeSwitch(a, b)
 
-    _align(train, evaluation, merge, "in eval mode")
+    for nodes, mode in differences(train, evaluation):
+        facts = recorded(nodes[0])
+        scope = _caller(nodes[0])
+        raise OtherInMode(f"the model runs other operations in {mode} mode", scope, facts.source)
+    try:
+        _align(train, evaluation, merge, "in eval mode")
+    except Misaligned as obstacle:
+        raise OtherInMode(obstacle.what, obstacle.scope, obstacle.source) from None
+
+
+def _caller(node: fx.Node) -> str:
+    """Path of the module in whose forward an operation stands."""
+    scope = recorded(node).scope
+    return scope.rpartition(".")[0] if node.op == "call_module" else scope
 
 
 def _align(first: fx.Graph, second: fx.Graph, merge: Any, when: str) -> None:

@@ -33,7 +33,8 @@ from dnic.trace.inputs import (
     tensors_by_path,
 )
 from dnic.trace.leaves import coarse_leaves, fine_leaves
-from dnic.trace.obstacle import Obstacle, ReadsData, Stateful
+from dnic.trace.merge import merge_modes, select
+from dnic.trace.obstacle import Obstacle, OtherInMode, ReadsData, Stateful
 from dnic.trace.recorded import recorded
 from dnic.trace.recorder import Recorder
 from dnic.trace.recording import Calls, Recording
@@ -61,10 +62,12 @@ class TracedModel:
         constants: path and value of its plain arguments.
         shapes: by node name, the tensor's shape with the batch symbolic; a tensor whose size
             follows neither is missing.
-        calls: what the finest capture called, by which cuts are found in coarser ones.
+        calls: what the finest capture called, by which cuts are found in coarser ones;
+            `evaluation_calls` the same in eval mode.
         whole: paths of modules that are kept whole, with the reason.
         compiling: whether it was recorded as compilers see it, and why; empty when it was not.
         checks: lines of checks on data that the recorded run passed; they are not written down.
+        both_modes: whether operations that only one mode runs are in the graph, marked.
     """
 
     name: str
@@ -75,9 +78,11 @@ class TracedModel:
     constants: tuple[tuple[tuple[str | int, ...], Any], ...]
     shapes: dict[str, Shape]
     calls: Calls
+    evaluation_calls: Calls
     whole: dict[str, str]
     compiling: str = ""
     checks: tuple[str, ...] = ()
+    both_modes: bool = False
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {len(self.graph.nodes)} nodes at batch size {self.batch_size}"]
@@ -92,6 +97,7 @@ class _Way:
     whole: dict[str, str] = field(default_factory=dict)
     compiling: str = ""
     tried_compiling: bool = False
+    both_modes: bool = False
 
 
 def capture_fine(model: nn.Module, inputs: Any) -> TracedModel:
@@ -129,9 +135,9 @@ def capture_coarse(fine: TracedModel, inputs: Any, opened: Collection[str]) -> T
         TraceError: the model does not run as it did before.
     """
     rule = coarse_leaves(opened, fine.whole)
-    way = _Way(fine.whole, fine.compiling)
+    way = _Way(fine.whole, fine.compiling, both_modes=fine.both_modes)
     try:
-        return _capture(fine.module, inputs, rule, fine.calls, way)
+        return _capture(fine.module, inputs, rule, (fine.calls, fine.evaluation_calls), way)
     except Obstacle as obstacle:
         raise TraceError(
             f"the coarse capture of {fine.name} met what the fine one did not: {obstacle}",
@@ -168,7 +174,7 @@ def _capture(
     model: nn.Module,
     inputs: Any,
     rule: Callable[[nn.Module, str], bool],
-    fine: Calls | None,
+    fine: tuple[Calls, Calls] | None,
     way: _Way,
 ) -> TracedModel:
     batch = batch_size_of(inputs)
@@ -176,13 +182,14 @@ def _capture(
     named = input_names(model, inputs)
 
     def record(given: Any, *, training: bool, again: bool = False) -> Recording:
+        calls = fine[0 if training else 1] if fine else None
         with untouched(model), without_cache(model), as_compilers_see_it(bool(way.compiling)):
             model.train(training)
             before = Attributes(model)
-            first = _record(model, given, named, rule, fine)
+            first = _record(model, given, named, rule, calls)
             if again and (changed := before.changed(first.opened)):
                 _check_state(
-                    first, changed, lambda: _record(model, given, named, rule, fine), model
+                    first, changed, lambda: _record(model, given, named, rule, calls), model
                 )
             return first
 
@@ -190,29 +197,60 @@ def _capture(
     larger = record(grown(inputs, batch), training=True)
     align_batch(train.graph, larger.graph, batches)
     evaluation = record(inputs, training=False)
-    align_mode(train.graph, evaluation.graph)
-    shapes: dict[str, Shape] = {}
-    for node, twin in zip(train.graph.nodes, larger.graph.nodes, strict=True):
-        small, large = recorded(node).tensor, recorded(twin).tensor
-        if recorded(node).unsized:
-            continue
-        if small and large and len(small.shape) == len(large.shape):
-            shape = shape_with_batch(small.shape, large.shape, batches)
-            if shape is not None:
-                shapes[node.name] = shape
+    shapes = _shapes(train.graph, larger.graph, batches)
+    graph = train.graph
+    if way.both_modes:
+        larger = record(grown(inputs, batch), training=False)
+        align_batch(evaluation.graph, larger.graph, batches)
+        graph, ours, theirs = merge_modes(train.graph, evaluation.graph)
+        others = _shapes(evaluation.graph, larger.graph, batches)
+        shapes = {theirs[node]: shape for node, shape in others.items()} | {
+            ours[node]: shape for node, shape in shapes.items()
+        }
+        _select_shapes(graph, shapes)
+    else:
+        align_mode(train.graph, evaluation.graph)
     return TracedModel(
         name=type(model).__name__,
         module=model,
-        graph=train.graph,
+        graph=graph,
         batch_size=batch,
         inputs=named,
         constants=constants_of(inputs),
-        shapes=shapes,
-        calls=fine or train.calls,
+        shapes={node.name: shape for node, shape in shapes.items()},
+        calls=fine[0] if fine else train.calls,
+        evaluation_calls=fine[1] if fine else evaluation.calls,
+        both_modes=way.both_modes,
         whole=dict(way.whole),
         compiling=way.compiling,
         checks=tuple(sorted(train.checks | larger.checks | evaluation.checks)),
     )
+
+
+def _shapes(
+    graph: fx.Graph, twin: fx.Graph, batches: tuple[int, int]
+) -> dict[fx.Node, tuple[int | str, ...]]:
+    """Shapes of a graph's tensors with the batch symbolic, from a recording of a larger batch."""
+    shapes: dict[fx.Node, Shape] = {}
+    for node, other in zip(graph.nodes, twin.nodes, strict=True):
+        small, large = recorded(node).tensor, recorded(other).tensor
+        if recorded(node).unsized or not small or not large:
+            continue
+        if len(small.shape) == len(large.shape):
+            shape = shape_with_batch(small.shape, large.shape, batches)
+            if shape is not None:
+                shapes[node] = shape
+    return shapes
+
+
+def _select_shapes(graph: fx.Graph, shapes: dict[fx.Node, Shape]) -> None:
+    """A choice between two tensors has a shape where both have the same."""
+    for node in graph.nodes:
+        if node.target is select:
+            found = {shapes.get(n) if isinstance(n, fx.Node) else None for n in node.args}
+            (shape, *others) = found
+            if shape is not None and not others:
+                shapes[node] = shape
 
 
 def _record(
@@ -281,6 +319,9 @@ def _overcome(model: nn.Module, obstacle: Obstacle, way: _Way) -> None:
     if isinstance(obstacle, ReadsData) and much and not way.tried_compiling:
         way.tried_compiling = True
         way.compiling = str(obstacle)
+        return
+    if isinstance(obstacle, OtherInMode) and much and not way.both_modes:
+        way.both_modes = True
         return
     if path:
         for alike in _alike(model, path):

@@ -39,6 +39,10 @@ class Misaligned(Obstacle):
     """Two recordings differ in more than sizes and flags."""
 
 
+class OtherInMode(Misaligned):
+    """Train and eval mode run other operations."""
+
+
 class Draws(Obstacle):
     """Randomness from outside torch: one recording shows one outcome."""
 

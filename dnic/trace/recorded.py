@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
 
 KEY = "dnic"
+
+Mode = Literal["", "train", "eval"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Recorded:
         mutated: keys of the storages that it changed in place.
         grad_enabled: False when it ran under `torch.no_grad()`.
         unsized: whether its sizes follow from values.
+        mode: the one mode in which it runs; empty for both.
         source: `file:line` of the user's code.
     """
 
@@ -63,6 +66,7 @@ class Recorded:
     mutated: frozenset[int] = field(default_factory=frozenset)
     grad_enabled: bool = True
     unsized: bool = False
+    mode: Mode = ""
     source: str = ""
 
 
