@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ class Book:
         self._attributes = attributes(model)
         self._nodes: dict[int, fx.Node] = {}
         self._alive: dict[int, list[Tensor]] = {}
+        self._homes: dict[int, str] = {}
 
     @property
     def scope(self) -> str:
@@ -92,6 +94,13 @@ class Book:
         if op in ("call_function", "call_method") and target not in (item, field_of):
             self.recording.calls.names[self.event] = node.name
         return node
+
+    def leave(self, out: Any, path: str) -> None:
+        """A module's call ends: its results are now its caller's, at `path`."""
+        for tensor in tensors_in(out):
+            home = self._homes.get(id(tensor), "")
+            if home not in ("", *_above(path)):
+                self._homes[id(tensor)] = path
 
     def refresh(self, storages: set[int], tainted: bool) -> None:
         """Look again at the tensors that an operation changed in place."""
@@ -167,6 +176,7 @@ class Book:
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
         if id(tensor) in self._nodes:
+            self._check_home(self._homes.get(id(tensor), ""))
             return self._nodes[id(tensor)]
         path = self._attributes.get(id(tensor))
         if path is None:
@@ -181,10 +191,27 @@ class Book:
         self._name_tensor(tensor, node)
         return node
 
+    def _check_home(self, home: str) -> None:
+        """A tensor that left a module otherwise than as its result: by a hook, an attribute.
+
+        In a coarser recording these modules must be opened, or it would not be seen.
+        """
+        for path in _above(home):
+            if path not in _above(self.scope):
+                self.recording.calls.opaque.add(path)
+
     def _name_tensor(self, tensor: Tensor, node: fx.Node) -> None:
         if id(tensor) not in self._nodes:
             self._alive.setdefault(storage_key(tensor), []).append(tensor)
+            self._homes[id(tensor)] = self.scope if node.op != "get_attr" else ""
         self._nodes[id(tensor)] = node
+
+
+@lru_cache(maxsize=65536)
+def _above(path: str) -> tuple[str, ...]:
+    """The path itself and those of the modules around it, the model's own ("") left out."""
+    parts = path.split(".") if path else []
+    return tuple(".".join(parts[: i + 1]) for i in range(len(parts)))
 
 
 def is_plain(value: Any) -> bool:

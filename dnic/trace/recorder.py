@@ -150,6 +150,7 @@ class Recorder(TorchFunctionMode):
         elif self.is_leaf(module, path) and not (self.fine and path in self.fine.opaque):
             out = self._call_leaf(forward, module, path, number, args, kwargs)
             self.book.scopes.pop()
+            self.book.leave(out, self.book.scope)
             calls.spans[path, number] = (start, self.book.event)
             return out
         self.book.recording.opened.add(path)
@@ -158,6 +159,7 @@ class Recorder(TorchFunctionMode):
         if not is_plain(out):
             calls.opaque.add(path)
         self.book.scopes.pop()
+        self.book.leave(out, self.book.scope)
         calls.spans[path, number] = (start, self.book.event)
         return out
 

@@ -15,13 +15,20 @@ _OWN = frozenset({"training", "_parameters", "_buffers", "_modules"})
 
 
 class Attributes:
-    """The attributes of every module of a model, as they are now."""
+    """The attributes of every module of a model, as they are now, hooks and caches included."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._before = [
             (path, module, dict(vars(module)), dict(module._buffers))
             for path, module in model.named_modules()
+        ]
+        # What is in lists, sets and dictionaries, such as the dictionaries of hooks.
+        self._contents = [
+            (value, value.copy())
+            for _, _, own, _ in self._before
+            for value in own.values()
+            if isinstance(value, dict | list | set)
         ]
 
     def changed(self, paths: Collection[str]) -> list[tuple[str, str]]:
@@ -44,6 +51,9 @@ class Attributes:
             vars(module).update(own)
             module._buffers.clear()
             module._buffers.update(buffers)
+        for value, content in self._contents:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
 
 
 _MISSING = object()
