@@ -21,6 +21,7 @@ import torch
 TORCH_FOLDER = str(Path(torch.__file__).parent)
 OWN_FOLDER = str(Path(__file__).parent.parent)
 
+Extent = tuple[tuple[int, int], tuple[int, int]]
 Position = tuple[int | None, int | None, int | None, int | None]
 
 
@@ -87,30 +88,31 @@ def only_checks() -> bool:
     line, end_line, column, end_column = next(positions, (None, None, None, None))
     if line is None or end_line is None or column is None or end_column is None:
         return False
+    at = ((line, column), (end_line, end_column))
     return any(
-        start <= (line, column) and (end_line, end_column) <= end
-        for start, end in _checks(frame.f_code.co_filename)
+        at == statement or (test[0] <= at[0] and at[1] <= test[1])
+        for statement, test in _checks(frame.f_code.co_filename)
     )
 
 
 @lru_cache(maxsize=512)
-def _checks(file: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
-    """Where the tests of a file's `assert`s and of its `if`s that only raise start and end."""
+def _checks(file: str) -> tuple[tuple[Extent, Extent], ...]:
+    """Where a file's `assert`s and its `if`s that only raise lie, and where their tests do.
+
+    Python takes the truth of a test at the place of the test or of the whole statement.
+    """
     try:
         tree = ast.parse("".join(linecache.getlines(file)))
     except (SyntaxError, ValueError):
         return ()
     found = []
     for statement in ast.walk(tree):
-        raises = (
+        if isinstance(statement, ast.Assert) or (
             isinstance(statement, ast.If)
             and not statement.orelse
             and all(isinstance(inner, ast.Raise) for inner in statement.body)
-        )
-        if raises or isinstance(statement, ast.Assert):
-            test: ast.expr = statement.test  # type: ignore[attr-defined]  # both have one
-            end = (test.end_lineno or test.lineno, test.end_col_offset or 0)
-            found.append(((test.lineno, test.col_offset), end))
+        ):
+            found.append((_extent(statement), _extent(statement.test)))
     return tuple(found)
 
 
@@ -133,6 +135,11 @@ def _assignments(file: str) -> dict[Position, tuple[str, ...]]:
             at = (value.lineno, value.col_offset, value.end_lineno, value.end_col_offset)
             found[at] = names
     return found
+
+
+def _extent(node: ast.stmt | ast.expr) -> Extent:
+    end = (node.end_lineno or node.lineno, node.end_col_offset or 0)
+    return (node.lineno, node.col_offset), end
 
 
 def _names(target: ast.expr) -> tuple[str, ...]:

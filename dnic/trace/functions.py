@@ -164,7 +164,7 @@ def reads_data(func: Callable[..., Any]) -> bool:
 
 def reads_size(func: Callable[..., Any]) -> bool:
     """Whether `func` hands the size of a tensor to Python."""
-    return _last(func) in READS_SIZE or func is Tensor.shape.__get__  # type: ignore[attr-defined]
+    return _last(func) in READS_SIZE or qualified_name(func) == "torch.Tensor.shape.__get__"
 
 
 def makes_sizes(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
