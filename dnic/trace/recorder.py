@@ -175,8 +175,7 @@ class Recorder(TorchFunctionMode):
         with self._pause():
             with self._observed(tensors_in((args, kwargs))) as seen:
                 out = apply(*args, **kwargs)
-            target = kind.apply  # type: ignore[attr-defined]  # every Function has it
-            call = Call("call_function", target, args, kwargs, kind.__name__.lower())
+            call = Call("call_function", apply, args, kwargs, kind.__name__.lower())
             self.book.name_result(out, self._write(call, out, seen, 1))
         self.book.event += 1
         return out
@@ -250,6 +249,7 @@ class Recorder(TorchFunctionMode):
         """
         if self.fine is not None:
             return  # The fine recording went through the same code and met nothing.
+        self._check_randomness()
         scope = self.book.scope
         name = getattr(func, "__name__", str(func))
         reads = reads_data(func) and any(self.book.is_tainted(t) or t.is_meta for t in read)
