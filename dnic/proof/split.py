@@ -33,6 +33,7 @@ class _Run:
     outputs: dict[str, Tensor]
     gradients: dict[str, Tensor] = field(default_factory=dict)
     buffers: dict[str, Tensor] = field(default_factory=dict)
+    backward: bool = True
 
 
 def prove_split(model: nn.Module, stages: Sequence[nn.Module], plan: Plan, inputs: Any) -> Rung:
@@ -58,7 +59,8 @@ def prove_split(model: nn.Module, stages: Sequence[nn.Module], plan: Plan, input
                     seen.fail(f"the model itself raises {_text(failure)} ({at})")
                     continue
                 try:
-                    ours = _composed(stages, plan, batch, mode == "train", names)
+                    training = mode == "train"
+                    ours = _composed(stages, plan, batch, training, names, reference.backward)
                 except Exception as failure:  # noqa: BLE001 (however emitted code fails, it failed)
                     seen.fail(f"the stages raise {_text(failure)} ({at})")
                     continue
@@ -66,13 +68,14 @@ def prove_split(model: nn.Module, stages: Sequence[nn.Module], plan: Plan, input
     what = "outputs, gradients and buffers"
     if plan.model.weights == "seed":
         what = "shapes of outputs, gradients and buffers (planned on the meta device, no weights)"
+    sizes = " and ".join(map(str, batches))
     return Rung(
         name="split",
         passed=not seen.failures,
         max_abs_error=max(seen.errors.values(), default=0.0),
         tolerance=SPLIT,
         compared=seen.compared,
-        detail=f"{what}; train and eval mode; batch {' and '.join(map(str, batches))}",
+        detail="; ".join([what, "train and eval mode", f"batch {sizes}", *seen.remarks]),
         failures=tuple(text for _, text in sorted(seen.failures, key=lambda f: (-f[0], f[1]))[:10]),
         errors=Errors(**seen.errors),
         batch_sizes=tuple(batches),
@@ -86,6 +89,7 @@ class _Seen:
 
     errors: dict[str, float] = field(default_factory=dict)
     failures: list[tuple[float, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     compared: int = 0
 
     def fail(self, text: str) -> None:
@@ -94,7 +98,12 @@ class _Seen:
 
     def compare(self, reference: _Run, ours: _Run, at: str) -> None:
         """Compare one run of each."""
-        for kind in ("outputs", "gradients", "buffers"):
+        kinds = (
+            ("outputs", "gradients", "buffers") if reference.backward else ("outputs", "buffers")
+        )
+        if not reference.backward:
+            self.remarks.append(f"no backward pass in {at}, where the model itself has none")
+        for kind in kinds:
             expected, found = getattr(reference, kind), getattr(ours, kind)
             label = {"outputs": "output", "gradients": "gradient of", "buffers": "buffer"}[kind]
             for name in sorted(expected.keys() ^ found.keys()):
@@ -118,8 +127,13 @@ def _whole(model: nn.Module, inputs: Any, training: bool) -> _Run:
         model.zero_grad(set_to_none=True)
         outputs = _tensors(invoke(model, fresh(inputs)))
         roots = [output for output in outputs if output.requires_grad]
-        torch.autograd.backward(roots, _projections(outputs))
-        run = _Run({str(i): output.detach() for i, output in enumerate(outputs)})
+        run = _Run({str(i): output.detach().clone() for i, output in enumerate(outputs)})
+        try:
+            torch.autograd.backward(roots, _projections(outputs))
+        except RuntimeError:
+            if training:
+                raise
+            run.backward = False  # Nobody trains in eval mode: some models cannot.
         run.gradients = _gradients([model], first_names(model))
         run.buffers = _buffers([model])
         model.zero_grad(set_to_none=True)
@@ -127,7 +141,12 @@ def _whole(model: nn.Module, inputs: Any, training: bool) -> _Run:
 
 
 def _composed(
-    stages: Sequence[nn.Module], plan: Plan, inputs: Any, training: bool, names: dict[str, str]
+    stages: Sequence[nn.Module],
+    plan: Plan,
+    inputs: Any,
+    training: bool,
+    names: dict[str, str],
+    backward: bool,
 ) -> _Run:
     batch = fresh(inputs)
     values: dict[str, Any] = {entry.name: leaf(batch, entry.path) for entry in plan.model.inputs}
@@ -153,7 +172,8 @@ def _composed(
             values.update(given)
         outputs = _tensors(output)
         run = _Run({str(i): output.detach() for i, output in enumerate(outputs)})
-        _backward(plan, received, sent, outputs)
+        if backward:
+            _backward(plan, received, sent, outputs)
         run.gradients = _gradients(stages, names)
         run.buffers = _buffers(stages)
         for stage, context in zip(stages, restore, strict=True):

@@ -95,12 +95,15 @@ class Book:
             self.recording.calls.names[self.event] = node.name
         return node
 
-    def leave(self, out: Any, path: str) -> None:
-        """A module's call ends: its results are now its caller's, at `path`."""
+    def leave(self, out: Any) -> None:
+        """The innermost module's call ends: its results are now its caller's."""
+        left = self.scope
+        self.scopes.pop()
         for tensor in tensors_in(out):
             home = self._homes.get(id(tensor), "")
-            if home not in ("", *_above(path)):
-                self._homes[id(tensor)] = path
+            self._check_home(home, left)
+            if home not in ("", *_above(self.scope)):
+                self._homes[id(tensor)] = self.scope
 
     def refresh(self, storages: set[int], tainted: bool) -> None:
         """Look again at the tensors that an operation changed in place."""
@@ -176,7 +179,7 @@ class Book:
 
     def _node_of(self, tensor: Tensor) -> fx.Node:
         if id(tensor) in self._nodes:
-            self._check_home(self._homes.get(id(tensor), ""))
+            self._check_home(self._homes.get(id(tensor), ""), self.scope)
             return self._nodes[id(tensor)]
         path = self._attributes.get(id(tensor))
         if path is None:
@@ -191,13 +194,13 @@ class Book:
         self._name_tensor(tensor, node)
         return node
 
-    def _check_home(self, home: str) -> None:
-        """A tensor that left a module otherwise than as its result: by a hook, an attribute.
+    def _check_home(self, home: str, scope: str) -> None:
+        """A tensor of `home` that is met in `scope`: did it leave a module by a hook, an attribute?
 
         In a coarser recording these modules must be opened, or it would not be seen.
         """
         for path in _above(home):
-            if path not in _above(self.scope):
+            if path not in _above(scope):
                 self.recording.calls.opaque.add(path)
 
     def _name_tensor(self, tensor: Tensor, node: fx.Node) -> None:

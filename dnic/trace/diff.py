@@ -29,4 +29,4 @@ def opcodes(train: fx.Graph, evaluation: fx.Graph) -> list[tuple[str, int, int, 
 
 
 def _key(node: fx.Node) -> tuple[Any, ...]:
-    return (node.op, node.target, recorded(node).scope)
+    return (node.op, node.target, recorded(node).scope, len(node.args), tuple(node.kwargs))

@@ -81,7 +81,7 @@ class _Merger:
 
     def _both(self, a: Any, b: Any) -> Any:
         """Arguments of a common operation; a `select` where they differ in more than a constant."""
-        if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
             return {key: self._both(a[key], b[key]) for key in a}
         if isinstance(a, tuple | list) and isinstance(b, tuple | list) and len(a) == len(b):
             merged = [self._both(x, y) for x, y in zip(a, b, strict=True)]

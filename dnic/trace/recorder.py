@@ -149,8 +149,7 @@ class Recorder(TorchFunctionMode):
             calls.opaque.add(path)
         elif self.is_leaf(module, path) and not (self.fine and path in self.fine.opaque):
             out = self._call_leaf(forward, module, path, number, args, kwargs)
-            self.book.scopes.pop()
-            self.book.leave(out, self.book.scope)
+            self.book.leave(out)
             calls.spans[path, number] = (start, self.book.event)
             return out
         self.book.recording.opened.add(path)
@@ -158,8 +157,7 @@ class Recorder(TorchFunctionMode):
         self._check_randomness()
         if not is_plain(out):
             calls.opaque.add(path)
-        self.book.scopes.pop()
-        self.book.leave(out, self.book.scope)
+        self.book.leave(out)
         calls.spans[path, number] = (start, self.book.event)
         return out
 
