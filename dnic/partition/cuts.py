@@ -97,9 +97,12 @@ def cut_points(graph: Graph) -> CutTable:
     last = _last_positions(graph)
     computed = [i for i, op in enumerate(graph.operations) if is_computed(op) and not op.free]
     following = dict(pairwise(computed))
+    first_held, last_held = _held(graph)
     for gap, crossing in _crossings(graph):
         before = gap - 1
         reason = _why_not(graph, before, following, crossing)
+        if not first_held < gap <= last_held:
+            reason = reason or "no parameter is used on one side of it"
         reason = graph.blocked.get(gap) or reason
         if reason:
             refused[gap] = reason
@@ -219,6 +222,17 @@ def _why_not(
     if not crossing:
         return "no tensor crosses it"
     return ""
+
+
+def _held(graph: Graph) -> tuple[int, int]:
+    """Positions of the first and the last operation that uses a parameter; all without any."""
+    fetched = {op.name for op in graph.operations if op.kind == "attribute" and op.parameters}
+    using = [
+        i
+        for i, op in enumerate(graph.operations)
+        if op.kind != "attribute" and (op.parameters or fetched.intersection(op.inputs))
+    ]
+    return (using[0], using[-1]) if using else (-1, len(graph.operations))
 
 
 def parameter_uses(graph: Graph) -> dict[str, list[int]]:

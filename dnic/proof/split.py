@@ -20,7 +20,15 @@ from dnic.partition.plan import Plan
 from dnic.proof.rung import Errors, Rung
 from dnic.proof.tolerance import SPLIT, close, error
 from dnic.runtime.inputs import invoke, leaf
-from dnic.trace import as_compilers_see_it, fresh, grown, seeded, tensors_in, untouched
+from dnic.trace import (
+    as_compilers_see_it,
+    fresh,
+    grown,
+    seeded,
+    tensors_in,
+    untouched,
+    without_cache,
+)
 
 OTHER_BATCH = 3
 MODES = ("train", "eval")
@@ -122,7 +130,7 @@ def _text(failure: Exception) -> str:
 
 
 def _whole(model: nn.Module, inputs: Any, training: bool) -> _Run:
-    with untouched(model), seeded():
+    with untouched(model), without_cache(model), seeded():
         model.train(training)
         model.zero_grad(set_to_none=True)
         outputs = _tensors(invoke(model, fresh(inputs)))

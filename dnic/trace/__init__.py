@@ -8,7 +8,7 @@ from dnic.trace.inputs import fresh, grown, to_meta
 from dnic.trace.merge import select
 from dnic.trace.recorded import Recorded, recorded, storage_key, tensors_in
 from dnic.trace.recording import field_of, item
-from dnic.trace.settings import as_compilers_see_it
+from dnic.trace.settings import as_compilers_see_it, without_cache
 from dnic.trace.state import untouched
 
 __all__ = [
@@ -36,4 +36,5 @@ __all__ = [
     "tensors_in",
     "to_meta",
     "untouched",
+    "without_cache",
 ]

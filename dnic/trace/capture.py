@@ -160,6 +160,8 @@ def has_own_loss(traced: TracedModel) -> bool:
     """Whether the model's output holds a scalar loss, where `runtime.own_loss` looks for it."""
     (output,) = (node for node in traced.graph.nodes if node.op == "output")
     found = output.args[0]
+    if isinstance(found, fx.Node) and found.target is select:
+        found = found.args[0]
     if isinstance(found, fx.Node) and recorded(found).tensor is None:
         found = found.kwargs  # A dataclass is built from its fields.
     if isinstance(found, Mapping):

@@ -44,7 +44,7 @@ from dnic.trace.functions import (
 from dnic.trace.inputs import Named
 from dnic.trace.obstacle import Draws, Obstacle, ReadsData, Unencodable
 from dnic.trace.recorded import KEY, TensorFacts, recorded, storage_key, tensors_in
-from dnic.trace.recording import Calls, Recording, drop_unused_items, short_names
+from dnic.trace.recording import Calls, Recording, drop_unused, short_names
 
 
 class Recorder(TorchFunctionMode):
@@ -101,7 +101,7 @@ class Recorder(TorchFunctionMode):
             if self.met is not None:
                 raise self.met
         self.book.write_output(output)
-        drop_unused_items(recording.graph)
+        drop_unused(recording.graph)
         return recording
 
     def __torch_function__(

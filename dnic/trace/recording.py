@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dnic.trace.functions import draws
+from dnic.trace.recorded import recorded
+
 PLAIN: tuple[type, ...] = (int, float, complex, bool, str, bytes, type(None), type(...))
 PLAIN += (torch.dtype, torch.device, torch.memory_format, torch.layout)
 
@@ -87,8 +90,12 @@ def short_names(paths: list[str]) -> dict[str, str]:
     return names
 
 
-def drop_unused_items(graph: fx.Graph) -> None:
-    """Remove items of results that nobody used."""
+def drop_unused(graph: fx.Graph) -> None:
+    """Remove results that nobody used: items, and what only a check on data looked at.
+
+    Modules stay, and so do changes in place and draws: these leave something behind.
+    """
     for node in reversed(list(graph.nodes)):
-        if node.op == "call_function" and node.target in (item, field_of) and not node.users:
+        pure = node.op in ("call_function", "call_method") and not recorded(node).mutated
+        if pure and not node.users and not draws(node.target):
             graph.erase_node(node)
