@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import networkx as nx
 from torch import fx, nn
@@ -11,7 +13,17 @@ from torch import fx, nn
 from dnic.errors import TraceError
 from dnic.graph.graph import Graph, Kind, Operation, Value, Weight
 from dnic.graph.place import blocked_gaps, free_nodes
-from dnic.trace import Recorded, TracedModel, field_of, item, qualified_name, recorded
+from dnic.trace import (
+    BatchShare,
+    BatchSize,
+    Recorded,
+    TracedModel,
+    field_of,
+    item,
+    leaves,
+    qualified_name,
+    recorded,
+)
 
 KINDS: dict[str, Kind] = {
     "placeholder": "input",
@@ -126,7 +138,13 @@ def _operation(
         bytes_moved=facts.bytes_read + (tensor.nbytes if tensor else 0),
         span=span,
         source=facts.source,
+        uses_batch=any(isinstance(leaf, BatchSize | BatchShare) for leaf in leaves_of(node)),
     )
+
+
+def leaves_of(node: fx.Node) -> Iterator[Any]:
+    """Every argument of a node, out of its nested structures."""
+    return leaves((node.args, node.kwargs))
 
 
 def _parameters(node: fx.Node, model: nn.Module) -> list[nn.Parameter]:

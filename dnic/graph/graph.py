@@ -57,6 +57,7 @@ class Operation:
         bytes_moved: bytes read and written by the forward pass, parameters included.
         span: half-open range of positions in the fine recording that it covers; (i, i + 1) there.
         source: `file:line` of the user's code that ran it, for messages.
+        uses_batch: whether one of its arguments follows from the number of samples.
         free: whether it follows from constants alone (positions, a causal mask): each stage that
             uses it computes it again, which costs less than a message.
     """
@@ -74,6 +75,7 @@ class Operation:
     bytes_moved: int = 0
     span: tuple[int, int] = (0, 0)
     source: str = ""
+    uses_batch: bool = False
     free: bool = False
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from dnic.errors import PartitionError
 from dnic.graph.graph import Graph, Operation
-from dnic.graph.shape import text
+from dnic.graph.shape import batch_multiple, text
 from dnic.partition.cuts import is_computed, parameter_uses
 from dnic.partition.interfaces import Crossing
 from dnic.partition.plan import PlannedShared
@@ -67,6 +67,7 @@ def crossings(coarse: Graph, stage: StageOf, after: tuple[str, ...]) -> tuple[Cr
         for name in op.inputs:
             if to not in stage[name]:
                 pairs.setdefault((stage[name][0], to), {})[name] = coarse.by_name[name]
+    _send_batch_size(coarse, stage, pairs)
     found = []
     for (source, to), sent_ops in sorted(pairs.items()):
         ops = sorted(sent_ops.values(), key=lambda op: coarse.position[op.name])
@@ -83,6 +84,26 @@ def crossings(coarse: Graph, stage: StageOf, after: tuple[str, ...]) -> tuple[Cr
         name = after[source] if neighbour else f"{ops[-1].name}->stage{to}"
         found.append(Crossing(name, source, to, after[source], tuple(values)))
     return tuple(found)
+
+
+def _send_batch_size(
+    coarse: Graph, stage: StageOf, pairs: dict[tuple[int, int], dict[str, Operation]]
+) -> None:
+    """A stage that must know the number of samples gets a tensor that tells: an input of the model.
+
+    Most stages have one anyway.
+    """
+    inputs = [op for op in coarse.operations if op.kind == "input" and _follows_batch(op)]
+    needing = {i for op in coarse.operations if op.uses_batch for i in stage[op.name]}
+    for to in sorted(needing - {0}):
+        told = [op for (_, end), sent in pairs.items() if end == to for op in sent.values()]
+        if inputs and not any(_follows_batch(op) for op in told):
+            smallest = min(inputs, key=lambda op: op.value.nbytes if op.value else 0)
+            pairs.setdefault((0, to), {})[smallest.name] = smallest
+
+
+def _follows_batch(op: Operation) -> bool:
+    return op.value is not None and any(batch_multiple(size) for size in op.value.shape)
 
 
 def shared_parameters(coarse: Graph, stage: StageOf) -> tuple[PlannedShared, ...]:

@@ -6,7 +6,7 @@ from dnic.trace.foreign import seeded
 from dnic.trace.functions import draws, qualified_name, source_name
 from dnic.trace.inputs import fresh, grown, to_meta
 from dnic.trace.merge import select
-from dnic.trace.recorded import Recorded, recorded, storage_key, tensors_in
+from dnic.trace.recorded import Recorded, leaves, recorded, storage_key, tensors_in
 from dnic.trace.recording import field_of, item
 from dnic.trace.settings import as_compilers_see_it, without_cache
 from dnic.trace.state import untouched
@@ -26,6 +26,7 @@ __all__ = [
     "grown",
     "has_own_loss",
     "item",
+    "leaves",
     "opened_by",
     "qualified_name",
     "recorded",
