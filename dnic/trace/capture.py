@@ -39,6 +39,7 @@ from dnic.trace.recorded import recorded
 from dnic.trace.recorder import Recorder
 from dnic.trace.recording import Calls, Recording
 from dnic.trace.settings import as_compilers_see_it, without_cache
+from dnic.trace.settled import only_filled_a_cache, state_names
 from dnic.trace.state import Attributes, untouched
 
 Shape = tuple[int | str, ...]
@@ -293,6 +294,9 @@ def _check_state(
     tensors = {name for path, name in changed if _is_tensor(model, path, name)}
     try:
         second = record()
+        if only_filled_a_cache(first, second, state_names(model)):
+            before, first = Attributes(model), second
+            second = record()
         align_batch(first.graph, second.graph, (1, 2))
         still = [c for c in before.changed(first.opened) if c in changed and c[1] not in tensors]
     except Obstacle as obstacle:
@@ -300,12 +304,13 @@ def _check_state(
     if still:
         path, name = still[0]
         owner = f"{path}.{name}" if path else name
-        source = recorded(next(iter(first.graph.nodes))).source
-        for node in first.graph.nodes:
-            if recorded(node).scope == path and recorded(node).source:
-                source = recorded(node).source
-                break
+        inside = [f for f in map(recorded, first.graph.nodes) if _is_inside(f.scope, path)]
+        source = next((facts.source for facts in inside if facts.source), "its forward")
         raise Stateful(f"a forward that changes self.{owner} every time", path, source)
+
+
+def _is_inside(scope: str, path: str) -> bool:
+    return not path or scope == path or scope.startswith(f"{path}.")
 
 
 def _is_tensor(model: nn.Module, path: str, name: str) -> bool:
