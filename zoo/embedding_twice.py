@@ -10,18 +10,24 @@ from torch.utils.data import StackDataset
 VOCABULARY, LENGTH, WIDTH = 97, 12, 32
 
 
+def layers() -> nn.ModuleList:
+    return nn.ModuleList(
+        nn.TransformerEncoderLayer(WIDTH, 4, 64, batch_first=True) for _ in range(4)
+    )
+
+
 class Matcher(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.words = nn.Embedding(VOCABULARY, WIDTH)
-        self.question = nn.TransformerEncoderLayer(WIDTH, 4, 64, batch_first=True)
-        self.answer = nn.ModuleList(
-            nn.TransformerEncoderLayer(WIDTH, 4, 64, batch_first=True) for _ in range(7)
-        )
+        self.question, self.answer = layers(), layers()
         self.match = nn.Bilinear(WIDTH, WIDTH, 2)
 
     def forward(self, question: Tensor, answer: Tensor) -> Tensor:
-        asked = self.question(self.words(question)).mean(dim=1)
+        asked = self.words(question)
+        for layer in self.question:
+            asked = layer(asked)
+        asked = asked.mean(dim=1)
         answered = self.words(answer) + asked[:, None]
         for layer in self.answer:
             answered = layer(answered)
