@@ -51,7 +51,18 @@ class Stage(nn.Module):
         for name in names:
             if not any(prefix in taken for prefix in _prefixes(name)):
                 self._take(source, name)
+        self._fixed = _fixed_modes(source, self)
         self.train(source.training)
+
+    def train(self, mode: bool = True) -> Stage:
+        """Sets the mode of every module, but for those that the model's own `train` leaves alone.
+
+        Models freeze a backbone by overriding `train` so that its BatchNorm stays in eval mode.
+        """
+        super().train(mode)
+        for module, training in self._fixed[mode]:
+            module.training = training
+        return self
 
     def _take(self, source: nn.Module, name: str) -> None:
         *path, leaf = name.split(".")
@@ -74,6 +85,19 @@ class Stage(nn.Module):
             holder.register_buffer(leaf, getattr(owner, leaf), persistent=False)
         else:
             raise _missing(name)
+
+
+def _fixed_modes(source: nn.Module, stage: nn.Module) -> dict[bool, list[tuple[nn.Module, bool]]]:
+    """For each mode the modules of a stage that the model's own `train(mode)` sets otherwise."""
+    before = [(module, module.training) for module in source.modules()]
+    held = set(stage.modules())
+    fixed = {}
+    for mode in (True, False):
+        source.train(mode)
+        fixed[mode] = [(m, m.training) for m, _ in before if m in held and m.training != mode]
+    for module, training in before:
+        module.training = training
+    return fixed
 
 
 def check_ownership(stages: Sequence[nn.Module], shared: Sequence[SharedPlan] = ()) -> None:
