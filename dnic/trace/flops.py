@@ -15,13 +15,31 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from dnic.trace.recorded import storage_key
+
+# These take (input, weight, bias, running_mean, running_var, training, ...).
+_BATCH_NORMS = frozenset(
+    {
+        torch.ops.aten.native_batch_norm,
+        torch.ops.aten.cudnn_batch_norm,
+        torch.ops.aten.miopen_batch_norm,
+    }
+)
+
 
 class FlopTally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
-    """A running total of forward FLOPs; read `total` before and after."""
+    """A running total of forward FLOPs; read `total` before and after.
+
+    Attributes:
+        total: floating point operations so far.
+        statistics: storages of running statistics that BatchNorm's kernels changed so far; these
+            write them without raising the version of the tensors.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
+        self.statistics: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -34,6 +52,8 @@ class FlopTally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             self.total += _attention_flops(*args[:3])
         elif packet in flop_registry:
             self.total += int(flop_registry[packet](*args, **kwargs, out_val=out))
+        elif packet in _BATCH_NORMS and args[5]:
+            self.statistics |= {storage_key(held) for held in args[3:5] if held is not None}
         return out
 
 

@@ -300,9 +300,11 @@ class Recorder(TorchFunctionMode):
         seen = _Seen(bytes_read=sum(t.numel() * t.element_size() for t in read))
         before = [(t, t._version) for t in read if not t.is_inference()]
         flops = self.flops.total
+        self.flops.statistics.clear()
         yield seen
         seen.flops = self.flops.total - flops
         seen.mutated = {storage_key(t) for t, version in before if t._version != version}
+        seen.mutated |= self.flops.statistics
 
 
 @dataclass
