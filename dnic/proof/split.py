@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dnic.partition.plan import Plan
 from dnic.proof.rung import Errors, Rung
-from dnic.proof.tolerance import SPLIT, close, error
+from dnic.proof.tolerance import SPLIT, close, error, magnitude
 from dnic.runtime.inputs import invoke, leaf
 from dnic.trace import (
     as_compilers_see_it,
@@ -116,11 +116,12 @@ class _Seen:
             label = {"outputs": "output", "gradients": "gradient of", "buffers": "buffer"}[kind]
             for name in sorted(expected.keys() ^ found.keys()):
                 self.fail(f"{label} {name} is on one side only ({at})")
+            among = max(map(magnitude, expected.values()), default=0.0)
             for name in expected.keys() & found.keys():
                 difference = error(found[name], expected[name])
                 self.errors[kind] = max(self.errors.get(kind, 0.0), difference)
                 self.compared += 1
-                if not close(found[name], expected[name], SPLIT):
+                if not close(found[name], expected[name], SPLIT, among):
                     text = f"{label} {name} differs by {difference:.2e} ({at})"
                     self.failures.append((difference, text))
 

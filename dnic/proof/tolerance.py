@@ -13,6 +13,9 @@ from torch import Tensor
 
 # Relative to the largest magnitude in the reference: room for ~100 additions in another order.
 SPLIT = 1e-5
+# Tensors smaller than this share of the largest of their kind are compared at that scale.
+CANCELLED = 1e-2
+SMALLEST = 1e-3
 # Losses of two training runs: the same differences, fed back through some steps of an optimizer.
 LOSSES = 1e-4
 
@@ -29,9 +32,25 @@ def error(ours: Tensor, reference: Tensor) -> float:
     return difference if difference == difference else float("inf")
 
 
-def close(ours: Tensor, reference: Tensor, tolerance: float) -> bool:
-    """Whether the largest difference is within `tolerance` of the reference's largest magnitude."""
+def magnitude(tensor: Tensor) -> float:
+    """Largest absolute value; 0 where there is none."""
+    if tensor.numel() == 0 or tensor.is_meta:
+        return 0.0
+    return tensor.double().abs().max().item()
+
+
+def close(ours: Tensor, reference: Tensor, tolerance: float, among: float = 0.0) -> bool:
+    """Whether the largest difference is within `tolerance` of the reference's largest magnitude.
+
+    Args:
+        ours: what is compared.
+        reference: with what.
+        tolerance: relative.
+        among: the largest magnitude of all tensors of this kind. Some gradients are sums that
+            cancel (softmax does not see the bias of attention's keys): what is left is rounding,
+            of the size of what was added. So a tensor is compared at least at 1% of this scale.
+    """
     if reference.is_meta:
         return error(ours, reference) == 0.0
-    largest = reference.double().abs().max().item() if reference.numel() else 0.0
-    return error(ours, reference) <= tolerance * max(largest, 1e-3)
+    scale = max(magnitude(reference), CANCELLED * among, SMALLEST)
+    return error(ours, reference) <= tolerance * scale
