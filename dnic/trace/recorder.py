@@ -111,9 +111,6 @@ class Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
-        if func is Tensor.__iter__:
-            self._guard(Tensor.unbind, [args[0]])
-            return iter(self.__torch_function__(Tensor.unbind, types, (args[0],)))
         read = tensors_in((args, kwargs))
         self._guard(func, read)
         with self._observed(read) as seen:
