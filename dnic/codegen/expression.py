@@ -113,7 +113,8 @@ def call_text(node: fx.Node, names: Names) -> str:
 
 def _operand(text: str) -> str:
     """An operand; in parentheses where an operator would tear it apart."""
-    return f"({text})" if " " in text or text.startswith("-") else text
+    whole = text.startswith("(") and text.endswith(")")
+    return f"({text})" if (" " in text and not whole) or text.startswith("-") else text
 
 
 def _said(node: fx.Node, names: Names) -> dict[str, Any]:
@@ -212,10 +213,10 @@ def value_text(value: Any, names: Names) -> str:
 def _batch_text(value: BatchSize | BatchShare, names: Names) -> str:
     names.uses_batch = True
     if isinstance(value, BatchShare):
-        return f"({value.whole!r} / batch)"
+        return f"{value.whole!r} / batch"
     text = "batch" if value.multiple == 1 else f"{value.multiple} * batch"
     sign = "+" if value.more > 0 else "-"
-    return f"({text} {sign} {abs(value.more)})" if value.more else text
+    return f"{text} {sign} {abs(value.more)}" if value.more else text
 
 
 def _switch_text(switch: ModeSwitch, names: Names) -> str:
