@@ -61,13 +61,20 @@ def train_case(case: Case) -> Training:
 
 
 class Study:
-    """The results so far, in the folder where they are kept."""
+    """The results so far, in the folder where they are kept.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of models.json and models.md.
+        begin: forget what is there; otherwise results that are not made anew stay.
+    """
+
+    def __init__(self, folder: Path, *, begin: bool) -> None:
         self.folder = folder
         self.everything = cases()
         file = folder / "models.json"
-        before = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+        before = {} if begin or not file.is_file() else json.loads(file.read_text("utf-8"))
+        command = shlex.join(["python", "-m", "studies.models", *sys.argv[1:]])
+        self.commands = [*before.get("commands", []), command]
         self.results: dict[str, list[dict[str, Any]]] = {
             name: model["results"] for name, model in before.get("models", {}).items()
         }
@@ -96,7 +103,7 @@ class Study:
             if case.name in self.results
         }
         training = {name: self.training[name] for name in TRAINED if name in self.training}
-        study = {**header(), "models": models, "training": training}
+        study = {"commands": self.commands, **header(), "models": models, "training": training}
         for name, text in (
             ("models.json", json.dumps(study, indent=1) + "\n"),
             ("models.md", page(study)),
@@ -109,7 +116,6 @@ class Study:
 def header() -> dict[str, Any]:
     """What the results were made with."""
     return {
-        "command": shlex.join(["python", "-m", "studies.models", *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
         "dnic": __version__,
         "python": platform.python_version(),
@@ -132,11 +138,26 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the study."""
+    """Run the study: the named set, the runs that train, the unknown set."""
     asked = arguments()
-    counts = [int(count) for count in asked.stages.split(",")]
-    study = Study(asked.output)
+    study = Study(asked.output, begin=not (asked.only or asked.failed or asked.chosen != "all"))
     chosen = cases(asked.only, asked.chosen)
+    named = [case for case in chosen if case.set == "named"]
+    compile_all(study, named, asked)
+    for case in named:
+        if case.name not in TRAINED or (asked.failed and study.is_trained(case)):
+            continue
+        training = train_case(case)
+        study.training[case.name] = asdict(training)
+        study.write()
+        print(f"{case.name:28} trained: {training.error or training.exact}", flush=True)
+    compile_all(study, [case for case in chosen if case.set == "unknown"], asked)
+    study.write()
+
+
+def compile_all(study: Study, chosen: Sequence[Case], asked: argparse.Namespace) -> None:
+    """Compile cases, some at the same time; each is written down when it and all before it end."""
+    counts = [int(count) for count in asked.stages.split(",")]
     waiting = [case for case in chosen if not (asked.failed and study.is_proven(case))]
     with ThreadPoolExecutor(asked.jobs) as pool:
         found = pool.map(lambda case: compile_case(case, counts), waiting)
@@ -144,14 +165,6 @@ def main() -> None:
             study.results[case.name] = [asdict(result) for result in compilations]
             study.write()
             print(f"{case.name:28}", *map(_words, compilations), flush=True)
-    for case in chosen:
-        if case.name not in TRAINED or (asked.failed and study.is_trained(case)):
-            continue
-        training = train_case(case)
-        study.training[case.name] = asdict(training)
-        study.write()
-        print(f"{case.name:28} trained: {training.error or training.exact}", flush=True)
-    study.write()
 
 
 def _words(result: Compilation) -> str:

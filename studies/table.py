@@ -90,7 +90,7 @@ def _training(training: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _made_with(study: Mapping[str, Any]) -> Iterator[str]:
     packages = ("dnic", "python", "torch", "transformers", "x-transformers", "pytorchcv")
-    yield f"    {study['command']}"
+    yield from (f"    {command}" for command in study["commands"])
     yield ""
     yield (
         f"{study['date']}; " + ", ".join(f"{name} {study[name]}" for name in packages) + f"; "
