@@ -220,6 +220,12 @@ def check_built(model: nn.Module, spec: Spec) -> None:
     Raises:
         TraceError: names the first such parameter.
     """
+    if type(model).__name__ in ("OptimizedModule", "ScriptModule", "RecursiveScriptModule"):
+        raise TraceError(
+            f"build_model() returned a compiled module ({type(model).__name__})",
+            expected="the plain module: its Python code is what dnic reads",
+            hint="leave torch.compile or torch.jit.script out of build_model()",
+        )
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise TraceError(

@@ -11,7 +11,7 @@ import json
 import keyword
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +86,7 @@ def access(path: str) -> str:
 
 def call_text(node: fx.Node, names: Names) -> str:
     """The right-hand side that computes `node`."""
-    args = [value_text(arg, names) for arg in node.args]
+    args = [value_text(arg, names) for arg in _without_trailing_nones(node, names)]
     keywords = {key: value_text(arg, names) for key, arg in _said(node, names).items()}
     if node.op == "get_attr":
         return access(str(node.target))
@@ -119,12 +119,7 @@ def _operand(text: str) -> str:
 
 def _said(node: fx.Node, names: Names) -> dict[str, Any]:
     """The keyword arguments that are not the defaults anyway."""
-    function: Any = node.target
-    if node.op == "call_module" and names.model is not None:
-        function = names.model.get_submodule(str(node.target)).forward
-    if not (inspect.isfunction(function) or inspect.ismethod(function)):
-        return dict(node.kwargs)
-    parameters = inspect.signature(function).parameters
+    parameters = _parameters(node, names)
     return {
         key: value
         for key, value in node.kwargs.items()
@@ -132,6 +127,29 @@ def _said(node: fx.Node, names: Names) -> dict[str, Any]:
         or type(parameters[key].default) is not type(value)
         or parameters[key].default != value
     }
+
+
+def _without_trailing_nones(node: fx.Node, names: Names) -> Sequence[Any]:
+    """The positional arguments without those at the end that are None by default, too."""
+    parameters = list(_parameters(node, names).values())
+    count = len(node.args)
+    while 0 < count <= len(parameters) and node.args[count - 1] is None:
+        if parameters[count - 1].default is not None:
+            break
+        count -= 1
+    return node.args[:count]
+
+
+def _parameters(node: fx.Node, names: Names) -> Mapping[str, inspect.Parameter]:
+    """What the called function takes; nothing where that is not to be had."""
+    function: Any = node.target
+    if node.op == "call_module" and names.model is not None:
+        function = names.model.get_submodule(str(node.target)).forward
+    if not (inspect.isfunction(function) or inspect.ismethod(function)):
+        return {}
+    # `F.max_pool2d` is one of two functions, which take the same arguments.
+    ways = inspect.getclosurevars(function).nonlocals if node.op == "call_function" else {}
+    return inspect.signature(ways.get("if_false", function)).parameters
 
 
 def invocation(function: str, args: list[str], keywords: Mapping[str, str]) -> str:

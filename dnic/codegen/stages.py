@@ -65,7 +65,7 @@ def _stage_class(traced: TracedModel, stage: PlannedStage, imports: set[str]) ->
     if names.uses_batch:
         body.insert(0, _batch_line(traced, stage))
     imports |= names.imports
-    takes = ", ".join(f"{name}: Tensor" for name in stage.inputs)
+    takes = [f"{name}: Tensor" for name in stage.inputs]
     gives = "Tensor"
     if stage.outputs == ("output",):
         gives = _output_type(nodes, imports)
@@ -78,7 +78,7 @@ def _stage_class(traced: TracedModel, stage: PlannedStage, imports: set[str]) ->
         "    def __init__(self, model: nn.Module) -> None:",
         *wrapped("        super().__init__(", ["model", *(f'"{m}"' for m in stage.modules)], ")"),
         "",
-        *wrapped("    def forward(", ["self", *filter(None, [takes])], f") -> {gives}:"),
+        *wrapped("    def forward(", ["self", *takes], f") -> {gives}:"),
         *(f"        # {line}" for line in _input_comments(traced, stage)),
         *(f"        {line}" if line else "" for line in body),
     ]
@@ -154,8 +154,14 @@ def _body(
     for node in nodes:
         if node.op in ("placeholder", "get_attr") or _is_unpacked(node) or node not in live:
             continue
+        if _is_built_to_return(node):
+            continue
         if node.op == "output":
-            yield f"return {value_text(node.args[0], names)}"
+            result = node.args[0]
+            given = value_text(result, names)
+            if isinstance(result, fx.Node) and _is_built_to_return(result):
+                given = call_text(result, names)
+            yield from _lines(f"return {given}", "", "")
             continue
         shape = traced.shapes.get(node.name)
         comment = f"  # {text(shape)}" if shape is not None and shape != previous else ""
@@ -187,8 +193,10 @@ def _blocks(node: fx.Node, names: Names) -> tuple[str, ...]:
 
 def _statement(node: fx.Node, names: Names, comment: str, indent: str) -> Iterator[str]:
     right = call_text(node, names)
-    if node.users:
-        right = f"{_target(node)} = {right}"
+    return _lines(f"{_target(node)} = {right}" if node.users else right, comment, indent)
+
+
+def _lines(right: str, comment: str, indent: str) -> Iterator[str]:
     line = f"{indent}{right}{comment}"
     if len(line) + 8 <= WIDTH:
         yield line
@@ -204,6 +212,17 @@ def _statement(node: fx.Node, names: Names, comment: str, indent: str) -> Iterat
     else:
         yield from (f"{indent}    {part}," for part in parts)
     yield f"{indent})"
+
+
+def _is_built_to_return(node: fx.Node) -> bool:
+    """A dataclass or named tuple, such as Hugging Face's outputs, that is only returned."""
+    facts = recorded(node)
+    return (
+        isinstance(node.target, type)
+        and [user.op for user in node.users] == ["output"]
+        and not facts.mode
+        and facts.grad_enabled
+    )
 
 
 def _target(node: fx.Node) -> str:

@@ -16,6 +16,9 @@ import networkx as nx
 
 from dnic.graph.shape import Shape
 
+# Why a gap that parts a call from its results must not be cut.
+INSIDE_A_CALL = "it lies inside one call"
+
 Kind = Literal["input", "module", "function", "method", "attribute", "output"]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from torch import Tensor, fx, nn
 
+from dnic.graph.graph import INSIDE_A_CALL
 from dnic.trace import TracedModel, draws, recorded, storage_key
 
 
@@ -21,7 +22,7 @@ def blocked_gaps(nodes: list[fx.Node], traced: TracedModel, free: set[fx.Node]) 
     for gap in range(1, len(nodes)):
         here, before = recorded(nodes[gap]), recorded(nodes[gap - 1])
         if nodes[gap - 1].op != "placeholder" and here.event[0] == before.event[0]:
-            blocked[gap] = "it lies inside one call"
+            blocked[gap] = INSIDE_A_CALL
     for first, last, why in [*_changes(nodes, last_use), *_held(nodes, traced.module)]:
         blocked.update(dict.fromkeys(range(first + 1, last + 1), why))
     for position, node in enumerate(nodes):

@@ -15,7 +15,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from dnic.errors import PartitionError, SpecError
-from dnic.graph.graph import Graph, Operation, Value
+from dnic.graph.graph import INSIDE_A_CALL, Graph, Operation, Value
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,10 @@ class CutTable:
         position = positions.get(name, self._last.get(name))
         if position is None:
             raise unknown_name(name, self.graph, where)
-        return position + 1
+        gap = position + 1
+        while self.graph.blocked.get(gap) == INSIDE_A_CALL:
+            gap += 1  # After a call is after the items of its result, too.
+        return gap
 
 
 def is_computed(op: Operation) -> bool:

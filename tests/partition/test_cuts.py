@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from dnic.errors import PartitionError, SpecError
-from dnic.graph.graph import Graph, Operation, Weight
+from dnic.graph.graph import INSIDE_A_CALL, Graph, Operation, Weight
 from dnic.partition import cut_points, resolve_cuts, resolve_groups
 
 Make = Callable[..., Operation]
@@ -251,3 +251,19 @@ def test_a_prefix_is_a_whole_part_of_a_path(operation: Make, graph_of: Build) ->
     )
     assert resolve_groups(graph, [["layers.1"]], "k") == ((1, 2),)
     assert cut_points(graph).points[2].after == "layers.1"
+
+
+def test_after_a_call_is_after_the_items_of_its_result(operation: Make, graph_of: Build) -> None:
+    graph = graph_of(
+        [
+            operation("x", kind="input", differentiable=False),
+            operation("rnn", ("x",), shape=None),
+            operation("hidden", ("rnn",), kind="function", module="rnn"),
+            operation("last", ("hidden",)),
+            operation("output", ("last",), kind="output", shape=None),
+        ],
+        {2: INSIDE_A_CALL},
+    )
+    table = cut_points(graph)
+    assert resolve_cuts(table, ["rnn"], WHERE) == (3,)
+    assert resolve_cuts(table, [table.points[3].after], WHERE) == (3,)

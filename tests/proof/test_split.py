@@ -43,7 +43,23 @@ def written(folder: Path, name: str, stages: int, cuts: object = "auto") -> Path
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3, 4])
-@pytest.mark.parametrize("name", ["gpt", "residual", "branches", "odd"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "gpt",
+        "residual",
+        "branches",
+        "odd",
+        "stream",
+        "tied",
+        "repeated",
+        "averages",
+        "time_first",
+        "pooled",
+        "unet",
+        "tiny_llama",
+    ],
+)
 def test_stages_are_the_model(tmp_path: Path, name: str, stages: int) -> None:
     rung = prove_bundle_split(written(tmp_path, name, stages))
     assert rung.passed, rung.failures
