@@ -160,7 +160,7 @@ def test_classes_are_imported_by_their_outermost_name(tmp_path: Path) -> None:
     file = tmp_path / "net.py"
     file.write_text(
         "import torch\n"
-        "class Net(torch.nn.Linear):\n"
+        "class Net(torch.nn.Identity):\n"
         "    class Answer(dict): pass\n"
         "def example_inputs(): return torch.ones(1)\n"
     )

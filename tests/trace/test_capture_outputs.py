@@ -160,6 +160,42 @@ def test_modules_that_pass_objects_are_opened_even_when_no_cut_is_there() -> Non
     assert called == ["first.up", "first.down", "second.up", "second.down", "last"]
 
 
+class Gives(nn.Module):
+    """Only gives an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Cache]:
+        cache = Cache()
+        cache.seen.append(x)
+        return self.linear(x), cache
+
+
+class Takes(nn.Module):
+    """Only takes one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, cache: Cache) -> Tensor:
+        return self.linear(x) + cache.seen[-1]
+
+
+def test_one_side_of_an_object_is_enough_to_open_a_module(written: Written) -> None:
+    def run(m: Any, x: Tensor) -> Tensor:
+        x, cache = m.gives(x)
+        return m.takes(x, cache)
+
+    inputs = (torch.ones(3, 4),)
+    fine = capture_fine(written(run, gives=Gives(), takes=Takes()), inputs)
+    coarse = capture_coarse(fine, inputs, ())
+    called = [node.target for node in coarse.graph.nodes if node.op == "call_module"]
+    assert called == ["gives.linear", "takes.linear"]
+
+
 def test_a_module_that_keeps_objects_to_itself_is_not_opened() -> None:
     class Inner(nn.Module):
         def __init__(self) -> None:
