@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format format-check types imports check models wheel clean
+.PHONY: help install demo test lint format format-check types imports check models scaling wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ check: lint format-check types imports test ## All of the above checks, tests la
 
 models: $(INSTALLED) ## Split every model of the zoo and prove it; docs/models.md says what came of it
 	$(BIN)/python -m studies.models --jobs 2
+
+scaling: $(INSTALLED) ## Measure how long large models take to compile; see docs/scaling.md
+	$(BIN)/python -m studies.scaling
 
 wheel: $(INSTALLED) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-input --no-deps -w dist .
