@@ -242,15 +242,16 @@ class Recorder(TorchFunctionMode):
             ReadsData: a value, or a size that follows from values, is handed to Python.
             Unencodable: the call lies inside a functorch transform or autocast, or sets a hook.
         """
-        if self.fine is not None:
-            return  # The fine recording went through the same code and met nothing.
-        self._check_randomness()
         scope = self.book.scope
         name = getattr(func, "__name__", str(func))
         reads = reads_data(func) and any(self.book.is_tainted(t) or t.is_meta for t in read)
-        if reads and only_checks() and not any(t.is_meta for t in read):
+        passed = reads and only_checks() and not any(t.is_meta for t in read)
+        if passed:
             self.book.recording.checks.add(user_line())
-        elif reads:
+        if self.fine is not None:
+            return  # The fine recording went through the same code and met nothing.
+        self._check_randomness()
+        if reads and not passed:
             what = f"a branch on the value of a tensor (Tensor.{name})"
             self._meet(ReadsData(what, scope, user_line()))
         unsized = reads_size(func) and any(self.book.is_unsized(tensor) for tensor in read)
