@@ -152,3 +152,15 @@ def test_tensors_that_skip_a_stage_survive_the_round_trip(tmp_path: Path) -> Non
     dnic("compile", "--spec", spec, "-o", tmp_path / "one")
     dnic("compile", "--plan", tmp_path / "one", "-o", tmp_path / "two")
     assert (tmp_path / "one/stages.py").read_text() == (tmp_path / "two/stages.py").read_text()
+
+
+def test_a_plan_without_weights(tmp_path: Path) -> None:
+    """The bundle builds its weights from the seed; what is verified are shapes."""
+    folder = tmp_path / "meta"
+    printed = dnic("compile", MODELS / "tiny_llama.py", "--meta", "--devices", 2, "-o", folder)
+    assert "shapes equal" in printed
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    assert plan["model"]["weights"] == "seed"
+    assert not (folder / "init.safetensors").exists()
+    result = json.loads((folder / "proof.json").read_text())
+    assert "meta device" in json.dumps(result)

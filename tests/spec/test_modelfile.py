@@ -262,3 +262,47 @@ def test_no_python_file() -> None:
 
 def test_our_future_imports_do_not_reach_the_file() -> None:
     assert load(GOOD + "width: int = 3\n").module.__annotations__ == {"width": int}
+
+
+def with_inputs(returned: str) -> ModelFile:
+    return load(GOOD.replace("return torch.zeros(2, 3)", f"return {returned}"))
+
+
+@pytest.mark.parametrize(
+    ("returned", "kind"),
+    [
+        ("torch.zeros(2, 3)", tuple),
+        ("[torch.zeros(2, 3), None]", tuple),
+        ("{'x': torch.zeros(2, 3), 'scale': 2.0, 'flag': True, 'mode': 'a', 'mask': None}", dict),
+        ("({'pair': (torch.zeros(2), [torch.zeros(2)])}, 3)", tuple),
+        ("__import__('collections').UserDict(x=torch.zeros(2))", dict),
+    ],
+)
+def test_batches_of_every_form(returned: str, kind: type) -> None:
+    assert type(with_inputs(returned).example_inputs()) is kind
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ("{}", "returned an empty dict"),
+        ("{1: torch.zeros(2)}", "has the key 1"),
+        ("{'x': object()}", "returned an object at x"),
+        ("(torch.zeros(2), {'a': [set()]})", r"returned a set at position 1\['a'\]\[0\]"),
+        ("3", "returned an int"),
+    ],
+)
+def test_batches_of_no_form(returned: str, says: str) -> None:
+    with pytest.raises(TraceError, match=says) as caught:
+        with_inputs(returned).example_inputs()
+    assert "model.py" in (caught.value.where or "")
+
+
+def test_a_file_without_a_loss_leaves_it_to_the_model() -> None:
+    assert load(GOOD.replace("def loss(output, target):", "def other(output):")).loss is None
+
+
+def test_a_loss_that_is_spelt_otherwise_is_no_missing_loss() -> None:
+    with pytest.raises(TraceError, match="the model file has no loss") as caught:
+        load(GOOD.replace("def loss(output, target):", "def my_loss(output, target):"))
+    assert "rename my_loss to loss" in (caught.value.hint or "")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnic.errors import TraceError
-from dnic.trace import capture_fine
+from dnic.trace import capture_coarse, capture_fine
 
 Written = Callable[..., nn.Module]
 HERE = Path(__file__)
@@ -331,6 +331,15 @@ def test_a_check_that_fails_is_the_models_own_error(tmp_path: Path) -> None:
     model = net(tmp_path, "if x.max() > 10: raise ValueError('too large')")
     with pytest.raises(TraceError, match="ValueError: too large"):
         capture_fine(model, (torch.full((3, 4), 11.0),))
+
+
+def test_a_check_inside_a_module_that_is_whole_is_in_the_stages(tmp_path: Path) -> None:
+    inner = net(tmp_path, "if x.max() > 10: raise ValueError('too large')")
+    inputs = (torch.ones(3, 4),)
+    fine = capture_fine(nn.Sequential(inner, nn.Linear(4, 4)), inputs)
+    assert len(fine.checks) == 1
+    assert capture_coarse(fine, inputs, ()).checks == ()
+    assert capture_coarse(fine, inputs, ("0",)).checks == fine.checks
 
 
 def test_modules_alike_are_kept_whole_together(written: Written) -> None:
