@@ -31,7 +31,8 @@ def test_a_check_that_is_left_out_and_a_shared_parameter() -> None:
     line = next(i for i, text in enumerate(lines, 1) if "labels.max() >= 20" in text)
     assert check == f"not in the stages: the check on data at {file}:{line}"
     assert shared == (
-        "shared: embed.weight: owned by stage0, copied to stage1 at every step, 1.25\N{NO-BREAK SPACE}KiB each way"
+        "shared: embed.weight: owned by stage0, copied to stage1 at every step, "
+        "1.25\N{NO-BREAK SPACE}KiB each way"
     )
 
 
