@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
+import sysconfig
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -33,13 +35,21 @@ def results_of(
         output = Path(temporary) / "results.jsonl"
         output.touch()
         words = _words([sys.executable, "-m", program, str(output), *arguments], seconds)
-        return [json.loads(line) for line in output.read_text().splitlines()], words
+        lines = _portable(output.read_text("utf-8")).splitlines()
+        return [json.loads(line) for line in lines], words and _portable(words)
 
 
 def append(output: str, result: Any) -> None:
     """Add a result, a dataclass, to the file that the program was given."""
     with Path(output).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(result)) + "\n")
+
+
+def _portable(text: str) -> str:
+    """Paths within packages and within this project, without the folders of this machine."""
+    for folder in (sysconfig.get_path("purelib"), str(ROOT)):
+        text = text.replace(f"{folder}/", "")
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/dnic-study-[^/]+/", "", text)
 
 
 def _words(command: list[str], seconds: float) -> str | None:
