@@ -162,7 +162,7 @@ def test_interrupted_launch_ends_its_children(bundle: Make) -> None:
         while len(processes_of(folder / "train.py")) < 3 and process.poll() is None:
             time.sleep(0.1)
         os.kill(process.pid, 2)
-        assert process.wait(60) != 0
+        assert process.wait(150) != 0
         assert processes_of(folder) == []
     finally:
         process.kill()
