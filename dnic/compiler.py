@@ -43,6 +43,7 @@ from dnic.partition.plan import (
 from dnic.proof.bundle import prove_bundle_split
 from dnic.proof.proof_file import proof_file, write_proof
 from dnic.proof.rung import Rung
+from dnic.proof.split import MODEL_FAILS
 from dnic.report.pictures import picture_files
 from dnic.spec import InterfaceSpec, LinkSpec, Spec
 from dnic.spec.modelfile import ModelFile, load_model_file
@@ -183,6 +184,12 @@ def compile_model(
         rung = _seen(observe, "prove", prove_bundle_split(temporary, planned.loaded.inputs))
         write_proof(temporary, proof_file([rung], read_plan_file(temporary)))
         if not rung.passed:
+            if rung.failures[0].startswith(MODEL_FAILS):
+                raise VerifyError(
+                    "the model fails by itself, without any stages; nothing was written",
+                    where="; ".join(rung.failures[:3]),
+                    expected="a model that runs forward and backward on example_inputs()",
+                )
             raise VerifyError(
                 "the stages do not compute what the model computes; nothing was written",
                 where="; ".join(rung.failures[:3]),

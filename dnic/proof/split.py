@@ -32,6 +32,7 @@ from dnic.trace import (
 
 OTHER_BATCH = 3
 MODES = ("train", "eval")
+MODEL_FAILS = "the model itself raises"
 
 
 @dataclass
@@ -64,7 +65,7 @@ def prove_split(model: nn.Module, stages: Sequence[nn.Module], plan: Plan, input
                 try:
                     reference = _whole(model, batch, mode == "train")
                 except Exception as failure:  # noqa: BLE001 (whatever the user's model raises)
-                    seen.fail(f"the model itself raises {_text(failure)} ({at})")
+                    seen.fail(f"{MODEL_FAILS} {_text(failure)} ({at})")
                     continue
                 try:
                     training = mode == "train"
