@@ -8,7 +8,7 @@ from typing import Any
 
 HEADINGS = {
     "named": "The named set",
-    "unknown": "Models that were not looked at while dnic was built",
+    "unknown": "Other models",
 }
 COLUMNS = (
     "model",
