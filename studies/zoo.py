@@ -1,7 +1,7 @@
 """The model files in `zoo/`, and the ways in which they are called.
 
 Two sets. The named one is what dnic promises to split: each of its models stands for a difficulty.
-The unknown one holds models that were not looked at while dnic was built. A file may offer a second
+The unknown one holds others, to see what a user meets. A file may offer a second
 way to call its model, with labels: it then computes its own loss and returns it in its output.
 """
 
