@@ -1,15 +1,13 @@
 """What the user asks for: the spec, its loader, and the model file."""
 
+from dnic.spec.devices import BetweenSpec, DevicesSpec, GroupSpec, LinkSpec, LinksSpec
 from dnic.spec.loader import load_spec, override, spec_from_mapping, spec_from_text
 from dnic.spec.modelfile import ModelFile, load_model_file
 from dnic.spec.optimizer import OptimizerSpec
 from dnic.spec.problem import SpecErrors
 from dnic.spec.spec import (
-    DevicesSpec,
     HeadSpec,
     InterfaceSpec,
-    LinkSpec,
-    LinksSpec,
     ModelSpec,
     PartitionSpec,
     Spec,
@@ -19,7 +17,9 @@ from dnic.spec.spec import (
 from dnic.spec.starter import render, starter
 
 __all__ = [
+    "BetweenSpec",
     "DevicesSpec",
+    "GroupSpec",
     "HeadSpec",
     "InterfaceSpec",
     "LinkSpec",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from dnic.spec.devices import DevicesSpec, Text, printable
 from dnic.spec.expect import (
     Auto,
     Count,
@@ -26,7 +27,6 @@ from dnic.spec.expect import (
 )
 from dnic.spec.optimizer import OptimizerSpec
 from dnic.spec.section import Section, overlay
-from dnic.spec.units import Bandwidth, Memory, Time
 
 DEFAULT = "default"
 
@@ -37,16 +37,10 @@ def _identifier(name: str) -> str:
     return name
 
 
-def _printable(text: str) -> str:
-    if not text.strip() or not text.isprintable():
-        raise ValueError
-    return text
-
-
 def _file(value: object) -> str:
     if not isinstance(value, str | Path):
         raise ValueError
-    return _printable(str(value))
+    return printable(str(value))
 
 
 def _paths(value: object, *at: int) -> tuple[str, ...]:
@@ -92,28 +86,14 @@ def _groups(value: object) -> tuple[tuple[str, ...], ...]:
     return tuple(_paths(group, index) for index, group in enumerate(value))
 
 
-def _one_replica(value: object) -> object:
-    if value == "auto" or (type(value) is int and value == 1):
-        return value
-    more = type(value) is int and value > 1
-    raise complaint(
-        f"{{}} is {shown(value)}, which is not available yet"
-        if more
-        else f"{{}} cannot be {shown(value)}",
-        expected="auto or 1",
-    )
-
-
-DeviceKind = Annotated[
-    Literal["auto", "cpu", "cuda"],
-    expected("one of auto, cpu, cuda", {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda"}),
-]
 Precision = Literal["fp32"]
 Gradient = Literal["auto", "exact", "synthetic"]
+Source = Literal["exact", "synthetic"]
+# What a bundle can run as; `backprop` is the undivided model on one device.
 Context = Literal["target", "none"]
+Schedule = Literal["auto", "decoupled", "exact", "1f1b", "gpipe", "ddp", "backprop"]
 
 Name = Annotated[str, AfterValidator(_identifier), expected("the name of a Python function")]
-Text = Annotated[str, AfterValidator(_printable)]
 
 
 class ModelSpec(Section):
@@ -158,44 +138,6 @@ class TrainSpec(Section):
     ] = Field(default=0, description="of initial weights, shuffling and dropout")
 
 
-class LinkSpec(Section):
-    """A link between two devices."""
-
-    bandwidth_bytes_per_s: Bandwidth = Field(
-        default=25e9,
-        alias="bandwidth",
-        description="with a unit: MB/s, GB/s, GiB/s, Mbit/s, Gbit/s, ...",
-        json_schema_extra={"default": "25GB/s"},
-    )
-    latency_us: Time = Field(
-        default=10.0,
-        alias="latency",
-        description="one way, with a unit: ns, us, ms or s",
-        json_schema_extra={"default": "10us"},
-    )
-
-
-class LinksSpec(Section):
-    """The links between devices; today all are alike."""
-
-    default: LinkSpec = Field(default=LinkSpec(), description="every link")
-
-
-class DevicesSpec(Section):
-    """The devices to compile for; `memory` None asks the device."""
-
-    count: Count = Field(default=2, description="devices to use, one process each")
-    kind: DeviceKind = Field(default="auto", description="auto, cpu or cuda")
-    memory: Memory = Field(
-        default=None, description="of each device, such as 80GiB; auto: what it has"
-    )
-    profile: Annotated[Text, expected("auto, the name of a device profile, or its path")] = Field(
-        default="auto",
-        description="name or file of a device profile; auto: measure",
-    )
-    links: LinksSpec = Field(default=LinksSpec(), description="between devices")
-
-
 class PartitionSpec(Section):
     """Where to cut the model."""
 
@@ -205,9 +147,19 @@ class PartitionSpec(Section):
     cuts: Annotated[tuple[str, ...] | Auto, BeforeValidator(_cuts)] = Field(
         default="auto", description="cut after these modules: [layer1, layer2.0]"
     )
-    replicas: Annotated[
-        Annotated[int, Field(strict=True, ge=1, le=1)] | Auto, BeforeValidator(_one_replica)
-    ] = Field(default="auto", description="copies of a stage: auto or 1")
+    schedule: Annotated[
+        Schedule,
+        expected(
+            f"one of {', '.join(get_args(Schedule))}",
+            {name: name for name in get_args(Schedule)}
+            | {"one_device": "backprop", "dni": "decoupled"},
+        ),
+    ] = Field(default="auto", description="how to train; auto: what is predicted to be fastest")
+    microbatches: CountOrAuto = Field(default="auto", description="of 1f1b and gpipe")
+    replicas: CountOrAuto = Field(default="auto", description="copies of a stage")
+    max_decoupled_interfaces: CountOrNone = Field(
+        default=None, description="predict gradients at so many at most; auto: no limit"
+    )
     keep_together: Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_groups)] = Field(
         default=(), description="groups of modules, each in one stage: [[embed, head]]"
     )
@@ -238,6 +190,16 @@ class HeadSpec(Section):
     lr: Rate = Field(default=1e-3, description="its own learning rate")
 
 
+class PenaltySpec(Section):
+    """Steps that a source of gradients costs at a cut, as a share of all steps: 0.05 is 5% more."""
+
+    synthetic: Annotated[
+        float,
+        Field(strict=True, ge=0, le=10, allow_inf_nan=False),
+        expected("a number from 0 to 10: 0.05 for 5% more steps"),
+    ] = Field(default=0.0, description="of a predicted gradient: 0.05 is 5% more steps")
+
+
 class InterfaceSpec(Section):
     """How the gradient at an interface is obtained.
 
@@ -253,6 +215,12 @@ class InterfaceSpec(Section):
         ),
     ] = Field(default="auto", description="auto, exact (wait for it) or synthetic (predict it)")
     head: HeadSpec = Field(default=HeadSpec(), description="predicts the gradient")
+    sources: tuple[Annotated[Source, expected("exact or synthetic", get_args(Source))], ...] = (
+        Field(default=("synthetic",), description="what auto may take; exact makes a locked group")
+    )
+    penalty: PenaltySpec = Field(
+        default=PenaltySpec(), description="more steps for the same quality, by source"
+    )
     window: CountOrAuto = Field(
         default="auto", description="batches in flight before the sender waits"
     )

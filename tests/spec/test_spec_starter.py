@@ -105,11 +105,25 @@ _specs = _maybe(
                 latency=_rate.map(lambda x: f"{x!r} ms"),
             )
         ),
+        costs=st.sampled_from(["auto", "analytic", "measured"]),
+    )
+    | _maybe(
+        groups=st.lists(
+            _maybe(count=_count, profile=_words, memory=st.just("80GiB"), link=_maybe()),
+            min_size=2,
+            max_size=3,
+        ),
+        links=_maybe(
+            between=st.just([{"groups": [0, 1], "bandwidth": "1Gbit/s", "latency": "20ms"}])
+        ),
     ),
     partition=_maybe(
         stages=st.just("auto"),
         cuts=st.lists(_words, unique=True, max_size=4) | st.just("auto"),
-        replicas=st.sampled_from(["auto", 1]),
+        replicas=st.sampled_from(["auto", 1, 4]),
+        schedule=st.sampled_from(["auto", "decoupled", "1f1b", "ddp"]),
+        microbatches=st.sampled_from(["auto", 8]),
+        max_decoupled_interfaces=st.sampled_from(["auto", None, 2]),
         keep_together=st.lists(st.lists(_words, unique=True, max_size=3), max_size=3),
     ),
     interfaces=st.dictionaries(_words | st.just("default"), _interface, max_size=4),
