@@ -123,8 +123,11 @@ def train_command(
     bundle: BundleArg,
     epochs: Annotated[int | None, typer.Option("--epochs", min=1, metavar="N")] = None,
     mode: Annotated[
-        str, typer.Option("--mode", metavar="MODE", help="decoupled, exact or backprop")
-    ] = "decoupled",
+        str | None,
+        typer.Option(
+            "--mode", metavar="MODE", help="decoupled, ddp, 1f1b, ...; default: the plan's"
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="default: DIR/runs/MODE")
     ] = None,
@@ -140,7 +143,7 @@ def train_command(
     from dnic.report import result_lines
     from dnic.runtime.launch import launch, torchrun_command
 
-    (asked,) = parse_modes(mode)
+    (asked,) = parse_modes(mode) if mode is not None else (None,)
     if not as_json:
         command = torchrun_command(bundle, epochs=epochs, mode=asked, out=output, seed=seed)
         out.print(f"running: {command}", soft_wrap=True)
@@ -165,7 +168,10 @@ def train_command(
 def compare_command(
     bundle: BundleArg,
     modes: Annotated[
-        str, typer.Option("--modes", metavar="LIST", help="of decoupled, exact, backprop")
+        str,
+        typer.Option(
+            "--modes", metavar="LIST", help="of decoupled, exact, gpipe, 1f1b, ddp, backprop"
+        ),
     ] = "decoupled,backprop",
     seeds: Annotated[
         str | None,

@@ -14,9 +14,9 @@ from typing import Any
 
 from dnic.errors import SpecError
 from dnic.runtime.launch import launch
-from dnic.runtime.options import Mode
+from dnic.runtime.plan import Mode
 
-MODES: tuple[Mode, ...] = ("decoupled", "exact", "backprop")
+MODES: tuple[Mode, ...] = ("decoupled", "exact", "gpipe", "1f1b", "ddp", "backprop")
 
 
 def parse_modes(text: str) -> tuple[Mode, ...]:

@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from dnic.errors import SpecError
-from dnic.partition.plan import Plan
+from dnic.partition.plan import Plan, PlannedSchedule
 
 HEADER = """\
 # What dnic decided for this bundle, and why.
@@ -22,6 +22,12 @@ HEADER = """\
 # Free to edit, effective at the next run: everything under `train`, and `gradient`, `head`,
 # `window` and `warmup_steps` of an interface. To move a cut, edit `cuts` and write the bundle anew:
 #   dnic compile --plan plan.yaml -o ANOTHER_FOLDER
+"""
+
+
+# Said only where a schedule is written.
+SCHEDULE = """\
+# `schedule` may be edited too: mode is one of decoupled, exact, gpipe, 1f1b, ddp and backprop.
 """
 
 
@@ -51,10 +57,14 @@ _Dumper.add_representer(list, lambda d, v: _represent(d, "tag:yaml.org,2002:seq"
 def plan_text(plan: Plan) -> str:
     """The content of `plan.yaml`."""
     content = plan.model_dump(mode="json", by_alias=True)
+    header = HEADER + SCHEDULE
+    if plan.schedule == PlannedSchedule():
+        del content["schedule"]
+        header = HEADER
     body = yaml.dump(
         _rounded(content), Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True
     )
-    return f"{HEADER}{body}"
+    return f"{header}{body}"
 
 
 def read_plan_file(path: Path) -> Plan:

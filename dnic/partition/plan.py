@@ -103,6 +103,22 @@ class PlannedTraining(Part):
     seed: int = 0
 
 
+class PlannedSchedule(Part):
+    """How the processes of a run work together; may be edited without compiling again.
+
+    Attributes:
+        mode: `decoupled` with the interfaces as planned; `exact`: each waits for its gradient;
+            `gpipe`, `1f1b`: torch's pipeline schedules over the stages; `ddp`: the undivided model
+            in every process, each with a share of every batch; `backprop`: in one process.
+        processes: number of processes; None: one for each stage. Only `ddp` runs on any number.
+        microbatches: parts into which a pipeline's batches are cut.
+    """
+
+    mode: Literal["decoupled", "exact", "ddp", "gpipe", "1f1b", "backprop"] = "decoupled"
+    processes: int | None = Field(default=None, ge=1)
+    microbatches: int = Field(default=1, ge=1)
+
+
 class PlannedOperation(Part):
     """An operation of the coarse capture, as it appears in `stages.py` and in pictures.
 
@@ -215,14 +231,75 @@ class PlannedShared(Part):
     nbytes: int
 
 
+class PlannedAlternative(Part):
+    """One way to train the model on these devices, as predicted.
+
+    Attributes:
+        name: of the way, such as `ddp` or `1f1b`.
+        mode: what a bundle that runs it has as its schedule; None where none can yet.
+        samples_per_s: at the captured batch size.
+        useful_samples_per_s: the same, less what the interfaces' penalties take back.
+        step_us: from one update to the next.
+        devices, stages, microbatches: how the model is divided.
+        windows: of the decoupled interfaces.
+        peak_memory_bytes: of the device that needs most.
+        memory_bytes: of each device.
+        busy: share of the step that each device is busy.
+        bubble: share of all devices' time that is lost.
+        link_bytes: over every cut in one step, both ways; for `ddp` over every device's link.
+        staleness: of each stage, updates between an activation and the update with its gradient.
+        bottleneck: what sets the step's time.
+        unfit: why it cannot run on these devices; empty where it can.
+        how: `formula`, `simulated`, or `bound` for a lower bound of the step.
+    """
+
+    name: str
+    mode: str | None
+    samples_per_s: float
+    useful_samples_per_s: float
+    step_us: float
+    devices: int
+    stages: int
+    microbatches: int
+    windows: tuple[int, ...]
+    peak_memory_bytes: int
+    memory_bytes: tuple[int, ...]
+    busy: tuple[float, ...]
+    bubble: float
+    link_bytes: tuple[int, ...]
+    staleness: tuple[int, ...]
+    bottleneck: str
+    unfit: str
+    how: str
+
+
+class PlannedVerdict(Part):
+    """Whether to decouple.
+
+    `speedup` is that of the decoupled stages over the best exact way that runs; 0 without any.
+    """
+
+    decouple: bool
+    speedup: float
+    best: str
+    reason: str
+
+
 class Prediction(Part):
-    """Steady-state step times that the cost model predicts, in microseconds."""
+    """Steady-state step times that the cost model predicts, in microseconds.
+
+    `costs` tells whether operations were measured. `verdict` is None in plans that were made for
+    given cuts without looking at alternatives.
+    """
 
     profile: str
     backprop_us: float
     step_us: float
     speedup: float
     bottleneck: str
+    costs: Literal["analytic", "measured"] = "analytic"
+    verdict: PlannedVerdict | None = None
+    alternatives: tuple[PlannedAlternative, ...] = ()
 
 
 class Plan(Part):
@@ -235,6 +312,7 @@ class Plan(Part):
     dnic: str
     model: PlannedModel
     train: PlannedTraining
+    schedule: PlannedSchedule = PlannedSchedule()
     target: PlannedTarget | None
     cuts: tuple[str, ...] = ()
     stages: tuple[PlannedStage, ...]

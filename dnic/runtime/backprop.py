@@ -16,7 +16,7 @@ from dnic.runtime.batches import Header
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import own_loss
-from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.metrics import EpochFigures, StepClock
 from dnic.runtime.trainer import Trainer
 
 
@@ -27,6 +27,7 @@ class Backprop(Trainer):
         figures = EpochFigures()
         device = self.worker.device
         started = time.perf_counter()
+        clock = StepClock()
         for done, (batch, target) in zip(range(1, header.count.messages + 1), feed, strict=False):
             output = self._inputs.call(self.module, batch, device)
             loss = self._loss_of(output, target.to(device, non_blocking=True))
@@ -34,13 +35,15 @@ class Backprop(Trainer):
             backward([loss])
             self.optimizer.step()
             self.step += 1
+            clock.tick()
             self._count_loss(figures, loss, target.shape[0])
             if header.live and self._live.due():
                 self._show(header, done, started, {"train_loss": float(loss)})
         figures.seconds = time.perf_counter() - started
+        figures.step_us = clock.summary()
         return figures
 
-    def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation:
+    def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation | None:
         score = Score(own=self.loss is own_loss)
         device = self.worker.device
         for batch, target in feed:

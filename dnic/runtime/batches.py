@@ -8,7 +8,7 @@ because the number of messages must be known beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,8 +60,51 @@ class Header:
         )
 
 
+@dataclass(frozen=True)
+class Share:
+    """One process's part of every batch: a contiguous slice, at most one sample apart in size.
+
+    Attributes:
+        rank: which part.
+        ranks: how many there are.
+    """
+
+    rank: int
+    ranks: int
+
+    def bounds(self, batch_size: int) -> tuple[int, int]:
+        """The slice of a batch, begin and end; empty where there are fewer samples than parts."""
+        return (
+            batch_size * self.rank // self.ranks,
+            batch_size * (self.rank + 1) // self.ranks,
+        )
+
+    def indices(self, batch: Sequence[int]) -> list[int]:
+        """Its part of a batch of indices; the first one alone where that would be empty.
+
+        A process without a sample must still run a step, because the others wait for it; what it
+        computes is given no weight.
+        """
+        begin, end = self.bounds(len(batch))
+        return list(batch[begin:end]) or [batch[0]]
+
+
+class _Shared:
+    """A batch sampler that gives one process's part of every batch of another one."""
+
+    def __init__(self, whole: BatchSampler, share: Share) -> None:
+        self._whole = whole
+        self._share = share
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self._share.indices(indices) for indices in self._whole)
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+
 class Batches:
-    """A data set, in batches; only the process that runs the first stage holds one.
+    """A data set, in batches; held by the process of the first stage, or by all of `ddp`.
 
     Args:
         dataset: a torch data set of (input, target), several inputs as a tuple, list or mapping;
@@ -113,41 +156,54 @@ class Batches:
             return Count(len(self), self._batch_size, last)
         return Count(most, self._batch_size, self._batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
+    def epoch(self, epoch: int, share: Share | None = None) -> Iterator[Batch]:
         """The batches of one epoch: what the model takes (a tuple or a mapping), and the target.
+
+        Args:
+            epoch: its number; the order follows from it and the seed.
+            share: the part of every batch to read; None: all of it.
 
         Raises:
             RuntimeFault: a sample is neither a pair nor a mapping, or its target no tensor.
         """
         generator = torch.Generator().manual_seed(epoch_seed(self._seed, epoch))
-        for samples in self._collated(generator):
+        for samples in self._collated(generator, share):
             yield self._inputs.split(samples)
 
-    def _collated(self, generator: torch.Generator) -> Iterator[Any]:
+    def _collated(self, generator: torch.Generator, share: Share | None) -> Iterator[Any]:
         # Exactly this class: a subclass may do more than index its tensors.
         dataset: Dataset[Any] = self._dataset
         if type(dataset) is TensorDataset and not self._loader_options:
-            return self._indexed(dataset.tensors, generator)
+            return self._indexed(dataset.tensors, generator, share)
+        how: dict[str, Any] = {"batch_size": self._batch_size, "shuffle": self._shuffle}
+        if share is not None:
+            how = {"batch_sampler": _Shared(self._sampler(generator), share)}
         loader: DataLoader[Any] = DataLoader(
-            self._dataset,
-            batch_size=self._batch_size,
-            shuffle=self._shuffle,
-            generator=generator,
-            **self._loader_options,
+            self._dataset, generator=generator, **how, **self._loader_options
         )
         return iter(loader)
 
-    def _indexed(self, tensors: tuple[Tensor, ...], generator: torch.Generator) -> Iterator[Any]:
+    def _sampler(self, generator: torch.Generator) -> BatchSampler:
+        samples = range(self.samples)
+        order = RandomSampler(samples, generator=generator) if self._shuffle else samples
+        return BatchSampler(order, self._batch_size, drop_last=False)
+
+    def _indexed(
+        self, tensors: tuple[Tensor, ...], generator: torch.Generator, share: Share | None
+    ) -> Iterator[Any]:
         # DataLoader draws a seed for its workers first; the same here gives the same order.
         torch.empty((), dtype=torch.int64).random_(generator=generator)
         if self._shuffle:
-            sampler = RandomSampler(range(self.samples), generator=generator)
-            for indices in BatchSampler(sampler, self._batch_size, drop_last=False):
-                index = torch.tensor(indices)
+            for indices in self._sampler(generator):
+                index = torch.tensor(indices if share is None else share.indices(indices))
                 yield tuple(tensor[index] for tensor in tensors)
         else:
             for start in range(0, self.samples, self._batch_size):
-                yield tuple(tensor[start : start + self._batch_size] for tensor in tensors)
+                part = range(self.samples)[start : start + self._batch_size]
+                if share is not None:
+                    begin, end = share.bounds(len(part))
+                    part = part[begin:end] or part[:1]
+                yield tuple(tensor[part.start : part.stop] for tensor in tensors)
 
 
 def target_spec(target: Tensor) -> TensorSpec:

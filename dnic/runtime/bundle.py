@@ -4,8 +4,8 @@ The compiler has its own, stricter model of a plan; the runtime must not import 
 this reader takes just what a run uses into frozen values and ignores the rest (times, pictures,
 reasons). It also answers whether the files still belong together: `structure_digest` covers what
 `stages.py` was generated from, the SHA-256 sums in `plan.yaml` cover the files themselves. What a
-person may edit (`train`, and each interface's `gradient`, `head`, `window`, `warmup_steps`) is in
-neither.
+person may edit (`train`, `schedule`, and each interface's `gradient`, `head`, `window`,
+`warmup_steps`) is in neither.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -26,8 +26,10 @@ from dnic.runtime.plan import (
     HeadPlan,
     InputSpec,
     InterfacePlan,
+    Mode,
     Plan,
     SamplePlan,
+    SchedulePlan,
     SharedPlan,
     Size,
     StagePlan,
@@ -37,6 +39,7 @@ from dnic.runtime.plan import (
     batch_multiple,
 )
 
+PLANNED_MODES = tuple(mode for mode in get_args(Mode) if mode != "oracle")
 COMPILE_AGAIN = "dnic compile --plan plan.yaml writes the generated files anew"
 
 
@@ -179,6 +182,17 @@ def check_plan(plan: Plan, path: Path) -> None:
             raise RuntimeFault(
                 f"window {interface.window} is too small", where=where, expected="1 or more"
             )
+    schedule = plan.schedule
+    if schedule.mode not in PLANNED_MODES:
+        raise RuntimeFault(
+            f"mode {schedule.mode!r} is not known",
+            where=f"{path}: schedule",
+            expected=", ".join(PLANNED_MODES),
+        )
+    if schedule.microbatches < 1 or (schedule.processes is not None and schedule.processes < 1):
+        raise RuntimeFault(
+            "processes and microbatches must be 1 or more", where=f"{path}: schedule"
+        )
     if plan.train.batch_size < 1 or plan.train.epochs < 0:
         raise RuntimeFault(
             "batch_size must be 1 or more and epochs 0 or more", where=f"{path}: train"
@@ -239,6 +253,16 @@ def _plan(content: Mapping[str, Any]) -> Plan:
         ),
         digest=structure_digest(content),
         files=dict(content.get("files") or {}),
+        schedule=_schedule(content.get("schedule") or {}),
+    )
+
+
+def _schedule(content: Mapping[str, Any]) -> SchedulePlan:
+    processes = content.get("processes")
+    return SchedulePlan(
+        mode=content.get("mode", "decoupled"),
+        processes=None if processes is None else int(processes),
+        microbatches=int(content.get("microbatches", 1)),
     )
 
 

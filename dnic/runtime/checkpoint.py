@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.options import WHOLE
 
 if TYPE_CHECKING:
     from dnic.runtime.worker import Worker
@@ -82,7 +83,9 @@ def save(
     final = parent / f"epoch-{epoch:04d}"
     temporary = parent / f".{final.name}"
     entries = {_MODEL + name: tensor for name, tensor in worker.names.state(module, rank).items()}
-    own = {**state, "buffers": worker.names.private(module, rank)}
+    own = dict(state)
+    if not (worker.replicated and rank):  # copies have what the first process has
+        own["buffers"] = worker.names.private(module, rank)
     skeleton = _split(own, f"stage{rank}.", entries)
     entries[f"stage{rank}.{_SKELETON}"] = _as_bytes(skeleton)
     with _one_process_is_fine():
@@ -121,15 +124,28 @@ def restore(worker: Worker, folder: Path, module: nn.Module) -> dict[str, Any]:
             where=str(folder),
             expected=f"one of this bundle with {worker.place.world_size} processes",
         )
+    if (status.mode in WHOLE) != (not worker.staged):
+        raise RuntimeFault(
+            f"the checkpoint is of --mode {status.mode}",
+            where=str(folder),
+            expected="one of the undivided model" if not worker.staged else "one of stages",
+            hint="dnic export gives its weights to another run",
+        )
     rank = worker.place.rank
-    prefix = f"stage{rank}."
-    names = worker.names.state(module, rank) | worker.names.borrowed(module, rank)
-    tensors = _load(folder, lambda key: key.startswith(prefix) or key.removeprefix(_MODEL) in names)
-    state: dict[str, Any] = _joined(_from_bytes(tensors[prefix + _SKELETON]), tensors)
+    index = 0 if worker.replicated else rank
+    # Of copies of the model the first keeps what is the same in all.
+    prefixes = tuple(f"stage{number}." for number in sorted({index, rank}))
+    names = worker.names.state(module, index) | worker.names.borrowed(module, index)
+    tensors = _load(
+        folder, lambda key: key.startswith(prefixes) or key.removeprefix(_MODEL) in names
+    )
+    state: dict[str, Any] = {}
+    for prefix in prefixes:
+        state |= _joined(_from_bytes(tensors[prefix + _SKELETON]), tensors)
     with torch.no_grad():
         for name, entry in names.items():
             entry.copy_(tensors[_MODEL + name])
-        for name, buffer in worker.names.private(module, rank).items():
+        for name, buffer in worker.names.private(module, index).items():
             buffer.copy_(state["buffers"][name])
     return state
 

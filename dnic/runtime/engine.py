@@ -48,7 +48,7 @@ from dnic.runtime.edges import connect
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss, own_loss
-from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.metrics import EpochFigures, StepClock
 from dnic.runtime.shared import connect_shared
 from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource, warmup_steps
 from dnic.runtime.trainer import Trainer
@@ -81,8 +81,9 @@ class Engine(Trainer):
         """Restores what `state_dict` returned."""
         super().load_state_dict(state)
         self.version = self.step
+        heads = state.get("heads", {})  # a pipeline's checkpoint has none
         for source in self._sources:
-            source.load_state_dict(state["heads"].get(source.plan.name, {}))
+            source.load_state_dict(heads.get(source.plan.name, {}))
 
     def head_parameters(self) -> dict[str, Tensor]:
         """Parameters of this stage's heads, by `<interface>.<tensor>.<name>`."""
@@ -98,8 +99,10 @@ class Engine(Trainer):
         self._shared.begin(header.count.messages)
         waited_before = self._waited_s()
         started = time.perf_counter()
+        clock = StepClock()
         for done in range(1, header.count.messages + 1):
             loss = self._step(feed)
+            clock.tick()
             if loss is not None:
                 self._count_loss(figures, loss, header.count.size(done - 1))
             if header.live and self._live.due():
@@ -109,6 +112,7 @@ class Engine(Trainer):
         self._shared.drain(self.optimizer)
         self._finish()
         figures.seconds = time.perf_counter() - started
+        figures.step_us = clock.summary()
         figures.waited_s = self._waited_s() - waited_before
         figures.interfaces = self._interface_figures()
         return figures

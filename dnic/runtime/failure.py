@@ -14,7 +14,8 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,8 @@ FAILURE_FILE = "failure.json"
 LAUNCHED = "DNIC_LAUNCHED"
 INTERRUPTED_STATUS = 130
 _GRACE_S = 2.0
+# What gloo and NCCL say when another process is gone, or does not answer.
+_LOST = ("closed by peer", "connection reset", "broken pipe", "timed out", "nccl error", "refused")
 
 
 class LinkFault(RuntimeFault):
@@ -48,6 +51,25 @@ class LinkFault(RuntimeFault):
         self.timed_out = timed_out
 
 
+@contextmanager
+def lost_peers_named() -> Iterator[None]:
+    """Tells the loss of another process apart from a failure here, where torch communicates.
+
+    Raises:
+        LinkFault: torch's error was that another process cannot be reached.
+        DnicError: torch wrapped one of ours in its own.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error.__cause__, DnicError):
+            raise error.__cause__ from None
+        text = str(error).lower()
+        if error.__cause__ is None and any(word in text for word in _LOST):
+            raise LinkFault("another process", str(error)) from error
+        raise
+
+
 class Guard:
     """Context in which a rank runs: reports what escapes from it and ends the process at once.
 
@@ -58,6 +80,7 @@ class Guard:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.run_dir: Path | None = None
+        self.staged = True  # whether every process runs a stage of its own
         self.at_failure: list[Callable[[], None]] = []
 
     def __enter__(self) -> Guard:
@@ -110,7 +133,7 @@ class Guard:
             return self.place.rank == 0
         record = {
             "rank": self.place.rank,
-            "stage": self.place.rank,
+            "stage": self.place.rank if self.staged else None,
             "exit_status": status,
             "exception": type(error).__name__,
             "message": str(error),

@@ -24,7 +24,7 @@ from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import PLAN_FILE, read_plan
 from dnic.runtime.failure import FAILURE_FILE, LAUNCHED, read_failure
 from dnic.runtime.metrics import RESULT_FILE
-from dnic.runtime.options import Mode
+from dnic.runtime.plan import Mode, Plan
 
 _END_S = 10.0
 _TAIL_LINES = 40
@@ -70,7 +70,8 @@ def launch(
     bundle_dir: Path,
     *,
     epochs: int | None = None,
-    mode: Mode = "decoupled",
+    mode: Mode | None = None,
+    processes: int | None = None,
     out: Path | None = None,
     seed: int | None = None,
     pin: bool = False,
@@ -82,6 +83,7 @@ def launch(
     Args:
         bundle_dir: the bundle.
         epochs, mode, seed: as for `train.py`; None takes the plan's.
+        processes: how many to start; None takes the plan's. Only `ddp` runs on any number.
         out: folder of the run; `runs/MODE` inside the bundle by default.
         pin: whether each process gets a core of its own and one thread.
         quiet: whether no progress is shown.
@@ -92,53 +94,58 @@ def launch(
         RuntimeFault: this is no bundle.
     """
     bundle_dir = bundle_dir.resolve()
-    stages = len(read_plan(bundle_dir / PLAN_FILE).stages)
+    plan = read_plan(bundle_dir / PLAN_FILE)
+    mode = mode or plan.schedule.mode
     run_dir = (out or bundle_dir / "runs" / mode).resolve()
-    arguments = [*_arguments(epochs, mode, None if out is None else run_dir, seed), *extra]
+    arguments = [*_arguments(plan, epochs, mode, None if out is None else run_dir, seed), *extra]
     (run_dir / FAILURE_FILE).unlink(missing_ok=True)
     (run_dir / RESULT_FILE).unlink(missing_ok=True)
     train = [str(bundle_dir / "train.py"), *arguments]
-    command = [sys.executable, *_torchrun(stages, mode), *train]
+    command = [sys.executable, *_torchrun(processes or plan.processes(mode), mode), *train]
     status, tail = _run(command, _environment(pin=pin, quiet=quiet), run_dir)
     if status != 0:
         raise _fault(run_dir, status, tail)
     result = json.loads((run_dir / RESULT_FILE).read_text(encoding="utf-8"))
-    return LaunchResult(
-        run_dir,
-        result,
-        torchrun_command(bundle_dir, epochs=epochs, mode=mode, out=out, seed=seed, extra=extra),
+    asked = torchrun_command(
+        bundle_dir, epochs=epochs, mode=mode, processes=processes, out=out, seed=seed, extra=extra
     )
+    return LaunchResult(run_dir, result, asked)
 
 
 def torchrun_command(
     bundle_dir: Path,
     *,
     epochs: int | None = None,
-    mode: Mode = "decoupled",
+    mode: Mode | None = None,
+    processes: int | None = None,
     out: Path | None = None,
     seed: int | None = None,
     extra: Sequence[str] = (),
 ) -> str:
     """The shell command that trains a bundle without `dnic train`."""
-    stages = len(read_plan(bundle_dir / PLAN_FILE).stages)
-    script = [str(bundle_dir / "train.py"), *_arguments(epochs, mode, out, seed), *extra]
+    plan = read_plan(bundle_dir / PLAN_FILE)
+    mode = mode or plan.schedule.mode
+    script = [str(bundle_dir / "train.py"), *_arguments(plan, epochs, mode, out, seed), *extra]
     if mode == "backprop":
         return shlex.join(["python", *script])
-    return shlex.join(["torchrun", "--standalone", f"--nproc-per-node={stages}", *script])
+    number = processes or plan.processes(mode)
+    return shlex.join(["torchrun", "--standalone", f"--nproc-per-node={number}", *script])
 
 
-def _arguments(epochs: int | None, mode: Mode, out: Path | None, seed: int | None) -> list[str]:
-    arguments = [] if mode == "decoupled" else [f"--mode={mode}"]
+def _arguments(
+    plan: Plan, epochs: int | None, mode: Mode, out: Path | None, seed: int | None
+) -> list[str]:
+    arguments = [] if mode == plan.schedule.mode else [f"--mode={mode}"]
     for name, value in (("epochs", epochs), ("out", out), ("seed", seed)):
         if value is not None:
             arguments.append(f"--{name}={value}")
     return arguments
 
 
-def _torchrun(stages: int, mode: Mode) -> list[str]:
+def _torchrun(processes: int, mode: Mode) -> list[str]:
     if mode == "backprop":
         return []
-    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={stages}"]
+    return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
 def _environment(*, pin: bool, quiet: bool) -> dict[str, str]:
@@ -197,8 +204,9 @@ def _fault(run_dir: Path, status: int, tail: str) -> RankFault:
     failure = read_failure(run_dir)
     if failure is not None:
         report = failure["message"] if failure["user_error"] else failure["traceback"]
+        stage = "" if failure["stage"] is None else f" (stage {failure['stage']})"
         return RankFault(
-            f"rank {failure['rank']} (stage {failure['stage']}) failed",
+            f"rank {failure['rank']}{stage} failed",
             rank=failure["rank"],
             report=report,
             exit_status=failure["exit_status"],

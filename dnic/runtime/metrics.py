@@ -13,7 +13,9 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from dnic.runtime.board import Board
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 LIVE_INTERVAL_S = 0.5
+WARMUP_STEPS = 3
 
 
 @dataclass
@@ -36,6 +39,7 @@ class EpochFigures:
         waited_s: the part of it spent waiting for other ranks.
         loss_sum: sum over the samples (last stage only).
         interfaces: figures of each interface that this rank sends over, by name.
+        step_us: `median`, `min` and `mean` of this rank's steps, in microseconds.
     """
 
     samples: int = 0
@@ -43,6 +47,7 @@ class EpochFigures:
     waited_s: float = 0.0
     loss_sum: Tensor | float = 0.0
     interfaces: dict[str, dict[str, Any]] = field(default_factory=dict)
+    step_us: dict[str, float] | None = None
 
     def to_json(self, *, last: bool) -> dict[str, Any]:
         """For the board; waits for the device."""
@@ -53,13 +58,40 @@ class EpochFigures:
             "train_loss": float(self.loss_sum) / self.samples if last and self.samples else None,
             "interfaces": self.interfaces,
             "memory_bytes": peak_memory_bytes(),
+            "step_us": self.step_us,
         }
+
+
+class StepClock:
+    """Times of the steps of one epoch, from one `tick` to the next.
+
+    The first steps of an epoch fill the pipeline and warm up caches, so they do not count where
+    there are enough others. On CUDA it is what the host waits for, which in the long run is the
+    device's time.
+    """
+
+    def __init__(self) -> None:
+        self._times_s = [time.perf_counter()]
+
+    def tick(self) -> None:
+        """A step is over."""
+        self._times_s.append(time.perf_counter())
+
+    def summary(self) -> dict[str, float] | None:
+        """`median`, `min` and `mean` in microseconds; None before the first step is over."""
+        steps = [(b - a) * 1e6 for a, b in pairwise(self._times_s)]
+        if len(steps) > 2 * WARMUP_STEPS:
+            steps = steps[WARMUP_STEPS:]
+        if not steps:
+            return None
+        return {"median": median(steps), "min": min(steps), "mean": fmean(steps)}
 
 
 def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     """One record of an epoch from what every rank published, in the order of the ranks."""
     seconds = max(figures["seconds"] for figures in ranks)
     samples = ranks[-1]["samples"]
+    steps = [figures["step_us"] for figures in ranks if figures["step_us"] is not None]
     return {
         "train_loss": ranks[-1]["train_loss"],
         "samples": samples,
@@ -73,6 +105,8 @@ def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
             for figures in ranks
         ],
         "memory_bytes": [figures["memory_bytes"] for figures in ranks],
+        # The rank that takes longest holds the others.
+        "step_us": max(steps, key=lambda step: step["mean"], default=None),
     }
 
 

@@ -14,8 +14,12 @@ from typing import Literal, NoReturn, get_args
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import Bundle
+from dnic.runtime.plan import Mode as Mode
 
-Mode = Literal["decoupled", "exact", "oracle", "backprop"]
+# The undivided model; and torch's pipeline schedules over the stages.
+WHOLE: tuple[Mode, ...] = ("backprop", "ddp")
+PIPELINES: tuple[Mode, ...] = ("gpipe", "1f1b")
+DEFAULT_MICROBATCHES = 4
 DEFAULT_TIMEOUT_S = 1800.0
 
 
@@ -27,7 +31,9 @@ class Options:
         epochs: passes over the training data, counted from the first start of the run.
         mode: `decoupled` as planned; `exact`: every interface waits for its gradient; `oracle`:
             heads run and train, but the true gradient is used; `backprop`: the undivided model in
-            one process.
+            one process; `ddp`: the undivided model in every process, each with a share of every
+            batch; `gpipe`, `1f1b`: torch's pipeline schedules over the stages.
+        microbatches: parts into which a pipeline cuts a batch; 1 in the other modes.
         out: folder for metrics, checkpoints and the result.
         resume: a checkpoint, or the `out` folder of an earlier run, to continue from.
         seed: of everything random; None takes the checkpoint's or the plan's.
@@ -41,6 +47,7 @@ class Options:
 
     epochs: int
     mode: Mode
+    microbatches: int
     out: Path
     resume: Path | None
     seed: int | None
@@ -67,7 +74,9 @@ def parse_options(arguments: Sequence[str], bundle: Bundle) -> Options:
     parser = _Parser(prog="train.py", description=f"Train {bundle.plan.model}.")
     add = parser.add_argument
     add("--epochs", type=_count, default=bundle.plan.train.epochs, help="default: %(default)s")
-    add("--mode", choices=get_args(Mode), default="decoupled", help="default: %(default)s")
+    schedule = bundle.plan.schedule
+    add("--mode", choices=get_args(Mode), default=schedule.mode, help="default: %(default)s")
+    add("--microbatches", type=_some, metavar="N", help="of gpipe and 1f1b; default: the plan's")
     add("--out", type=Path, help="folder of the run; default: runs/MODE beside train.py")
     add("--resume", type=Path, metavar="FOLDER", help="continue from a checkpoint or a run")
     add("--seed", type=int, help=f"default: {bundle.plan.train.seed}")
@@ -88,6 +97,12 @@ def parse_options(arguments: Sequence[str], bundle: Bundle) -> Options:
     values = parser.parse_args(arguments)
     if values.out is None:
         values.out = bundle.folder / "runs" / values.mode
+    if values.mode not in PIPELINES:
+        values.microbatches = 1
+    elif values.microbatches is None:
+        # A plan for another mode says 1, which is no pipeline.
+        least = max(DEFAULT_MICROBATCHES, bundle.stages)
+        values.microbatches = schedule.microbatches if schedule.microbatches > 1 else least
     return Options(**vars(values))
 
 
@@ -95,6 +110,13 @@ def _count(text: str) -> int:
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text} is negative")
+    return number
+
+
+def _some(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
     return number
 
 

@@ -1,7 +1,7 @@
 """Where a process stands among the processes of a run, as torchrun tells it.
 
-Also the one check that must come before any communication: a bundle runs on as many processes as
-it has stages.
+Also the one check that must come before any communication: stages run on as many processes as
+there are, backprop in one, and data parallelism (`ddp`) on any number.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.options import Mode
+from dnic.runtime.options import PIPELINES
+from dnic.runtime.plan import Mode, Plan
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Place:
     """One process of a run.
 
     Attributes:
-        rank: its number among all processes; equals the stage that it runs.
+        rank: its number among all processes; equals the stage that it runs, if it runs one.
         local_rank: its number among the processes of this machine.
         world_size: number of processes.
         torchrun: whether torchrun (or something that sets the same variables) started it.
@@ -51,19 +52,28 @@ class Place:
         )
 
 
-def check_processes(place: Place, stages: int, mode: Mode) -> None:
-    """Refuses a number of processes that does not fit the bundle.
+def check_processes(place: Place, plan: Plan, mode: Mode) -> None:
+    """Refuses a number of processes that does not fit the bundle and the mode.
 
     Raises:
         RuntimeFault: with the command that is right.
     """
+    stages = len(plan.stages)
+    asked = "" if mode == plan.schedule.mode else f" --mode {mode}"
     if mode == "backprop":
         if place.world_size > 1:
             raise RuntimeFault(
                 f"--mode backprop runs in one process; torchrun started {place.world_size}",
-                hint="python train.py --mode backprop",
+                hint=f"python train.py{asked}",
             )
         return
+    if mode == "ddp":
+        return
+    if mode in PIPELINES and stages == 1:
+        raise RuntimeFault(
+            f"--mode {mode} needs stages; this bundle has one",
+            hint="--mode backprop, or --mode ddp on several processes",
+        )
     if place.world_size == stages:
         return
     started = (
@@ -74,7 +84,7 @@ def check_processes(place: Place, stages: int, mode: Mode) -> None:
     raise RuntimeFault(
         f"this bundle has {stages} stages; {started}",
         expected="one process for each stage",
-        hint=f"torchrun --standalone --nproc-per-node={stages} train.py",
+        hint=f"torchrun --standalone --nproc-per-node={stages} train.py{asked}",
     )
 
 

@@ -14,6 +14,7 @@ from dnic.errors import RuntimeFault
 
 Size = int | str
 Gradient = Literal["exact", "synthetic"]
+Mode = Literal["decoupled", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b"]
 Key = str | int
 Path = tuple[Key, ...]
 
@@ -81,6 +82,21 @@ class TrainPlan:
     seed: int
     optimizer: str
     optimizer_options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SchedulePlan:
+    """How the processes of a run work together, unless `--mode` says otherwise.
+
+    Attributes:
+        mode: as `train.py --mode`; `oracle` is for proofs only and not planned.
+        processes: number of processes; None: one for each stage.
+        microbatches: parts into which a pipeline's batches are cut.
+    """
+
+    mode: Mode = "decoupled"
+    processes: int | None = None
+    microbatches: int = 1
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,15 @@ class Plan:
     shared: tuple[SharedPlan, ...]
     digest: str
     files: Mapping[str, str]
+    schedule: SchedulePlan = SchedulePlan()
+
+    def processes(self, mode: Mode) -> int:
+        """Processes that a run in a mode takes when nothing else is asked."""
+        if mode == "backprop":
+            return 1
+        if mode == "ddp":
+            return self.schedule.processes or len(self.stages)
+        return len(self.stages)
 
 
 def resolve(shape: tuple[Size, ...], batch_size: int) -> tuple[int, ...]:

@@ -1,8 +1,9 @@
 """What all ways of training share: epochs, metrics, evaluation, checkpoints, the result.
 
-The two ways are `Engine` (stages that exchange tensors) and `Backprop` (the undivided model). They
+The ways are `Engine` (stages that exchange tensors), `Pipelined` (stages under torch's schedules),
+`Backprop` (the undivided model) and `DataParallel` (the undivided model in every process). They
 fill in how an epoch is trained and how an evaluation runs; everything a person sees or finds in
-the run's folder comes from here, so that the two can be compared figure by figure.
+the run's folder comes from here, so that all can be compared figure by figure.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
 from dnic.runtime import checkpoint as checkpoints
-from dnic.runtime.batches import Batches, Header, target_spec
+from dnic.runtime.batches import Batches, Header, Share, target_spec
 from dnic.runtime.evaluation import Evaluation
 from dnic.runtime.inputs import Batch, Inputs
 from dnic.runtime.loss import Loss, total_loss
@@ -50,6 +51,9 @@ class Trainer(ABC):
         epoch: epochs begun, over the whole run.
         step: steps done, over the whole run.
     """
+
+    # Whether every process reads the data, and takes its share of every batch.
+    shares_batches = False
 
     def __init__(
         self, worker: Worker, module: nn.Module, optimizer: torch.optim.Optimizer, *, loss: Loss
@@ -100,7 +104,11 @@ class Trainer(ABC):
         Args:
             batches: what `worker.batches` returned.
         """
-        header, feed = self._announce(batches, f"epoch {self.epoch}", self.worker.options.max_steps)
+        share = None
+        if self.shares_batches:
+            share = Share(self.worker.place.rank, self.worker.place.world_size)
+        most = self.worker.options.max_steps
+        header, feed = self._announce(batches, f"epoch {self.epoch}", most, share)
         self._progress.begin(f"epoch {self.epoch}", header.count.messages)
         self.module.train()
         figures = self._train(header, feed)
@@ -197,6 +205,7 @@ class Trainer(ABC):
             "epochs": self.epoch,
             "steps": self.step,
             "world_size": place.world_size,
+            "microbatches": options.microbatches,
             "seed": self.worker.seed,
             "device": self.worker.device.type,
             "threads": torch.get_num_threads(),
@@ -218,17 +227,25 @@ class Trainer(ABC):
         """Evaluates; the figures on the last stage, None elsewhere."""
 
     def _announce(
-        self, batches: Batches | None, title: str, max_steps: int | None
+        self,
+        batches: Batches | None,
+        title: str,
+        max_steps: int | None,
+        share: Share | None = None,
     ) -> tuple[Header, Iterator[Batch]]:
-        """Agrees with the other processes on what comes; the feed is empty but on the first."""
+        """Agrees with the other processes on what comes.
+
+        The feed is empty but on the first process; with a share each has its own.
+        """
         self._phase += 1
         key = f"phase/{self._phase}"
-        if batches is None:
-            if self._first:
-                raise RuntimeFault("there are no batches", where="train.py", expected=title)
-            return Header.from_json(self.worker.board.read(key)), iter(())
+        if batches is None and self._first:
+            raise RuntimeFault("there are no batches", where="train.py", expected=title)
+        if batches is None or not self._first:
+            header = Header.from_json(self.worker.board.read(key))
+            return header, batches.epoch(self.epoch, share) if batches and share else iter(())
         most = None if max_steps is None else max_steps - self.step
-        feed = batches.epoch(self.epoch)
+        feed = batches.epoch(self.epoch, share)
         first = next(feed)
         header = Header(
             count=batches.count(most),
@@ -273,6 +290,6 @@ class Trainer(ABC):
             return
         self._metrics.append(self._row)
         self._progress.epoch(self._row)
-        for key in ("train_loss", "interfaces", "waited_share", "memory_bytes"):
+        for key in ("train_loss", "interfaces", "waited_share", "memory_bytes", "step_us"):
             self._result[key] = self._row[key]
         self._row = None

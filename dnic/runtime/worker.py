@@ -3,7 +3,8 @@
 `train.py` is written against this. `entry` wraps its `main`: it reads the command line and the
 bundle, joins the processes, and makes sure that the run ends the same way on all of them. The
 process group is `gloo` on CPU and, beside it, NCCL for CUDA tensors; one stage per process, so the
-global rank is the stage. Restarts by torchrun (`--max-restarts`) do not resume by themselves.
+global rank is the stage (with `--mode ddp`: the number of the copy). Restarts by torchrun
+(`--max-restarts`) do not resume by themselves.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from dnic.runtime.bundle import Bundle, check_stages, load_bundle
 from dnic.runtime.checkpoint import find_checkpoint, read_status
 from dnic.runtime.failure import Guard
 from dnic.runtime.names import INIT_FILE, StateNames, load_initial
-from dnic.runtime.options import Options, parse_options
+from dnic.runtime.options import WHOLE, Options, parse_options
 from dnic.runtime.place import Place, check_processes, pin_to_core
 from dnic.runtime.seeds import seed_everything, stage_seed
 from dnic.runtime.shared import borrowed_parameters
@@ -36,6 +37,7 @@ from dnic.runtime.stage import check_ownership
 
 if TYPE_CHECKING:
     from dnic.runtime.loss import Loss
+    from dnic.runtime.plan import Mode
     from dnic.runtime.trainer import Trainer
 
 
@@ -75,8 +77,13 @@ class Worker:
 
     @property
     def staged(self) -> bool:
-        """Whether the model is divided into stages; False with `--mode backprop`."""
-        return self.options.mode != "backprop"
+        """Whether the model is divided into stages; False with `--mode backprop` and `ddp`."""
+        return self.options.mode not in WHOLE
+
+    @property
+    def replicated(self) -> bool:
+        """Whether every process has a copy of the whole model: `--mode ddp`."""
+        return self.options.mode == "ddp"
 
     def build(self, stages: ModuleType, build_model: Callable[[], nn.Module]) -> nn.Module:
         """This process's part of the model, with the initial weights, on its device.
@@ -86,7 +93,7 @@ class Worker:
             build_model: the model file's `build_model`, or its module class.
 
         Returns:
-            The stage; the whole model with `--mode backprop`.
+            The stage; the whole model with `--mode backprop` and `ddp`.
 
         Raises:
             RuntimeFault: stages, model, initial weights and plan do not belong together.
@@ -96,8 +103,9 @@ class Worker:
         parts = [stage(model) for stage in stages.STAGES] if self.staged else [model]
         check_ownership(parts, self.bundle.plan.shared if self.staged else ())
         self.names = StateNames.of(model, parts)
-        part: nn.Module = parts[self.place.rank].to(self.device)
-        seed_everything(stage_seed(self.seed, self.place.rank))
+        index = self.place.rank if self.staged else 0
+        part: nn.Module = parts[index].to(self.device)
+        seed_everything(stage_seed(self.seed, index))
         return part
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
@@ -122,12 +130,14 @@ class Worker:
     ) -> Batches | None:
         """The batches of a data set, on the first stage's process; None on the others.
 
+        With `--mode ddp` every process has them.
+
         Args:
-            dataset: the model file's `train_data` or `test_data`; only the first stage calls it.
+            dataset: the model file's `train_data` or `test_data`; called where they are needed.
             shuffle: whether every epoch has another order, which follows from (seed, epoch).
             loader_options: further arguments of `DataLoader`, such as `num_workers`.
         """
-        if self.place.rank != 0:
+        if self.place.rank != 0 and not self.replicated:
             return None
         return Batches(
             read_dataset(dataset),
@@ -141,7 +151,7 @@ class Worker:
     def trainer(
         self, module: nn.Module, optimizer: torch.optim.Optimizer, *, loss: Loss
     ) -> Trainer:
-        """What trains the module: an `Engine`, or `Backprop` with `--mode backprop`.
+        """What trains the module: an `Engine`, or what `--mode` asks for.
 
         Args:
             module: what `build` returned.
@@ -149,11 +159,7 @@ class Worker:
             loss: the model file's `loss(output, target)`: the mean over the batch, a scalar or
                 several; or `runtime.own_loss`, where the model computes it.
         """
-        from dnic.runtime.backprop import Backprop
-        from dnic.runtime.engine import Engine
-
-        kind = Engine if self.staged else Backprop
-        self.trainer_ = kind(self, module, optimizer, loss=loss)
+        self.trainer_ = _kind(self.options.mode)(self, module, optimizer, loss=loss)
         return self.trainer_
 
     def finish(self) -> None:
@@ -195,7 +201,8 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
     bundle = load_bundle(folder)
     options = parse_options(arguments, bundle)
     guard.run_dir = options.out
-    check_processes(place, bundle.stages, options.mode)
+    guard.staged = options.mode not in WHOLE
+    check_processes(place, bundle.plan, options.mode)
     return Worker(bundle, options, place, guard)
 
 
@@ -259,6 +266,21 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
         elif isinstance(getattr(module, "dropout", None), float):
             setattr(module, "dropout", 0.0)  # noqa: B010  # nn.Module types attributes as modules
+
+
+def _kind(mode: Mode) -> type[Trainer]:
+    # Imported where they are needed: torch's pipelines alone take a second.
+    if mode == "backprop":
+        from dnic.runtime.backprop import Backprop
+
+        return Backprop
+    if mode == "ddp":
+        from dnic.runtime.data_parallel import DataParallel
+
+        return DataParallel
+    from dnic.runtime.engine import Engine
+
+    return Engine
 
 
 def _seed(bundle: Bundle, options: Options) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.bundle import load_bundle
 from dnic.runtime.failure import FAILURE_FILE, Guard, LinkFault, exit_status, read_failure
 from dnic.runtime.place import Place, check_processes
 
@@ -128,13 +129,20 @@ def test_what_torch_says_of_a_lost_peer() -> None:
         (Place(0, 0, 1, True), "exact", "2 stages; torchrun started 1 process\n"),
         (Place(), "decoupled", "started without torchrun"),
         (Place(0, 0, 2, True), "backprop", "--mode backprop runs in one process"),
+        (Place(0, 0, 3, True), "1f1b", "--nproc-per-node=2 train.py --mode 1f1b"),
         (Place(0, 0, 2, True), "exact", None),
+        (Place(0, 0, 2, True), "gpipe", None),
+        (Place(0, 0, 3, True), "ddp", None),
+        (Place(), "ddp", None),
         (Place(), "backprop", None),
     ],
 )
-def test_number_of_processes(place: Place, mode: Any, problem: str | None) -> None:
+def test_number_of_processes(
+    bundle: Callable[..., Path], place: Place, mode: Any, problem: str | None
+) -> None:
+    plan = load_bundle(bundle("mlp2")).plan
     if problem is None:
-        check_processes(place, 2, mode)
+        check_processes(place, plan, mode)
         return
     with pytest.raises(RuntimeFault, match=problem):
-        check_processes(place, 2, mode)
+        check_processes(place, plan, mode)

@@ -1,0 +1,148 @@
+"""Data parallelism: the undivided model in every process, each with its share of every batch.
+
+`torch.nn.parallel.DistributedDataParallel` (DDP) averages gradients over the processes, whatever
+their shares are. Here each loss is weighed by its share first, so that the sum is the mean over
+the whole batch, also where a batch does not divide evenly; a process without a sample runs one
+without weight, because the others wait for it.
+
+What differs from backprop by nature: BatchNorm sees a share and not the batch (the running
+statistics are the first process's), dropout draws other masks, and a loss that is no mean over the
+samples (`ignore_index`) is the weighted mean of the shares' losses.
+
+The first step averages by hand. It shows whether every parameter gets a gradient, which DDP wants
+to know: looking for those without one costs time in every step, and not looking hangs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.autograd import backward
+from torch.nn.parallel import DistributedDataParallel
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.backprop import Backprop
+from dnic.runtime.batches import Header, Share
+from dnic.runtime.evaluation import Evaluation
+from dnic.runtime.failure import lost_peers_named
+from dnic.runtime.inputs import Batch
+from dnic.runtime.loss import Loss
+from dnic.runtime.metrics import EpochFigures, StepClock
+from dnic.runtime.seeds import seed_everything, stage_seed
+from dnic.runtime.worker import Worker
+
+_UNREDUCED = "Expected to have finished reduction"
+
+
+class DataParallel(Backprop):
+    """Trains the undivided model in several processes; the first one evaluates and writes."""
+
+    shares_batches = True
+
+    def __init__(
+        self, worker: Worker, module: nn.Module, optimizer: torch.optim.Optimizer, *, loss: Loss
+    ) -> None:
+        super().__init__(worker, module, optimizer, loss=loss)
+        self._rank, self._ranks = worker.place.rank, worker.place.world_size
+        self._parallel: nn.Module | None = None  # DDP, from the second step on
+
+    def epochs(self) -> Iterator[int]:
+        """The numbers, from 1, of the epochs that are still to do."""
+        if self._rank:
+            # Until now all drew the same, so that they have the same data; now each its own.
+            seed_everything(stage_seed(self.worker.seed, self._rank))
+        return super().epochs()
+
+    def state_dict(self) -> dict[str, object]:
+        """What this process must remember; the optimizer is the same in all, and kept once."""
+        state = super().state_dict()
+        if self._rank:
+            del state["optimizer"]
+        return state
+
+    def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
+        figures = EpochFigures()
+        share = Share(self._rank, self._ranks)
+        parts: list[Tensor] = []
+        started = time.perf_counter()
+        clock = StepClock()
+        with lost_peers_named():
+            for done in range(1, header.count.messages + 1):
+                size = header.count.size(done - 1)
+                begin, end = share.bounds(size)
+                weight = (end - begin) / size
+                loss = self._step(*next(feed), weight)
+                parts.append(loss.detach().double() * weight)
+                clock.tick()
+                if header.live and self._live.due():
+                    self._show(header, done, started, {"train_loss": float(loss.detach())})
+            # Of the whole batches; here, because it is one message for all steps.
+            losses = torch.stack(parts) if parts else torch.empty(0)
+            if self._ranks > 1:
+                dist.all_reduce(losses)
+        figures.seconds = time.perf_counter() - started
+        figures.step_us = clock.summary()
+        if self._last:
+            for message, mean in enumerate(losses):
+                self._count_loss(figures, mean, header.count.size(message))
+        return figures
+
+    def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation | None:
+        return super()._evaluate(header, feed) if self._first else None
+
+    def _step(self, batch: object, target: Tensor, weight: float) -> Tensor:
+        device = self.worker.device
+        model = self._parallel or self.module
+        try:
+            output = self._inputs.call(model, batch, device)
+        except RuntimeError as error:
+            raise _changed() if _UNREDUCED in str(error) else error from error
+        loss = self._loss_of(output, target.to(device, non_blocking=True))
+        self.optimizer.zero_grad(set_to_none=True)
+        # DDP divides the sum by the number of processes.
+        backward([loss * (weight * self._ranks)])
+        if self._parallel is None and self._ranks > 1:
+            unused = average_gradients(self.module)
+            self._parallel = DistributedDataParallel(self.module, find_unused_parameters=unused)
+        self.optimizer.step()
+        self.step += 1
+        return loss
+
+
+def average_gradients(module: nn.Module) -> bool:
+    """Averages the gradients of all processes, as DDP does.
+
+    A parameter that has a gradient in no process is left without one, so that the optimizer does
+    not touch it.
+
+    Args:
+        module: the same in every process.
+
+    Returns:
+        Whether a process had a parameter without a gradient.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    device = parameters[0].device
+    having = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
+    dist.all_reduce(having)
+    ranks = dist.get_world_size()
+    for parameter, count in zip(parameters, having.tolist(), strict=True):
+        if not count:
+            continue
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        dist.all_reduce(gradient)
+        parameter.grad = gradient / ranks
+    return bool((having < ranks).any())
+
+
+def _changed() -> RuntimeFault:
+    return RuntimeFault(
+        "a parameter that had a gradient in the first step had none in a later one",
+        where="model.py",
+        expected="with --mode ddp: the same parameters in every step",
+        hint="--mode exact, or --mode backprop in one process",
+    )
