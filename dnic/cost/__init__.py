@@ -1,7 +1,8 @@
 """What an operation, a transfer and a gradient head cost on a device."""
 
-from dnic.cost.analytic import Costs, cost_model
+from dnic.cost.analytic import AnalyticModel, cost_model
 from dnic.cost.calibration import calibrate
+from dnic.cost.costs import CostModel, Costs, Crowding, SharePoint
 from dnic.cost.head import (
     HeadCost,
     TargetSize,
@@ -11,15 +12,23 @@ from dnic.cost.head import (
     stage_slack_us,
 )
 from dnic.cost.link import message_us, occupancy_us, transfer_us
+from dnic.cost.measured import MeasuredModel
 from dnic.cost.optimizer import UpdateRule, update_rule, update_us
-from dnic.cost.profile import DeviceProfile, Link
+from dnic.cost.profile import Crowded, DeviceProfile, Efficiency, Link
 from dnic.cost.stock import load_link, load_profile
 
 __all__ = [
+    "AnalyticModel",
+    "CostModel",
     "Costs",
+    "Crowded",
+    "Crowding",
     "DeviceProfile",
+    "Efficiency",
     "HeadCost",
     "Link",
+    "MeasuredModel",
+    "SharePoint",
     "TargetSize",
     "UpdateRule",
     "calibrate",

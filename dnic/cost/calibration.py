@@ -9,10 +9,6 @@ counted as slow memory. CUDA devices are not measured here.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import os
-import platform
-import tempfile
 import time
 from pathlib import Path
 
@@ -21,6 +17,7 @@ from pydantic import ValidationError
 from torch import nn
 from torch.utils.benchmark import Timer
 
+from dnic.cost.machine import cache_file, cpu_model, store
 from dnic.cost.profile import DeviceProfile, Link
 
 _MATRIX = 512
@@ -43,7 +40,7 @@ def calibrate(threads: int = 1, refresh: bool = False) -> DeviceProfile:
         threads: threads that one process computes with.
         refresh: measure again even if a result is kept.
     """
-    path = _cache_file(threads)
+    path = cache_file("cpu", threads)
     if not refresh:
         kept = _load(path)
         if kept is not None:
@@ -51,7 +48,7 @@ def calibrate(threads: int = 1, refresh: bool = False) -> DeviceProfile:
     profile = _measure(threads)
     # The cache is a convenience: a read-only home folder must not stop a compile.
     with contextlib.suppress(OSError):
-        _store(path, profile)
+        store(path, profile.model_dump_json())
     return profile
 
 
@@ -69,7 +66,7 @@ def _measure(threads: int) -> DeviceProfile:
         overhead_us=chain_s / len(layers) * 1e6,
         message_bytes_per_s=_MESSAGE_BYTES_PER_S,
         link=_LOOPBACK,
-        source=f"measured: {_cpu_model()}, {threads} thread(s), torch {torch.__version__}",
+        source=f"measured: {cpu_model()}, {threads} thread(s), torch {torch.__version__}",
     )
 
 
@@ -84,37 +81,9 @@ def _seconds(statement: str, threads: int, **names: object) -> float:
     return float(min(timer.blocked_autorange(min_run_time=0.3).times))
 
 
-def _cpu_model() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _cache_file(threads: int) -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(home) if home else Path.home() / ".cache"
-    machine = f"{torch.__version__}|{_cpu_model()}|{os.cpu_count()}|{threads}"
-    digest = hashlib.sha256(machine.encode()).hexdigest()[:16]
-    return folder / "dnic" / f"cpu-{digest}.json"
-
-
 def _load(path: Path) -> DeviceProfile | None:
     """What is kept, or None when there is nothing or something that this version cannot read."""
     try:
         return DeviceProfile.model_validate_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, ValidationError):
         return None
-
-
-def _store(path: Path, profile: DeviceProfile) -> None:
-    """Write beside the file and rename, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(profile.model_dump_json())
-        Path(temporary).replace(path)
-    finally:
-        Path(temporary).unlink(missing_ok=True)

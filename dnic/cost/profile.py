@@ -2,7 +2,7 @@
 
 torch knows a device's name and memory, not how fast it is. A profile holds the two ceilings of a
 roofline (arithmetic and memory traffic), what launching one operation costs, and the link to the
-next device. One precision (float32) and one number each: no clocks, caches or contention.
+next device. One precision (float32) and one number each: no clocks or caches.
 """
 
 from __future__ import annotations
@@ -28,6 +28,34 @@ class Link(BaseModel):
     source: str = ""
 
 
+class Efficiency(BaseModel):
+    """The share of `flops_per_s` that a class of operations reaches, above 0; 1 is all of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    matmul: float = Field(default=1.0, gt=0)
+    conv: float = Field(default=1.0, gt=0)
+    attention: float = Field(default=1.0, gt=0)
+
+
+class Crowded(BaseModel):
+    """How many times longer work takes while every other core of the machine does the same.
+
+    Two processes, each on a core of its own, against one alone. 1 on GPUs, which share nothing.
+
+    Attributes:
+        arithmetic: matrix products out of the cache.
+        memory: walks through tensors larger than the cache.
+        overhead: tiny operations.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    arithmetic: float = Field(default=1.0, gt=0)
+    memory: float = Field(default=1.0, gt=0)
+    overhead: float = Field(default=1.0, gt=0)
+
+
 class DeviceProfile(BaseModel):
     """One device.
 
@@ -41,6 +69,16 @@ class DeviceProfile(BaseModel):
         memory_bytes: memory of the device; None when it is not to be limited.
         link: the link to the next device, where a spec says nothing else.
         source: where the numbers come from.
+        efficiency: of classes of operations, for the analytic model.
+        crowded: what other busy cores cost.
+        reduce_bytes_per_s, reduce_latency_us: all-reduce between n ranks of this machine; it takes
+            `reduce_latency_us * 2(n-1) + 2(n-1)/n * bytes / reduce_bytes_per_s`. None where it is
+            not known: then the link's figures hold.
+        microbatch_us: what `torch.distributed.pipelining` costs beside computing, for each forward
+            or backward of a microbatch in a stage.
+        step_us: fixed cost of a step of the training loop.
+        cores, threads: of the machine, and those that one process computes with; information.
+        bf16_flops_per_s, tf32_flops_per_s: published peaks, information.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -53,14 +91,38 @@ class DeviceProfile(BaseModel):
     memory_bytes: int | None = Field(default=None, gt=0)
     link: Link
     source: str = ""
+    efficiency: Efficiency = Efficiency()
+    crowded: Crowded = Crowded()
+    reduce_bytes_per_s: float | None = Field(default=None, gt=0)
+    reduce_latency_us: float | None = Field(default=None, ge=0)
+    microbatch_us: float = Field(default=300.0, ge=0)
+    step_us: float = Field(default=100.0, ge=0)
+    cores: int | None = Field(default=None, gt=0)
+    threads: int | None = Field(default=None, gt=0)
+    bf16_flops_per_s: float | None = Field(default=None, gt=0)
+    tf32_flops_per_s: float | None = Field(default=None, gt=0)
 
-    def busy_us(self, flops: float, nbytes: float) -> float:
+    def busy_us(self, flops: float, nbytes: float, efficiency: float = 1.0) -> float:
         """Microseconds of arithmetic or memory traffic, whichever is longer, without overhead.
 
         The roofline model (Williams, Waterman, Patterson 2009, section 3).
-        """
-        return max(flops / self.flops_per_s, nbytes / self.bytes_per_s) * 1e6
 
-    def operation_us(self, flops: float, nbytes: float) -> float:
+        Args:
+            flops: floating point operations.
+            nbytes: read and written.
+            efficiency: share of `flops_per_s` that is reached.
+        """
+        return max(flops / (efficiency * self.flops_per_s), nbytes / self.bytes_per_s) * 1e6
+
+    def operation_us(self, flops: float, nbytes: float, efficiency: float = 1.0) -> float:
         """Microseconds of one operation: its overhead and `busy_us`."""
-        return self.overhead_us + self.busy_us(flops, nbytes)
+        return self.overhead_us + self.busy_us(flops, nbytes, efficiency)
+
+    def reduce_us(self, nbytes: float, ranks: int) -> float:
+        """Microseconds of one all-reduce of `nbytes` between `ranks` devices; 0 for one."""
+        if ranks < 2:
+            return 0.0
+        latency_us = self.reduce_latency_us
+        latency_us = self.link.latency_us if latency_us is None else latency_us
+        rate = self.reduce_bytes_per_s or self.link.bandwidth_bytes_per_s
+        return 2 * (ranks - 1) * latency_us + 2 * (ranks - 1) / ranks * nbytes / rate * 1e6

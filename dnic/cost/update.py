@@ -1,0 +1,85 @@
+"""One step of the real optimizer over tensors of some shapes, timed; each set of shapes once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dnic.cost.clock import Clock, repeated, typical
+from dnic.cost.kept import KeptTimes
+from dnic.cost.machine import available_bytes
+from dnic.cost.whole import make_optimizer
+
+_BUDGET_US = 8_000.0
+_COPIES = 6
+
+
+def update_times(
+    owned: Sequence[Sequence[Tensor]],
+    optimizer: str,
+    options: Mapping[str, Any] | None,
+    known: KeptTimes,
+    clock: Clock,
+) -> tuple[float, ...] | None:
+    """Microseconds of step and `zero_grad` for each list of parameters; 0 for an empty one.
+
+    The parameters are only looked at: others of their shapes are stepped.
+
+    Args:
+        owned: parameters that belong together, for each operation.
+        optimizer: name of a `torch.optim` class.
+        options: its keyword arguments.
+        known: times from earlier runs; new ones are put there.
+        clock: of the device.
+
+    Returns:
+        The times; None where the optimizer does not run on tensors of noise.
+    """
+    try:
+        return tuple(_one(tensors, optimizer, options, known, clock) for tensors in owned)
+    except (RuntimeError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def _one(
+    tensors: Sequence[Tensor],
+    optimizer: str,
+    options: Mapping[str, Any] | None,
+    known: KeptTimes,
+    clock: Clock,
+) -> float:
+    if not tensors:
+        return 0.0
+    facts = [optimizer, repr(sorted((options or {}).items()))]
+    facts += [f"{tuple(t.shape)}{t.dtype}" for t in tensors]
+    key = "update-" + hashlib.sha256("|".join(facts).encode()).hexdigest()[:24]
+    if key not in known:
+        known.put(key, [_time(tensors, optimizer, options, clock)])
+    return known[key][0]
+
+
+def _time(
+    tensors: Sequence[Tensor], optimizer: str, options: Mapping[str, Any] | None, clock: Clock
+) -> float:
+    free, need = available_bytes(), _COPIES * sum(t.numel() * t.element_size() for t in tensors)
+    if free is not None and need > free:
+        raise RuntimeError("not enough memory to run the optimizer")
+    device = tensors[0].device if not tensors[0].is_meta else torch.device("cpu")
+    own = [nn.Parameter(torch.zeros(t.shape, dtype=t.dtype, device=device)) for t in tensors]
+    stepper = make_optimizer(optimizer, options, own)
+    gradients = [torch.full_like(parameter, 1e-3) for parameter in own]
+
+    def once() -> tuple[float]:
+        for parameter, gradient in zip(own, gradients, strict=True):
+            parameter.grad = gradient
+        start = clock()
+        stepper.step()
+        stepper.zero_grad()
+        return (clock.between(start, clock()),)
+
+    (times,) = repeated(once, _BUDGET_US)
+    return typical(times)
