@@ -29,7 +29,7 @@ from dnic.runtime.bundle import Bundle, check_stages, load_bundle
 from dnic.runtime.checkpoint import find_checkpoint, read_status
 from dnic.runtime.failure import Guard
 from dnic.runtime.names import INIT_FILE, StateNames, load_initial
-from dnic.runtime.options import WHOLE, Options, parse_options
+from dnic.runtime.options import PIPELINES, WHOLE, Options, parse_options
 from dnic.runtime.place import Place, check_processes, pin_to_core
 from dnic.runtime.seeds import seed_everything, stage_seed
 from dnic.runtime.shared import borrowed_parameters
@@ -278,6 +278,10 @@ def _kind(mode: Mode) -> type[Trainer]:
         from dnic.runtime.data_parallel import DataParallel
 
         return DataParallel
+    if mode in PIPELINES:
+        from dnic.runtime.pipeline import Pipelined
+
+        return Pipelined
     from dnic.runtime.engine import Engine
 
     return Engine

@@ -505,6 +505,12 @@ def rows() -> SimpleNamespace:
     return SimpleNamespace(tensor=tensor, stage=stage, interface=interface)
 
 
+@pytest.fixture
+def kinds() -> dict[str, Any]:
+    """The texts and plan rows of the bundles that `bundle` writes, by kind."""
+    return dict(KINDS)
+
+
 @pytest.fixture(name="reference")
 def _reference() -> Callable[..., Reference]:
     return reference

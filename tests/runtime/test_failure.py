@@ -11,7 +11,14 @@ import pytest
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import load_bundle
-from dnic.runtime.failure import FAILURE_FILE, Guard, LinkFault, exit_status, read_failure
+from dnic.runtime.failure import (
+    FAILURE_FILE,
+    Guard,
+    LinkFault,
+    exit_status,
+    lost_peers_named,
+    read_failure,
+)
 from dnic.runtime.place import Place, check_processes
 
 Make = Callable[..., Path]
@@ -120,6 +127,18 @@ def test_statuses(error: BaseException, status: int) -> None:
 def test_what_torch_says_of_a_lost_peer() -> None:
     assert LinkFault("stage 1", "Timed out waiting 3000ms for recv operation").timed_out
     assert not LinkFault("stage 1", "Connection closed by peer [127.0.0.1]:1").timed_out
+
+
+def test_lost_peers_are_told_from_failures_here() -> None:
+    with pytest.raises(LinkFault), lost_peers_named():
+        raise RuntimeError("pair.cc:534: Connection closed by peer [127.0.0.1]:1")
+    with pytest.raises(RuntimeError, match=r"^shapes$"), lost_peers_named():
+        raise RuntimeError("shapes")
+    with pytest.raises(RuntimeFault, match="ours"), lost_peers_named():
+        raise RuntimeError("failed to run forward") from RuntimeFault("ours")
+    # What the user's own code reports stays as it is.
+    with pytest.raises(RuntimeError, match="failed to run forward"), lost_peers_named():
+        raise RuntimeError("failed to run forward: timed out") from ValueError("theirs")
 
 
 @pytest.mark.parametrize(

@@ -137,17 +137,19 @@ def test_decoupled_equals_reference(
     assert same(read_record(tmp_path / "record"), expected)
 
 
-def test_exact_follows_backprop_and_both_evaluate(
+def test_exact_ways_follow_backprop_and_all_evaluate(
     tagger: Make, run_ranks: Run, load_module: Run, tmp_path: Path
 ) -> None:
     folder = tagger()
     results = {}
-    for mode, ranks in (("exact", 2), ("backprop", 1)):
+    for mode, ranks in (("exact", 2), ("backprop", 1), ("ddp", 3), ("1f1b", 2)):
         run_ranks(folder, ranks, f"--mode={mode}", f"--record={tmp_path / mode}")
         results[mode] = json.loads((folder / "runs" / mode / "result.json").read_text())
-    exact, backprop = read_record(tmp_path / "exact"), read_record(tmp_path / "backprop")
-    torch.testing.assert_close(exact.losses, backprop.losses, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(exact.parameters, backprop.parameters, rtol=1e-4, atol=1e-5)
+    backprop = read_record(tmp_path / "backprop")
+    for mode in ("exact", "ddp", "1f1b"):
+        run = read_record(tmp_path / mode)
+        torch.testing.assert_close(run.losses, backprop.losses, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(run.parameters, backprop.parameters, rtol=1e-4, atol=1e-5)
     user = load_module(folder / "model.py")
     model = user.build_model()
     model.load_state_dict(backprop.parameters)
