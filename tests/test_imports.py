@@ -1,6 +1,6 @@
 """The rooms of dnic import in one direction, and a machine that only trains needs little.
 
-    errors < spec < trace < graph < cost < partition < codegen
+    errors < spec < trace < graph < cost < schedule < partition < codegen
     runtime, beside them, knows only errors; proof, report and bench, in this order, know all of
     these; compiler, and asked, which reads the command line for cli, may import everything
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-COMPILE_TIME = ("spec", "trace", "graph", "cost", "partition", "codegen")
+COMPILE_TIME = ("spec", "trace", "graph", "cost", "schedule", "partition", "codegen")
 BUILT = {*COMPILE_TIME, "errors", "runtime"}
 EVERYTHING = BUILT | {"proof", "report", "bench"}
 

@@ -1,0 +1,22 @@
+"""How long a step takes, and what it needs, for every way to train: numbers in, numbers out."""
+
+from dnic.schedule.decoupled import decoupled
+from dnic.schedule.parallel import data_parallel, one_device
+from dnic.schedule.pipeline import gpipe, interleaved, naive, one_f_one_b
+from dnic.schedule.work import CutWork, Machine, Outcome, Source, StageWork, joined
+
+__all__ = [
+    "CutWork",
+    "Machine",
+    "Outcome",
+    "Source",
+    "StageWork",
+    "data_parallel",
+    "decoupled",
+    "gpipe",
+    "interleaved",
+    "joined",
+    "naive",
+    "one_device",
+    "one_f_one_b",
+]
