@@ -18,7 +18,7 @@ from dnic.runtime.bundle import (
     read_plan,
     structure_digest,
 )
-from dnic.runtime.plan import TensorSpec, batch_multiple
+from dnic.runtime.plan import Mode, SchedulePlan, TensorSpec, batch_multiple
 
 Make = Callable[..., Path]
 Plan = dict[str, Any]
@@ -50,6 +50,17 @@ def test_reads_what_a_run_needs(bundle: Make) -> None:
     assert (plan.target.sample_shape, plan.target.classes) == ((), 5)
 
 
+def test_a_schedule(bundle: Make) -> None:
+    folder = bundle("mlp3")
+    assert load_bundle(folder).plan.schedule == SchedulePlan("decoupled", None, 1)
+    plan = content(folder) | {"schedule": {"mode": "ddp", "processes": 5}}
+    rewrite(folder, plan)
+    read = load_bundle(folder).plan
+    assert read.schedule == SchedulePlan("ddp", 5, 1)
+    modes: tuple[Mode, ...] = ("decoupled", "exact", "gpipe", "1f1b", "ddp", "backprop")
+    assert [read.processes(mode) for mode in modes] == [3, 3, 3, 3, 5, 1]
+
+
 EDITS: list[tuple[str, Callable[[Plan], Any], bool]] = [
     ("epochs", lambda p: p["train"].update(epochs=9), True),
     ("optimizer", lambda p: p["train"]["optimizer"].update(name="SGD"), True),
@@ -57,6 +68,7 @@ EDITS: list[tuple[str, Callable[[Plan], Any], bool]] = [
     ("window", lambda p: p["interfaces"][0].update(window=7), True),
     ("warmup", lambda p: p["interfaces"][0].update(warmup_steps="auto"), True),
     ("head", lambda p: p["interfaces"][0]["head"].update(width=3), True),
+    ("schedule", lambda p: p.update(schedule={"mode": "1f1b", "microbatches": 8}), True),
     ("reason", lambda p: p["interfaces"][0].update(reason="because"), True),
     ("to", lambda p: p["interfaces"][0].update(to=2), False),
     ("shape", lambda p: p["interfaces"][0]["tensors"][0].update(shape=["B", 9]), False),
@@ -113,6 +125,10 @@ BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
     (lambda p: p["train"].pop("epochs"), "the key 'epochs' is missing"),
     (lambda p: p["train"].update(batch_size="many"), "wrong type"),
     (lambda p: p["train"].update(batch_size=0), "batch_size must be 1 or more"),
+    (lambda p: p.update(schedule={"mode": "oracle"}), "mode 'oracle' is not known"),
+    (lambda p: p.update(schedule={"processes": 0}), "processes and microbatches must be 1"),
+    (lambda p: p.update(schedule={"microbatches": 0}), "processes and microbatches must be 1"),
+    (lambda p: p.update(schedule={"microbatches": "few"}), "wrong type"),
     (lambda p: p["interfaces"][0].update(window=0), "window 0 is too small"),
     (lambda p: p["interfaces"][0].update(gradient="guess"), "gradient 'guess' is not known"),
     (lambda p: p["interfaces"][0].update(head=None), "needs a head"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import time
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from dnic.runtime.metrics import (
     EpochFigures,
     LiveFigures,
     MetricsFile,
+    StepClock,
     merged,
     read_metrics,
     replace_text,
@@ -32,6 +35,33 @@ def test_an_epoch_is_as_long_as_its_slowest_rank() -> None:
     assert record["interfaces"] == {"cut": ROW}
     assert record["waited_share"] == [0.25, 0.0]
     assert len(record["memory_bytes"]) == 2
+
+
+def test_the_slowest_rank_sets_the_step() -> None:
+    quick, slow = ({"median": us, "min": us, "mean": us} for us in (1.0, 2.0))
+    ranks = [EpochFigures(step_us=step).to_json(last=False) for step in (quick, slow, None)]
+    assert merged(ranks)["step_us"] == slow
+    assert merged(ranks[2:])["step_us"] is None
+
+
+@pytest.mark.parametrize(
+    ("steps_s", "expected_us"),
+    [
+        ([], None),
+        ([1e-6, 2e-6], {"median": 1.5, "min": 1.0, "mean": 1.5}),
+        ([3e-6] * 5 + [9e-6], {"median": 3.0, "min": 3.0, "mean": 4.0}),
+        ([9e-6] * 3 + [1e-6, 2e-6, 2e-6, 7e-6], {"median": 2.0, "min": 1.0, "mean": 3.0}),
+    ],
+)
+def test_steps_but_the_first_ones(
+    monkeypatch: pytest.MonkeyPatch, steps_s: list[float], expected_us: dict[str, float] | None
+) -> None:
+    times = iter(accumulate([0.0, *steps_s]))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+    clock = StepClock()
+    for _ in steps_s:
+        clock.tick()
+    assert clock.summary() == (expected_us and pytest.approx(expected_us, rel=1e-6))
 
 
 def test_a_resumed_run_keeps_the_epochs_that_it_builds_on(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,20 @@ def test_switches(loaded: Bundle) -> None:
     assert (options.max_steps, options.out) == (3, Path("x"))
 
 
+def test_the_plan_says_the_mode_and_the_microbatches(bundle: Callable[..., Path]) -> None:
+    def options(*arguments: str, **schedule: Any) -> tuple[str, int]:
+        loaded = load_bundle(bundle("mlp2", plan_keys={"schedule": schedule}))
+        read = parse_options(arguments, loaded)
+        assert read.out.name == read.mode
+        return read.mode, read.microbatches
+
+    assert options(mode="1f1b", microbatches=8) == ("1f1b", 8)
+    assert options("--microbatches=2", mode="1f1b", microbatches=8) == ("1f1b", 2)
+    assert options("--mode=gpipe") == ("gpipe", 4)
+    assert options("--mode=exact", mode="1f1b", microbatches=8) == ("exact", 1)
+    assert options("--mode=ddp", "--microbatches=3") == ("ddp", 1)
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -43,6 +58,7 @@ def test_switches(loaded: Bundle) -> None:
         ["--timeout=0"],
         ["--wat"],
         ["--seed"],
+        ["--mode=gpipe", "--microbatches=0"],
         ["surplus"],
     ],
 )

@@ -114,6 +114,28 @@ def test_exception_in_the_data_set_under_launch(
     assert processes_of(folder) == []
 
 
+def test_the_command_says_the_mode_where_the_plan_does_not(bundle: Make) -> None:
+    folder = bundle("mlp2", plan_keys={"schedule": {"mode": "ddp", "processes": 3}})
+    torchrun = "torchrun --standalone --nproc-per-node="
+    script = f"{folder}/train.py"
+    assert torchrun_command(folder) == f"{torchrun}3 {script}"
+    assert torchrun_command(folder, processes=5) == f"{torchrun}5 {script}"
+    assert torchrun_command(folder, mode="1f1b") == f"{torchrun}2 {script} --mode=1f1b"
+    assert torchrun_command(folder, mode="decoupled") == f"{torchrun}2 {script} --mode=decoupled"
+    assert torchrun_command(folder, mode="backprop") == f"python {script} --mode=backprop"
+
+
+def test_launch_runs_what_the_plan_says(bundle: Make) -> None:
+    folder = bundle("mlp2", plan_keys={"schedule": {"mode": "ddp", "processes": 3}})
+    done = launch(folder, quiet=True, extra=["--max-steps=8", "--no-evaluate", "--no-checkpoint"])
+    assert done.run_dir == folder / "runs" / "ddp"
+    assert (done.result["mode"], done.result["world_size"]) == ("ddp", 3)
+    assert (done.result["steps"], done.result["microbatches"]) == (8, 1)
+    step_us = done.result["step_us"]
+    assert 0 < step_us["min"] <= step_us["median"]
+    assert step_us["min"] <= step_us["mean"]
+
+
 def test_killed_rank_under_launch(bundle: Make) -> None:
     folder = bundle("mlp2", edit=failing_stage("import os, signal; os.kill(os.getpid(), 9)"))
     with pytest.raises(RankFault, match="rank 1 was ended by SIGKILL") as caught:
