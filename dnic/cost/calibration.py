@@ -1,39 +1,52 @@
-"""Measuring this machine's CPU, once, in about a second.
+"""The profile of this machine: measured quickly when it is first needed, or fully on request.
 
 Published figures exist for GPUs; a CPU core's depend on vector width, clock and memory channels,
-so they are measured: a matrix product, a large addition, a small network. The result is kept per
-machine (torch's version, CPU model, cores, threads). Memory that other programs keep busy is
-counted as slow memory. CUDA devices are not measured here.
+so they are measured. The quick way takes a second or two and one process; the full one, `dnic
+calibrate`, half a minute: also what two busy cores cost each other, and the link and the all-reduce
+between two processes (`pair`). Either is kept per machine (torch's version, CPU model, cores,
+threads), and the full one replaces the quick one. Memory that other programs keep busy is counted
+as slow memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import time
+import os
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import nn
-from torch.utils.benchmark import Timer
 
+from dnic.cost.clock import threads_set
+from dnic.cost.kernels import Figures, measure
 from dnic.cost.machine import cache_file, cpu_model, store
-from dnic.cost.profile import DeviceProfile, Link
+from dnic.cost.pair import PairFailed, PairFigures, measure_pair
+from dnic.cost.profile import Crowded, DeviceProfile, Link
 
-_MATRIX = 512
-_VECTOR = 8_000_000
-_CHAIN = 8
+_QUICK_BUDGET_US = 150_000.0
+_FULL_BUDGET_US = 900_000.0
 
-# gloo on one machine: 0.4 ms per MB spent on the sending thread, 95 us there and back. Measuring
-# it would need a second process; it differs little between machines.
+# Where no second process can measure it: gloo on one machine, 0.4 ms per MB spent on the sending
+# thread, 95 us there and back.
 _MESSAGE_BYTES_PER_S = 2.5e9
-_LOOPBACK = Link(name="loopback", bandwidth_bytes_per_s=_MESSAGE_BYTES_PER_S, latency_us=50.0)
+_LOOPBACK = Link(
+    name="loopback",
+    bandwidth_bytes_per_s=_MESSAGE_BYTES_PER_S,
+    latency_us=50.0,
+    source="gloo on another machine, not measured here",
+)
+
+Progress = Callable[[str], None]
 
 
 def calibrate(threads: int = 1, refresh: bool = False) -> DeviceProfile:
     """The profile of this machine's CPU with `threads` threads.
 
-    Takes about a second and then comes from `$XDG_CACHE_HOME/dnic` or `~/.cache/dnic`. torch's
+    Takes a second or two and then comes from `$XDG_CACHE_HOME/dnic` or `~/.cache/dnic`. torch's
     number of threads is as before afterwards.
 
     Args:
@@ -45,40 +58,112 @@ def calibrate(threads: int = 1, refresh: bool = False) -> DeviceProfile:
         kept = _load(path)
         if kept is not None:
             return kept
-    profile = _measure(threads)
+    with threads_set(threads):
+        figures = measure(threads, _QUICK_BUDGET_US)
+    return _kept(path, _profile(figures, None, threads, "quickly"))
+
+
+def calibrate_fully(
+    threads: int = 1, refresh: bool = True, progress: Progress | None = None
+) -> DeviceProfile:
+    """The profile of this machine, everything measured that it can measure: half a minute.
+
+    On a machine with one core, or where two processes cannot talk to each other, the figures of
+    pairs stay at their defaults and `source` says so. The result is what `calibrate` returns from
+    then on.
+
+    Args:
+        threads: threads that one process computes with.
+        refresh: measure again even if a full result is kept.
+        progress: told what is being measured.
+    """
+    path = cache_file("cpu", threads)
+    kept = _load(path)
+    if not refresh and kept is not None and kept.reduce_bytes_per_s is not None:
+        return kept
+    with threads_set(threads):
+        figures = measure(threads, _FULL_BUDGET_US, progress=progress)
+    pair, note = None, ""
+    try:
+        pair = measure_pair(threads, progress)
+    except PairFailed as error:
+        note = f"; pairs of processes not measured: {error}"
+    return _kept(path, _profile(figures, pair, threads, "fully", note))
+
+
+def calibrate_cuda(progress: Progress | None = None) -> DeviceProfile:
+    """The profile of the first CUDA device; its link is a guess. Not run by us: we had no GPU.
+
+    Args:
+        progress: told what is being measured.
+    """
+    device = torch.device("cuda", 0)
+    facts = torch.cuda.get_device_properties(device)
+    figures = measure(1, _FULL_BUDGET_US, device, progress)
+    return DeviceProfile(
+        name=facts.name.replace(" ", "-"),
+        **_of_figures(figures),
+        message_bytes_per_s=figures.bytes_per_s / 2,
+        memory_bytes=facts.total_memory,
+        link=Link(
+            name="pcie4",
+            bandwidth_bytes_per_s=31.5e9,
+            latency_us=10.0,
+            source="PCI Express 4.0, 16 lanes; not measured",
+        ),
+        source=f"measured: {facts.name}, torch {torch.__version__}, {_today()}",
+    )
+
+
+def _profile(
+    figures: Figures, pair: PairFigures | None, threads: int, how: str, note: str = ""
+) -> DeviceProfile:
+    profile = DeviceProfile(
+        name="cpu-auto",
+        **_of_figures(figures),
+        message_bytes_per_s=_MESSAGE_BYTES_PER_S,
+        link=_LOOPBACK,
+        source=f"measured {how}: {cpu_model()}, {threads} thread(s), torch {torch.__version__}, "
+        f"{_today()}{note}",
+        cores=os.cpu_count(),
+        threads=threads,
+    )
+    if pair is None:
+        return profile
+    return profile.model_copy(
+        update={
+            "message_bytes_per_s": pair.message_bytes_per_s,
+            "link": Link(
+                name="loopback",
+                bandwidth_bytes_per_s=pair.link_bytes_per_s,
+                latency_us=pair.link_latency_us,
+                source=f"gloo between two processes of this machine, {_today()}",
+            ),
+            "crowded": Crowded(
+                arithmetic=pair.crowded_arithmetic,
+                memory=pair.crowded_memory,
+                overhead=pair.crowded_overhead,
+            ),
+            "reduce_bytes_per_s": pair.reduce_bytes_per_s,
+            "reduce_latency_us": pair.reduce_latency_us,
+            "microbatch_us": pair.microbatch_us,
+        }
+    )
+
+
+def _of_figures(figures: Figures) -> dict[str, Any]:
+    return {field.name: getattr(figures, field.name) for field in fields(figures)}
+
+
+def _today() -> str:
+    return datetime.now(UTC).date().isoformat()
+
+
+def _kept(path: Path, profile: DeviceProfile) -> DeviceProfile:
     # The cache is a convenience: a read-only home folder must not stop a compile.
     with contextlib.suppress(OSError):
         store(path, profile.model_dump_json())
     return profile
-
-
-def _measure(threads: int) -> DeviceProfile:
-    matrix = torch.ones(_MATRIX, _MATRIX)
-    product_s = _seconds("torch.mm(a, a, out=b)", threads, a=matrix, b=torch.empty_like(matrix))
-    vector = torch.ones(_VECTOR)
-    add_s = _seconds("torch.add(a, a, out=b)", threads, a=vector, b=torch.empty_like(vector))
-    layers = [layer for _ in range(_CHAIN) for layer in (nn.Linear(8, 8), nn.ReLU())]
-    chain_s = _seconds("net(x)", threads, net=nn.Sequential(*layers), x=torch.ones(8, 8))
-    return DeviceProfile(
-        name="cpu-auto",
-        flops_per_s=2 * _MATRIX**3 / product_s,
-        bytes_per_s=2 * vector.numel() * vector.element_size() / add_s,
-        overhead_us=chain_s / len(layers) * 1e6,
-        message_bytes_per_s=_MESSAGE_BYTES_PER_S,
-        link=_LOOPBACK,
-        source=f"measured: {cpu_model()}, {threads} thread(s), torch {torch.__version__}",
-    )
-
-
-def _seconds(statement: str, threads: int, **names: object) -> float:
-    """Seconds of one run, the fastest block of 0.3 s; sets and restores torch's threads.
-
-    The fastest, not the median: whatever else the machine does only ever slows a block down. For
-    one thread it is CPU time, which does not count waiting for a core.
-    """
-    clock = time.thread_time if threads == 1 else time.perf_counter
-    timer = Timer(statement, globals=names, num_threads=threads, timer=clock)
-    return float(min(timer.blocked_autorange(min_run_time=0.3).times))
 
 
 def _load(path: Path) -> DeviceProfile | None:
