@@ -63,10 +63,12 @@ def calibrate(threads: int = 1, refresh: bool = False) -> DeviceProfile:
     return _kept(path, _profile(figures, None, threads, "quickly"))
 
 
-def calibrate_fully(
-    threads: int = 1, refresh: bool = True, progress: Progress | None = None
+def calibrate_machine(
+    threads: int = 1, refresh: bool = False, progress: Progress | None = None
 ) -> DeviceProfile:
     """The profile of this machine, everything measured that it can measure: half a minute.
+
+    Its CPU, or its first CUDA device where torch sees one; only CPUs are kept.
 
     On a machine with one core, or where two processes cannot talk to each other, the figures of
     pairs stay at their defaults and `source` says so. The result is what `calibrate` returns from
@@ -77,6 +79,8 @@ def calibrate_fully(
         refresh: measure again even if a full result is kept.
         progress: told what is being measured.
     """
+    if torch.cuda.is_available():
+        return calibrate_cuda(progress)
     path = cache_file("cpu", threads)
     kept = _load(path)
     if not refresh and kept is not None and kept.reduce_bytes_per_s is not None:

@@ -46,7 +46,7 @@ def load_profile(name_or_path: str, threads: int = 1) -> DeviceProfile:
 
 
 def load_link(name: str) -> Link:
-    """The stock link of that name (`loopback`, `1gbe`, `10gbe`, `pcie4`, `nvlink`).
+    """The stock link of that name (`loopback`, `10gbe`, `pcie4`, `nvlink4`, `ib-ndr`, `wan-20ms`).
 
     Raises:
         SpecError: there is none.
