@@ -21,6 +21,7 @@ def requested(
     plan: Path | None,
     *,
     meta: bool = False,
+    schedule: str | None = None,
 ) -> Spec:
     """The spec that the command line means; options win over the files.
 
@@ -30,6 +31,7 @@ def requested(
         devices: `--devices`, as typed.
         plan: `--plan`: an edited plan, in place of model and spec.
         meta: `--meta`: without weights.
+        schedule: `--schedule`: how to train.
 
     Raises:
         SpecError: contradicting or missing arguments, or a bad file.
@@ -47,6 +49,8 @@ def requested(
         spec = override(spec, "devices.count", _number(devices), option="--devices")
     if meta:
         spec = override(spec, "model.meta", True, option="--meta")
+    if schedule is not None:
+        spec = override(spec, "partition.schedule", schedule, option="--schedule")
     if spec.model.file is None:
         raise SpecError(
             "no model file",
@@ -80,8 +84,8 @@ def spec_of_plan(path: Path) -> Spec:
                 "seed": plan.train.seed,
                 "optimizer": {"name": plan.train.optimizer.name, **plan.train.optimizer.options},
             },
-            "devices": {"count": len(plan.cuts) + 1},
-            "partition": {"cuts": list(plan.cuts)},
+            "devices": {"count": plan.schedule.processes or len(plan.cuts) + 1},
+            "partition": _partition_again(plan),
             "interfaces": {i.name: _interface_again(i) for i in _interfaces_left(plan)},
         },
         str(path),
@@ -165,4 +169,14 @@ def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
     if interface.head is not None:
         head = interface.head.model_dump(include={"hidden_layers", "width", "context", "lr"})
         again["head"] = {key: value for key, value in head.items() if value is not None}
+    return again
+
+
+def _partition_again(plan: Plan) -> dict[str, Any]:
+    """Cuts and schedule of a plan in the words of a spec."""
+    again: dict[str, Any] = {"schedule": plan.schedule.mode}
+    if plan.schedule.mode != "ddp":
+        again["cuts"] = list(plan.cuts)
+    if plan.schedule.microbatches > 1:
+        again["microbatches"] = plan.schedule.microbatches
     return again

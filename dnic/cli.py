@@ -36,6 +36,14 @@ MetaOption = Annotated[
     bool, typer.Option("--meta", help="plan without weights, on the meta device")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object, nothing else")]
+ScheduleOption = Annotated[
+    str | None,
+    typer.Option(
+        "--schedule",
+        metavar="HOW",
+        help="auto (what is fastest), decoupled, exact, 1f1b, gpipe, ddp or backprop",
+    ),
+]
 PrintAfter = Annotated[
     str | None, typer.Option("--print-after", metavar="PASS", help="print the value after a pass")
 ]
@@ -54,20 +62,22 @@ def compile_command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="replace the bundle in DIR")] = False,
     meta: MetaOption = False,
+    schedule: ScheduleOption = None,
     print_after: PrintAfter = None,
 ) -> None:
     """Cut a model, emit the bundle, prove it, write it."""
     from dnic.asked import default_folder, requested
     from dnic.compiler import compile_model
-    from dnic.report import plan_notes, plan_table
+    from dnic.report import plan_notes, plan_table, verdict_table
 
-    asked = requested(model, spec, devices, plan, meta=meta)
+    asked = requested(model, spec, devices, plan, meta=meta, schedule=schedule)
     folder = output or default_folder(asked, plan)
     with _progress(print_after) as observe:
         planned, rung = compile_model(asked, folder, force=force, observe=observe)
     out.print(plan_table(planned.plan))
     for note in plan_notes(planned.coarse, planned.plan):
         out.print(note, style="yellow", soft_wrap=True)
+    out.print(verdict_table(planned.plan))
     what = "shapes" if meta else "tensors"
     out.print(
         f"proven: {rung.compared} {what} equal, largest difference {rung.max_abs_error:.1e}\n"
@@ -83,15 +93,16 @@ def plan_command(
     spec: SpecOption = None,
     devices: DevicesOption = None,
     meta: MetaOption = False,
+    schedule: ScheduleOption = None,
     as_json: JsonOption = False,
     print_after: PrintAfter = None,
 ) -> None:
     """Show what `compile` would decide; write nothing."""
     from dnic.asked import requested
     from dnic.compiler import plan_model
-    from dnic.report import plan_json, plan_notes, plan_table
+    from dnic.report import plan_json, plan_notes, plan_table, verdict_table
 
-    asked = requested(model, spec, devices, None, meta=meta)
+    asked = requested(model, spec, devices, None, meta=meta, schedule=schedule)
     with _progress(print_after, shown=not as_json) as observe:
         planned = plan_model(asked, observe)
     if as_json:
@@ -100,6 +111,7 @@ def plan_command(
         out.print(plan_table(planned.plan))
         for note in plan_notes(planned.coarse, planned.plan):
             out.print(note, style="yellow", soft_wrap=True)
+        out.print(verdict_table(planned.plan))
 
 
 @app.command("verify")
@@ -267,6 +279,39 @@ def check_command(
     from dnic.asked import check_spec
 
     out.print(f"{spec}: {check_spec(spec)}", soft_wrap=True)
+
+
+@app.command("calibrate")
+def calibrate_command(
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FILE", help="profile.yaml")
+    ] = None,
+    refresh: Annotated[
+        bool, typer.Option("--refresh", help="measure again what was measured fully before")
+    ] = False,
+    threads: Annotated[
+        int, typer.Option("--threads", min=1, metavar="N", help="that a process computes with")
+    ] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure this machine, for `devices.profile: auto` and as a file."""
+    from dnic.cost.calibration import calibrate_machine
+    from dnic.cost.profile_file import profile_text, write_profile
+
+    with (err if not as_json else Console(quiet=True)).status("calibrating") as status:
+        profile = calibrate_machine(
+            threads,
+            refresh=refresh,
+            progress=lambda what: status.update(f"calibrating: {what}"),
+        )
+    if output is not None:
+        write_profile(profile, output)
+    if as_json:
+        _print_json(profile.model_dump())
+    elif output is None:
+        out.print(profile_text(profile, "auto"), end="", markup=False, soft_wrap=True)
+    else:
+        out.print(f"wrote {output}", soft_wrap=True)
 
 
 @app.callback(invoke_without_command=True)

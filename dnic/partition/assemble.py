@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import TypeVar
 
 from dnic import __version__
 from dnic.cost import Costs, message_us
 from dnic.graph.graph import Graph, Operation
 from dnic.partition.check import check_plan
-from dnic.partition.choose import head_memory_bytes
+from dnic.partition.choose import Placement, head_memory_bytes
 from dnic.partition.cuts import cut_points, is_computed
+from dnic.partition.evaluate import stage_sums
 from dnic.partition.interfaces import Crossing, Decided, by_stage, decide_interfaces, match_choices
 from dnic.partition.plan import (
     Plan,
@@ -46,6 +46,7 @@ def make_plan(
     request: PartitionRequest,
     training: PlannedTraining,
     target: PlannedTarget | None,
+    placement: Placement | None = None,
 ) -> Plan:
     """The plan for these cuts.
 
@@ -57,6 +58,8 @@ def make_plan(
         request: what was asked for.
         training: how the bundle trains.
         target: what training targets look like; None without training data.
+        placement: where each stage is and where gradients come from; None for devices that are
+            alike and gradients as the request says.
 
     Raises:
         SpecError: the request names an interface that this plan does not have.
@@ -66,7 +69,11 @@ def make_plan(
     stage = stages_of(coarse, cuts)
     after = tuple(table.name(gap) for gap in cuts)
     crossing = crossings(coarse, stage, after)
-    busy_us = _stage_sums(costs.total_us, cuts)
+    placement = placement or Placement.of(cuts)
+    speeds = [request.sorts[group].speed for group in placement.groups]
+    busy_us = [
+        us / speed for us, speed in zip(stage_sums(costs.total_us, cuts), speeds, strict=True)
+    ]
     decided = decide_interfaces(
         crossing,
         match_choices(crossing, request, table, cuts),
@@ -75,6 +82,7 @@ def make_plan(
         costs.profile,
         fine.batch_size,
         target,
+        placement,
     )
     counts = _parameter_counts(fine, costs)
     shared = shared_parameters(coarse, stage)
@@ -90,17 +98,39 @@ def make_plan(
         train=training,
         target=target,
         cuts=after,
-        stages=_stages(coarse, fine, costs, cuts, stage, crossing, decided, counts, shared),
+        stages=tuple(
+            planned.model_copy(update={"device": device})
+            for planned, device in zip(
+                _stages(coarse, fine, costs, cuts, stage, crossing, decided, counts, shared),
+                devices_of(placement, request),
+                strict=True,
+            )
+        ),
         interfaces=decided.interfaces,
         shared=shared,
-        prediction=_prediction(costs, decided, shared, request),
+        prediction=_prediction(costs, decided, shared, request, placement),
     )
     check_plan(plan)
     return plan
 
 
+def devices_of(placement: Placement, request: PartitionRequest) -> tuple[int, ...]:
+    """The number of each stage's device; devices are numbered group after group."""
+    sorts = request.sorts
+    free = [sum(group.count for group in sorts[:i]) for i in range(len(sorts))]
+    numbers = []
+    for group, copies in zip(placement.groups, placement.replicas, strict=True):
+        numbers.append(free[group])
+        free[group] += copies
+    return tuple(numbers)
+
+
 def _prediction(
-    costs: Costs, decided: Decided, shared: Sequence[PlannedShared], request: PartitionRequest
+    costs: Costs,
+    decided: Decided,
+    shared: Sequence[PlannedShared],
+    request: PartitionRequest,
+    placement: Placement,
 ) -> Prediction:
     flows, stage_us = list(decided.flows), list(decided.stage_us)
     windows = {f.source: f.window for f in decided.interfaces if f.to == f.source + 1}
@@ -114,7 +144,11 @@ def _prediction(
                     to=holder,
                     nbytes=parameter.nbytes,
                     gradient_nbytes=parameter.nbytes,
-                    link=request.links.pick(parameter.owner, holder, costs.profile.link),
+                    link=request.link(
+                        placement.groups[parameter.owner],
+                        placement.groups[holder],
+                        costs.profile.link,
+                    ),
                     locked=False,
                     window=sum(windows.get(i, 2) for i in range(parameter.owner, holder)),
                 )
@@ -129,6 +163,7 @@ def _prediction(
         step_us=step_us,
         speedup=backprop_us / step_us if step_us else 1.0,
         bottleneck=bottleneck,
+        costs=costs.kind,
     )
 
 
@@ -149,13 +184,13 @@ def _stages(
     whole_us = sum(working_us)
     shares = _operation_shares(coarse, working_us, cuts, stage)
     heads = by_stage(crossing, decided.heads)
-    parameters = _stage_sums(counts, cuts)
-    parameter_bytes = _stage_sums(costs.parameter_bytes, cuts)
-    flops = _stage_sums([op.forward_flops for op in fine.operations], cuts)
-    forward_us = _stage_sums(costs.forward_us, cuts)
-    backward_us = _stage_sums(costs.backward_us, cuts)
-    kept_bytes = _stage_sums(costs.memory_bytes, cuts)
-    stage_us = _stage_sums(working_us, cuts)
+    parameters = stage_sums(counts, cuts)
+    parameter_bytes = stage_sums(costs.parameter_bytes, cuts)
+    flops = stage_sums([op.forward_flops for op in fine.operations], cuts)
+    forward_us = stage_sums(costs.forward_us, cuts)
+    backward_us = stage_sums(costs.backward_us, cuts)
+    kept_bytes = stage_sums(costs.memory_bytes, cuts)
+    stage_us = stage_sums(working_us, cuts)
     planned = []
     for i in range(total):
         operations = [op for op in coarse.operations if i in stage[op.name]]
@@ -216,11 +251,6 @@ def _sent(coarse: Graph, interfaces: Sequence[PlannedInterface], index: int) -> 
     """What a stage returns, each tensor once, in order of production."""
     names = {t.name for f in interfaces if f.source == index for t in f.tensors}
     return tuple(sorted(names, key=coarse.position.__getitem__))
-
-
-def _stage_sums(entries: Sequence[Number], cuts: tuple[int, ...]) -> list[Number]:
-    """Sums of fine operations' entries over each stage."""
-    return [sum(entries[a:b]) for a, b in pairwise((0, *cuts, len(entries)))]
 
 
 def _operation_shares(

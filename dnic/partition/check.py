@@ -50,8 +50,11 @@ def _problems(plan: Plan) -> Iterator[str]:
 
 def _stage_problems(plan: Plan) -> Iterator[str]:
     for i, stage in enumerate(plan.stages):
-        if (stage.name, stage.device) != (f"stage{i}", i):
-            yield f"stage {i} is called {stage.name} and is on device {stage.device}"
+        if stage.name != f"stage{i}":
+            yield f"stage {i} is called {stage.name}"
+    for device, count in Counter(stage.device for stage in plan.stages).items():
+        if count > 1:
+            yield f"{count} stages are on device {device}"
     if plan.stages[-1].outputs != ("output",):
         yield f"the last stage returns {', '.join(plan.stages[-1].outputs)}, not the output"
 

@@ -1,45 +1,106 @@
-"""From a graph and its costs to the gaps that are cut.
+"""From a graph and its costs to the gaps that are cut, and what runs where.
 
 Turns both into the numbers that the solver takes: what a cut at each gap adds to the stages beside
 it, to the link and to memory. At this point the stages are not known yet, so that heads are sized
-for the slack of an average stage, and links are the default one; `make_plan` computes both again
-for the stages that were chosen.
+for the slack of an average stage; `make_plan` computes them again for the stages that were chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from dnic.cost import (
     Costs,
     HeadCost,
-    Link,
     choose_width,
     head_cost,
     message_us,
-    occupancy_us,
     stage_slack_us,
 )
+from dnic.errors import PartitionError
 from dnic.graph.graph import Graph, Value
 from dnic.graph.shape import Shape
-from dnic.partition.cuts import CutPoint, CutTable, cut_points, resolve_cuts, resolve_groups
+from dnic.partition.cuts import CutTable, cut_points, resolve_cuts, resolve_groups
+from dnic.partition.exact import DeviceClass, Option, Problem, Solution, solve_exact
 from dnic.partition.heads import head_misfit
 from dnic.partition.prediction import SMALLEST_WINDOW
 from dnic.partition.request import InterfaceChoice, PartitionRequest
-from dnic.partition.solver import CutProblem, solve
 
 _PARAMETER_BYTES = 4
 _ADAM_COPIES = 4
+_PENALTY_UNIT = 0.001
+# A copy of each shared parameter, its gradient, and both on their way.
+_SHARED_COPIES = SMALLEST_WINDOW + 3
+
+# What a cut is for: stages that do not wait for one another, or the stages of a pipeline, all of
+# which work on the microbatches of one batch.
+Purpose = Literal["decoupled", "pipeline"]
+EXACT, SYNTHETIC, PIPELINE = "exact", "synthetic", "pipeline"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model is cut, and what each stage runs on.
+
+    Attributes:
+        cuts: gaps of the fine graph, ascending.
+        sources: for each cut `exact` or `synthetic`; `pipeline` for the stages of a pipeline.
+        groups: for each stage the group of devices (`PartitionRequest.sorts`) that it is on.
+        replicas: for each stage how many devices share its batches.
+        step_us: the solver's own estimate, before heads are sized for their stages.
+        proven: whether no other order of the devices can be better.
+    """
+
+    cuts: tuple[int, ...]
+    sources: tuple[str, ...]
+    groups: tuple[int, ...]
+    replicas: tuple[int, ...]
+    step_us: float
+    proven: bool = True
+
+    @property
+    def stages(self) -> int:
+        """How many."""
+        return len(self.groups)
+
+    @property
+    def devices(self) -> int:
+        """How many devices are in use."""
+        return sum(self.replicas)
+
+    @classmethod
+    def of(cls, cuts: tuple[int, ...], source: str = "synthetic") -> Placement:
+        """These cuts, all alike, on devices that are all alike."""
+        stages = len(cuts) + 1
+        return cls(cuts, (source,) * len(cuts), (0,) * stages, (1,) * stages, 0.0)
 
 
 def choose_cuts(graph: Graph, costs: Costs, request: PartitionRequest) -> tuple[int, ...]:
-    """The gaps of the fine graph at which it is cut; none when one stage is fastest.
+    """The gaps of the fine graph at which decoupled stages are cut; see `place`."""
+    return place(graph, costs, request).cuts
+
+
+def place(
+    graph: Graph,
+    costs: Costs,
+    request: PartitionRequest,
+    purpose: Purpose = "decoupled",
+    *,
+    stages: int | None = None,
+    replicas: Sequence[int] = (1,),
+) -> Placement:
+    """The stages with the shortest predicted step; one stage where no cut pays.
 
     Args:
         graph: the fine capture.
-        costs: of its operations.
+        costs: of its operations, on a device of speed 1.
         request: what is asked for.
+        purpose: in a pipeline no cut has a head, and the slowest stage is what counts.
+        stages: exactly so many, where the request leaves it open.
+        replicas: numbers of copies that a stage may have.
 
     Raises:
         SpecError: a name in the request that does not exist in the graph.
@@ -47,61 +108,147 @@ def choose_cuts(graph: Graph, costs: Costs, request: PartitionRequest) -> tuple[
     """
     table = cut_points(graph)
     fixed = resolve_cuts(table, request.cuts or (), "partition.cuts")
-    stages = request.stages
-    if request.cuts is not None and stages is None:
-        stages = len(fixed) + 1
+    wanted = request.stages or stages
+    if request.cuts is not None and request.stages is None:
+        wanted = len(fixed) + 1
     together = resolve_groups(graph, request.keep_together, "partition.keep_together")
-    return solve(_problem(table, costs, request, stages, fixed, together)).cuts
+    problem = _problem(table, costs, request, purpose, wanted, fixed, together, tuple(replicas))
+    return _placement(solve_exact(problem), problem)
+
+
+def _placement(solution: Solution, problem: Problem) -> Placement:
+    return Placement(
+        cuts=solution.cuts,
+        sources=tuple(problem.options[index].name for index in solution.partition.options),
+        groups=tuple(group for group, _ in solution.partition.placement),
+        replicas=tuple(copies for _, copies in solution.partition.placement),
+        step_us=solution.step_us,
+        proven=solution.exact,
+    )
 
 
 def _problem(
     table: CutTable,
     costs: Costs,
     request: PartitionRequest,
+    purpose: Purpose,
     stages: int | None,
     fixed: tuple[int, ...],
     together: tuple[tuple[int, int], ...],
-) -> CutProblem:
+    replicas: tuple[int, ...],
+) -> Problem:
     n = len(table.graph.operations)
     choice = _choices_by_gap(table, request)
-    link = request.links.pick(0, 1, costs.profile.link)
     head = _head_estimate(table.graph.batch_size, costs, stages or request.devices)
-    before_us, after_us, link_us = ([0.0] * (n + 1) for _ in range(3))
-    before_bytes, after_bytes = ([0] * (n + 1) for _ in range(2))
+    head_us, messages_us = [0.0] * (n + 1), [0.0] * (n + 1)
+    head_bytes, penalty, buffers = [0] * (n + 1), [0] * (n + 1), [0] * (n + 1)
+    forth, back = [0] * (n + 1), [0] * (n + 1)
+    predicted, awaited = [False] * (n + 1), [False] * (n + 1)
     preferences: list[tuple[int, ...]] = [(0,) * 6] * (n + 1)
-    candidates = []
     for gap, point in table.points.items():
-        # Stages that wait for one another are no faster than one: only worth it when asked for.
-        waits = choice(gap).gradient != "exact" and bool(head_misfit(point.differentiable))
-        if stages is not None or not waits or gap in fixed:
-            candidates.append(gap)
-        heads = head(point.differentiable, choice(gap))
-        messages_us, link_us[gap] = _traffic(point, costs, link)
-        messages_us += 2 * message_us(point.shared_nbytes, costs.profile) if point.shared else 0.0
-        before_us[gap] = heads.total_us + messages_us
-        after_us[gap] = messages_us
-        buffers = point.nbytes * (SMALLEST_WINDOW + 1)
-        before_bytes[gap] = buffers + head_memory_bytes(heads)
-        # A copy of each shared parameter, its gradient, and both on their way.
-        after_bytes[gap] = buffers + (SMALLEST_WINDOW + 3) * point.shared_nbytes
+        here = choice(gap)
+        waits = bool(point.differentiable) and not _may_predict(here, point.differentiable)
+        predicted[gap] = not waits
+        awaited[gap] = waits or _may_wait(here, request)
+        heads = HeadCost() if waits else head(point.differentiable, here)
+        returned = sum(value.nbytes for value in point.differentiable)
+        forth[gap] = point.nbytes + point.shared_nbytes
+        back[gap] = returned + point.shared_nbytes
+        messages_us[gap] = message_us(point.nbytes, costs.profile)
+        messages_us[gap] += message_us(returned, costs.profile)
+        if point.shared:
+            messages_us[gap] += 2 * message_us(point.shared_nbytes, costs.profile)
+        head_us[gap] = heads.total_us
+        buffers[gap] = point.nbytes * (SMALLEST_WINDOW + 1)
+        head_bytes[gap] = buffers[gap] + head_memory_bytes(heads)
+        penalty[gap] = round(here.penalty_of(SYNTHETIC) / _PENALTY_UNIT)
+        if not point.differentiable:
+            penalty[gap] = 0
+        buffers[gap] += _SHARED_COPIES * point.shared_nbytes
         counts = (waits, len(point.shared), len(point.differentiable), len(point.tensors))
         preferences[gap] = (*counts, point.opened, point.nbytes)
-    return CutProblem(
-        times_us=costs.total_us,
-        candidates=tuple(candidates),
-        max_stages=request.devices,
-        stages=stages,
+    if purpose == "pipeline":
+        chained = tuple(gap in table.points for gap in range(n + 1))
+        options: tuple[Option, ...] = (Option(name=PIPELINE, locked=False, allowed=chained),)
+    else:
+        options = (
+            Option(
+                name=SYNTHETIC,
+                locked=False,
+                allowed=tuple(predicted),
+                before_us=tuple(head_us),
+                before_bytes=tuple(head_bytes),
+                penalty_units=tuple(penalty),
+            ),
+            Option(
+                name=EXACT,
+                locked=True,
+                allowed=tuple(awaited),
+                before_bytes=tuple(point_bytes(table, n)),
+            ),
+        )
+    sorts = request.sorts
+    fallback = costs.profile.link
+    links = [[request.link(a, b, fallback) for b in range(len(sorts))] for a in range(len(sorts))]
+    fixed_us = _sums(costs.forward_fixed_us, costs.backward_fixed_us, costs.update_us)
+    kept = _sums(costs.parameter_bytes, costs.gradient_bytes, costs.optimizer_bytes)
+    profile = costs.profile
+    rate = profile.reduce_bytes_per_s or fallback.bandwidth_bytes_per_s
+    latency_us = profile.reduce_latency_us
+    return Problem(
+        times_us=tuple(
+            total - kept_us for total, kept_us in zip(costs.total_us, fixed_us, strict=True)
+        ),
+        fixed_us=fixed_us,
+        candidates=tuple(table.points),
         fixed=fixed,
         keep_together=together,
-        before_us=tuple(before_us),
-        after_us=tuple(after_us),
-        link_us=tuple(link_us),
-        memory_bytes=costs.memory_bytes,
-        before_bytes=tuple(before_bytes),
-        after_bytes=tuple(after_bytes),
-        limits_bytes=request.limits_bytes,
+        devices=tuple(DeviceClass(s.count, s.speed, s.memory_bytes) for s in sorts),
+        bandwidth=tuple(tuple(link.bandwidth_bytes_per_s for link in row) for row in links),
+        latency_us=tuple(tuple(link.latency_us for link in row) for row in links),
+        max_stages=request.devices,
+        stages=stages,
+        replica_counts=replicas,
+        reduce_us_per_byte=(1e6 / rate,) * len(sorts),
+        reduce_latency_us=(fallback.latency_us if latency_us is None else latency_us,) * len(sorts),
+        parameter_bytes=costs.gradient_bytes,
+        options=options,
+        unit=_PENALTY_UNIT,
+        max_decoupled=request.max_decoupled if purpose == "decoupled" else None,
+        message_us=tuple(messages_us),
+        nbytes=tuple(forth),
+        back_nbytes=tuple(back),
+        parameter_memory=tuple(int(nbytes) for nbytes in kept),
+        activation_memory=costs.activation_bytes,
+        after_bytes=tuple(buffers),
         preferences=tuple(preferences),
     )
+
+
+def point_bytes(table: CutTable, n: int) -> list[int]:
+    """For each gap the bytes of two messages: what waiting for a gradient keeps."""
+    kept = [0] * (n + 1)
+    for gap, point in table.points.items():
+        kept[gap] = 2 * point.nbytes
+    return kept
+
+
+def _sums(*columns: Sequence[float]) -> tuple[float, ...]:
+    return tuple(map(sum, zip(*columns, strict=True)))
+
+
+def _may_predict(choice: InterfaceChoice, values: tuple[Value, ...]) -> bool:
+    asked = choice.gradient == SYNTHETIC or (
+        choice.gradient == "auto" and SYNTHETIC in choice.sources
+    )
+    return asked and not head_misfit(values)
+
+
+def _may_wait(choice: InterfaceChoice, request: PartitionRequest) -> bool:
+    """Whether a locked cut may stand where a gradient could be predicted."""
+    if choice.gradient == "auto":
+        return EXACT in choice.sources or request.max_decoupled is not None
+    return choice.gradient == EXACT
 
 
 def head_memory_bytes(heads: HeadCost) -> int:
@@ -135,7 +282,7 @@ def _head_estimate(
     @cache
     def estimate(shapes: tuple[Shape, ...], choice: InterfaceChoice) -> HeadCost:
         values = [Value("", shape, "float32", 0, True) for shape in shapes]
-        if not values or choice.gradient == "exact" or head_misfit(values):
+        if not values:
             return HeadCost()
         k = choice.hidden_layers
         width = choice.width
@@ -146,8 +293,15 @@ def _head_estimate(
     return lambda values, choice: estimate(tuple(value.shape for value in values), choice)
 
 
-def _traffic(point: CutPoint, costs: Costs, link: Link) -> tuple[float, float]:
-    """Time that each of the two stages spends on messages, and that the link is busy one way."""
-    back = sum(value.nbytes for value in point.differentiable)
-    messages_us = message_us(point.nbytes, costs.profile) + message_us(back, costs.profile)
-    return messages_us, occupancy_us(point.nbytes + point.shared_nbytes, link)
+def check_devices(request: PartitionRequest) -> None:
+    """Check that the groups of devices add up.
+
+    Raises:
+        PartitionError: they do not.
+    """
+    total = sum(group.count for group in request.sorts)
+    if total != request.devices:
+        raise PartitionError(
+            f"the groups hold {total} devices, {request.devices} are asked for",
+            where="devices.groups",
+        )

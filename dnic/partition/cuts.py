@@ -219,6 +219,9 @@ def _why_not(
         return f"{op.name} computes nothing from the inputs: no cut lies right after it"
     if before not in following:
         return "nothing is computed after it"
+    if graph.last_use[op.name] == before:
+        # A stage of nothing else would neither receive nor send.
+        return "nobody uses its result"
     for held in crossing:
         if held.value is None:
             return f"{held.name} crosses it and is not a tensor"

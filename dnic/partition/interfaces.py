@@ -20,6 +20,7 @@ from dnic.cost import (
 )
 from dnic.errors import PartitionError, SpecError
 from dnic.graph.graph import Value
+from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
 from dnic.partition.heads import head_misfit, plan_head
 from dnic.partition.plan import (
@@ -117,6 +118,7 @@ def decide_interfaces(
     profile: DeviceProfile,
     batch_size: int,
     target: PlannedTarget | None,
+    placement: Placement,
 ) -> Decided:
     """Gradient source, head, window and predicted times of every interface.
 
@@ -128,6 +130,7 @@ def decide_interfaces(
         profile: the device.
         batch_size: samples in a batch.
         target: what training targets look like; None without training data.
+        placement: where the gradient at each cut comes from, and what each stage is on.
 
     Raises:
         PartitionError: a predicted gradient is asked for where no head can be built.
@@ -136,7 +139,9 @@ def decide_interfaces(
     for crossing in crossings:
         for stage in (crossing.source, crossing.to):
             busy_us[stage] += crossing.message_us(profile)
-    predicted = [_is_predicted(c, choice) for c, choice in zip(crossings, choices, strict=True)]
+    predicted = [
+        _is_predicted(c, choice, placement) for c, choice in zip(crossings, choices, strict=True)
+    ]
 
     def plan_heads(slack_us: Sequence[float]) -> tuple[list[HeadPlan], list[float]]:
         """Every head for its source's slack, and the stages' times with them."""
@@ -144,7 +149,7 @@ def decide_interfaces(
         total_us = busy_us.copy()
         for crossing, choice, is_predicted in zip(crossings, choices, predicted, strict=True):
             if not is_predicted:
-                heads.append((None, HeadCost(), _why_exact(crossing, choice)))
+                heads.append((None, HeadCost(), _why_exact(crossing, choice, request, placement)))
                 continue
             values, slack = crossing.differentiable, slack_us[crossing.source]
             heads.append(plan_head(values, choice, slack, profile, batch_size, target))
@@ -159,7 +164,7 @@ def decide_interfaces(
             for stage, us in enumerate(narrow_us)
         ]
     )
-    flows = _flows(crossings, choices, predicted, request, profile, total_us)
+    flows = _flows(crossings, choices, predicted, request, profile, total_us, placement)
     interfaces = tuple(
         _interface(*parts, total_us) for parts in zip(crossings, choices, flows, heads, strict=True)
     )
@@ -167,8 +172,11 @@ def decide_interfaces(
     return Decided(interfaces, flows, tuple(total_us), costs)
 
 
-def _is_predicted(crossing: Crossing, choice: InterfaceChoice) -> bool:
+def _is_predicted(crossing: Crossing, choice: InterfaceChoice, placement: Placement) -> bool:
     """Whether heads predict the gradient.
+
+    Across several cuts they do as soon as one of these is decoupled: waiting for the gradient of an
+    edge that skips stages would lock them all.
 
     Raises:
         PartitionError: it was asked for where no head can be built.
@@ -181,15 +189,28 @@ def _is_predicted(crossing: Crossing, choice: InterfaceChoice) -> bool:
             expected="real tensors with the batch on one axis",
             hint="gradient: exact, or a cut elsewhere",
         )
-    return bool(crossing.differentiable) and choice.gradient != "exact" and not misfit
+    if not crossing.differentiable or choice.gradient == "exact" or misfit:
+        return False
+    cut = placement.sources[crossing.source : crossing.to]
+    return choice.gradient == "synthetic" or "synthetic" in cut
 
 
-def _why_exact(crossing: Crossing, choice: InterfaceChoice) -> str:
+def _why_exact(
+    crossing: Crossing, choice: InterfaceChoice, request: PartitionRequest, placement: Placement
+) -> str:
     if not crossing.differentiable:
         return "nothing differentiable crosses: no gradient is needed"
     if choice.gradient == "exact":
         return "asked for: each step waits for the true gradient"
-    return f"{head_misfit(crossing.differentiable)}: each step waits for the true gradient"
+    misfit = head_misfit(crossing.differentiable)
+    if misfit:
+        return f"{misfit}: each step waits for the true gradient"
+    if "pipeline" in placement.sources:
+        return "a pipeline of microbatches: each step waits for the true gradient"
+    if request.max_decoupled is not None:
+        most = request.max_decoupled
+        return f"at most {most} predicted: each step waits for the true gradient here"
+    return "waiting for the true gradient costs less here than predicting it"
 
 
 def _why_predicted(crossing: Crossing, cost: HeadCost, stage_us: float) -> str:
@@ -209,6 +230,7 @@ def _flows(
     request: PartitionRequest,
     profile: DeviceProfile,
     stage_us: Sequence[float],
+    placement: Placement,
 ) -> tuple[Flow, ...]:
     """The traffic of each interface with its window."""
     open_flows = [
@@ -218,7 +240,9 @@ def _flows(
             to=crossing.to,
             nbytes=crossing.nbytes,
             gradient_nbytes=crossing.gradient_nbytes,
-            link=request.links.pick(crossing.source, crossing.to, profile.link),
+            link=request.link(
+                placement.groups[crossing.source], placement.groups[crossing.to], profile.link
+            ),
             locked=bool(crossing.differentiable) and not is_predicted,
         )
         for crossing, is_predicted in zip(crossings, predicted, strict=True)

@@ -15,6 +15,7 @@ from dnic.cost.profile import Link
 from dnic.errors import PartitionError
 
 Auto = Literal["auto"]
+ScheduleName = Literal["auto", "decoupled", "exact", "1f1b", "gpipe", "ddp", "backprop"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class InterfaceChoice:
 
     Attributes:
         gradient: `auto` decides.
+        sources: what `auto` may choose from.
+        penalty: for each source that predicts, the share of steps that it costs for the same
+            quality; 0 where nothing is said.
         hidden_layers: of the head, 0 to 3.
         width: of its hidden layers; None is full width, `auto` fits the stage's slack.
         context: what the head sees beside the activation.
@@ -32,12 +36,37 @@ class InterfaceChoice:
     """
 
     gradient: Literal["auto", "exact", "synthetic"] = "auto"
+    sources: tuple[Literal["exact", "synthetic"], ...] = ("synthetic",)
+    penalty: tuple[tuple[str, float], ...] = ()
     hidden_layers: int = 1
     width: int | Auto | None = "auto"
     context: Literal["target", "none"] = "target"
     lr: float = 1e-3
     window: int | Auto = "auto"
     warmup_steps: int | Auto = "auto"
+
+    def penalty_of(self, source: str) -> float:
+        """The penalty of one source."""
+        return dict(self.penalty).get(source, 0.0)
+
+
+@dataclass(frozen=True)
+class DeviceGroup:
+    """Devices of one sort, numbered one after the other: a machine, as a rule.
+
+    Attributes:
+        count: how many.
+        speed: how fast they run this model, where the device of the costs has 1.
+        memory_bytes: of each; None for unlimited.
+        link: between two of them; None for the default.
+        profile: what sort they are, for messages.
+    """
+
+    count: int
+    speed: float = 1.0
+    memory_bytes: int | None = None
+    link: Link | None = None
+    profile: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,15 +75,15 @@ class Links:
 
     Attributes:
         default: where nothing else is said; None is the link of the device's profile.
-        between: by the pair of device indices, in either order.
+        between: by the pair of groups of devices, in either order.
     """
 
     default: Link | None = None
     between: Mapping[tuple[int, int], Link] = field(default_factory=lambda: MappingProxyType({}))
 
-    def pick(self, source: int, to: int, fallback: Link) -> Link:
-        """The link from one device to another."""
-        found = self.between.get((source, to)) or self.between.get((to, source))
+    def between_groups(self, one: int, other: int, fallback: Link) -> Link:
+        """The link between the devices of two different groups."""
+        found = self.between.get((one, other)) or self.between.get((other, one))
         return found or self.default or fallback
 
 
@@ -69,6 +98,14 @@ class PartitionRequest:
             With `stages` also given, the solver adds the cuts that are missing.
         keep_together: groups of module paths that one stage must hold.
         memory_bytes: memory of each device, one number for all, or None for unlimited.
+        groups: the devices by sort, where they are not all alike; they add up to `devices`.
+        schedule: how to train; `auto` is what is predicted to be fastest.
+        microbatches: of pipelines.
+        replicas: copies of every stage; `auto` where they pay.
+        max_decoupled: predicted gradients at so many interfaces at most; None for any number.
+        overlap: part of an all-reduce that runs beside the backward pass, 0 to 1: 0 on CPUs, where
+            it needs the core that computes.
+        crowded: whether the devices are cores of one machine, which slow one another down.
         links: between devices.
         default: for every interface that `choices` does not name.
         choices: by the name of the interface, or of the module after which it is cut.
@@ -79,6 +116,13 @@ class PartitionRequest:
     cuts: tuple[str, ...] | None = None
     keep_together: tuple[tuple[str, ...], ...] = ()
     memory_bytes: int | tuple[int, ...] | None = None
+    groups: tuple[DeviceGroup, ...] = ()
+    schedule: ScheduleName = "auto"
+    microbatches: int | Auto = "auto"
+    replicas: int | Auto = "auto"
+    max_decoupled: int | None = None
+    overlap: float = 0.0
+    crowded: bool = False
     links: Links = field(default_factory=Links)
     default: InterfaceChoice = field(default_factory=InterfaceChoice)
     choices: Mapping[str, InterfaceChoice] = field(default_factory=lambda: MappingProxyType({}))
@@ -107,8 +151,44 @@ class PartitionRequest:
             )
 
     @property
-    def limits_bytes(self) -> tuple[int | None, ...]:
-        """Memory of each device."""
-        if isinstance(self.memory_bytes, tuple):
-            return self.memory_bytes
-        return (self.memory_bytes,) * self.devices
+    def sorts(self) -> tuple[DeviceGroup, ...]:
+        """The groups of devices; where none are given, one for each amount of memory."""
+        if self.groups:
+            return self.groups
+        if not isinstance(self.memory_bytes, tuple):
+            return (DeviceGroup(self.devices, memory_bytes=self.memory_bytes),)
+        return tuple(DeviceGroup(1, memory_bytes=nbytes) for nbytes in self.memory_bytes)
+
+    def link(self, one: int, other: int, fallback: Link) -> Link:
+        """The link between a device of one group and a device of another, or of the same."""
+        if one == other:
+            within = self.sorts[one].link
+            return within or self.links.default or fallback
+        return self.links.between_groups(one, other, fallback)
+
+    def slowest_link(self, fallback: Link) -> Link:
+        """The link that the slowest pair of devices has."""
+        sorts = self.sorts
+        pairs = [
+            (a, b)
+            for a in range(len(sorts))
+            for b in range(a, len(sorts))
+            if a != b or sorts[a].count > 1
+        ]
+        links = [self.link(a, b, fallback) for a, b in pairs] or [fallback]
+        return max(links, key=lambda link: (link.latency_us, -link.bandwidth_bytes_per_s))
+
+    def choice_at(self, name: str) -> InterfaceChoice:
+        """What is asked for the interface of that name."""
+        return self.choices.get(name, self.default)
+
+    @property
+    def free(self) -> bool:
+        """Whether nothing that is asked for fixes how the model is trained or where it is cut."""
+        choices = (self.default, *self.choices.values())
+        return (
+            self.schedule == "auto"
+            and self.stages is None
+            and self.cuts is None
+            and all(choice.gradient == "auto" for choice in choices)
+        )

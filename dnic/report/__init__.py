@@ -1,5 +1,6 @@
 """What people read: pictures of a plan, tables, figures with their units."""
 
+from dnic.report.alternatives import schedule_text, verdict_table
 from dnic.report.notes import plan_notes
 from dnic.report.partition import draw_plan, partition_diagram
 from dnic.report.planjson import plan_json
@@ -14,5 +15,7 @@ __all__ = [
     "plan_notes",
     "plan_table",
     "result_lines",
+    "schedule_text",
+    "verdict_table",
     "verify_table",
 ]

@@ -8,5 +8,15 @@ from dnic.partition.plan import Plan
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan with the keys of `plan.yaml`: only dicts, lists, strings, numbers, bools, None."""
-    return plan.model_dump(mode="json", by_alias=True)
+    """The plan, every way to train, and the verdict: dicts, lists, strings, numbers, bools, None.
+
+    Keys of `plan` are those of `plan.yaml`, where alternatives and verdict stand under
+    `prediction`.
+    """
+    content = plan.model_dump(mode="json", by_alias=True)
+    predicted = content["prediction"]
+    return {
+        "plan": content,
+        "alternatives": predicted["alternatives"],
+        "verdict": predicted["verdict"],
+    }

@@ -1,0 +1,146 @@
+"""The spec in the words of the rooms that come after it."""
+
+from __future__ import annotations
+
+from dnic.cost import DeviceProfile, Link, cost_model, load_profile
+from dnic.graph.graph import Graph
+from dnic.partition import InterfaceChoice, Links, PartitionRequest
+from dnic.partition.plan import PlannedNames, PlannedOptimizer, PlannedTraining
+from dnic.partition.request import DeviceGroup
+from dnic.spec import InterfaceSpec, LinkSpec, Spec
+from dnic.spec.devices import GroupSpec
+from dnic.spec.modelfile import ModelFile
+
+
+def names_of(spec: Spec, source: ModelFile) -> PlannedNames:
+    """What the emitted files call in the model file."""
+    return PlannedNames(
+        build=source.build_model.__name__,
+        example_inputs=spec.model.example_inputs,
+        loss=spec.model.loss if source.loss else None,
+        train_data=spec.model.train_data if source.train_data else None,
+        test_data=spec.model.test_data if source.test_data else None,
+    )
+
+
+def training_of(spec: Spec, batch_size: int) -> PlannedTraining:
+    """How the bundle trains."""
+    return PlannedTraining(
+        batch_size=spec.train.batch_size or batch_size,
+        epochs=spec.train.epochs,
+        optimizer=PlannedOptimizer(
+            name=spec.train.optimizer.name, options=dict(spec.train.optimizer.options)
+        ),
+        precision=spec.train.precision,
+        seed=spec.train.seed,
+    )
+
+
+def device_profile(spec: Spec) -> DeviceProfile:
+    """The device that costs are computed for: the spec's, or its first group's.
+
+    A stock profile, a file, or this machine as calibrated.
+
+    Raises:
+        SpecError: there is no such profile, or the file is wrong.
+    """
+    first = spec.devices.groups[0].profile if spec.devices.groups else None
+    return load_profile(first or spec.devices.profile)
+
+
+def is_gpu(spec: Spec, profile: DeviceProfile) -> bool:
+    """Whether the devices are GPUs; profiles of CPUs name no memory of their own."""
+    if spec.devices.kind != "auto":
+        return spec.devices.kind == "cuda"
+    return profile.memory_bytes is not None
+
+
+def measures(spec: Spec) -> bool:
+    """Whether operations are measured here: asked for, or this machine is what is planned for."""
+    devices = spec.devices
+    if devices.costs != "auto":
+        return devices.costs == "measured"
+    here = devices.profile == "auto" and not any(group.profile for group in devices.groups)
+    return here and not spec.model.meta
+
+
+def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionRequest:
+    """The spec in the partition's words.
+
+    Args:
+        spec: as given.
+        profile: of the device that costs are computed for.
+        graph: how fast other sorts of devices are depends on what they run.
+    """
+    devices, partition = spec.devices, spec.partition
+    # A starter spec writes every default out; the profile's own link is the better guess then.
+    given = devices.links.default != LinkSpec()
+    groups = _groups(devices.groups, profile, spec, graph)
+    return PartitionRequest(
+        devices=devices.count,
+        stages=None if partition.stages == "auto" else partition.stages,
+        cuts=None if partition.cuts == "auto" else partition.cuts,
+        keep_together=partition.keep_together,
+        memory_bytes=devices.memory or profile.memory_bytes,
+        groups=groups,
+        schedule=partition.schedule,
+        microbatches=partition.microbatches,
+        replicas=partition.replicas,
+        max_decoupled=partition.max_decoupled_interfaces,
+        overlap=1.0 if is_gpu(spec, profile) else 0.0,
+        crowded=not is_gpu(spec, profile) and all(group.count > 1 for group in groups),
+        links=Links(
+            _link(devices.links.default) if given else None,
+            {link.groups: _link(link) for link in devices.links.between},
+        ),
+        default=_choice(spec.interface("default")),
+        choices={name: _choice(spec.interface(name)) for name in spec.interface_names()},
+    )
+
+
+def _groups(
+    groups: tuple[GroupSpec, ...], profile: DeviceProfile, spec: Spec, graph: Graph
+) -> tuple[DeviceGroup, ...]:
+    """The groups of devices, with their speed on this model beside that of `profile`."""
+    return tuple(_group(group, profile, spec, graph) for group in groups)
+
+
+def _group(group: GroupSpec, profile: DeviceProfile, spec: Spec, graph: Graph) -> DeviceGroup:
+    own = load_profile(group.profile) if group.profile else profile
+    speed = 1.0
+    if own != profile:
+        optimizer = spec.train.optimizer
+        whole_us = [
+            sum(cost_model(graph, one, optimizer.name, dict(optimizer.options)).total_us)
+            for one in (profile, own)
+        ]
+        speed = whole_us[0] / whole_us[1]
+    return DeviceGroup(
+        count=group.count,
+        speed=speed * group.speed,
+        memory_bytes=group.memory or spec.devices.memory or own.memory_bytes,
+        link=_link(group.link) if group.link else own.link,
+        profile=own.name,
+    )
+
+
+def _link(link: LinkSpec) -> Link:
+    return Link(
+        name="spec",
+        bandwidth_bytes_per_s=link.bandwidth_bytes_per_s,
+        latency_us=link.latency_us,
+    )
+
+
+def _choice(interface: InterfaceSpec) -> InterfaceChoice:
+    return InterfaceChoice(
+        gradient=interface.gradient,
+        sources=interface.sources,
+        penalty=tuple(interface.penalty.model_dump().items()),
+        hidden_layers=interface.head.hidden_layers,
+        width=interface.head.width,
+        context=interface.head.context,
+        lr=interface.head.lr,
+        window=interface.window,
+        warmup_steps=interface.warmup_steps,
+    )
