@@ -6,6 +6,9 @@
 3. `oracle`: the decoupled machinery, its heads running and training, but handed the true gradient,
    equals `exact`.
 
+Where the plan's schedule is another one (`ddp`, `gpipe`, `1f1b`), `schedule` comes after these: the
+emitted program as planned follows plain backprop.
+
 Dropout is off in rungs 2 and 3: each process has random numbers of its own. Rung 1 has it on.
 Beside them stands a second opinion on the capture (`dnic.trace.crosscheck`), which fails nothing.
 What was found is kept in the bundle (`dnic.proof.proof_file`).
@@ -24,6 +27,7 @@ from torch import Tensor, nn
 
 from dnic.codegen.planfile import read_plan_file
 from dnic.partition.plan import Plan
+from dnic.proof.additive import losses_add_up
 from dnic.proof.modules import bundle_modules
 from dnic.proof.proof_file import PROOF_FILE, proof_file, write_proof
 from dnic.proof.rung import Rung, ladder
@@ -32,7 +36,7 @@ from dnic.proof.tolerance import LOSSES, close, error
 from dnic.runtime import Record, launch, read_record
 from dnic.runtime.bundle import PLAN_FILE, Bundle, check_stages, load_bundle, read_plan
 from dnic.runtime.names import INIT_FILE, load_initial
-from dnic.runtime.options import Mode
+from dnic.runtime.plan import Mode
 from dnic.trace import to_meta
 from dnic.trace.crosscheck import CrossCheck, cross_check
 
@@ -120,11 +124,16 @@ def _runs_compared(folder: Path, plan: Plan, begin: Callable[[str], None]) -> li
         begin("exact")
         record = runs.record("exact")
         backprop = "plain backprop in one process"
-        exact = _compared("exact", record, runs.record("backprop"), backprop)
+        rungs = [_compared("exact", record, runs.record("backprop"), backprop)]
         if len(plan.stages) == 1:
-            return [exact, _untried("oracle", "one stage has no interfaces")]
-        begin("oracle")
-        return [exact, _compared("oracle", runs.record("oracle"), record, "the exact run")]
+            rungs.append(_untried("oracle", "one stage has no interfaces"))
+        else:
+            begin("oracle")
+            rungs.append(_compared("oracle", runs.record("oracle"), record, "the exact run"))
+        if plan.schedule.mode in ("ddp", "gpipe", "1f1b"):
+            begin("schedule")
+            rungs.append(_as_planned(folder, plan, runs))
+        return rungs
 
 
 @dataclass(frozen=True)
@@ -135,8 +144,10 @@ class _Runs:
     temporary: Path
 
     def record(self, mode: Mode) -> Record:
-        """Losses and final parameters of `STEPS` steps."""
+        """Losses and final parameters of `STEPS` steps; run once."""
         kept = self.temporary / mode
+        if kept.is_dir():
+            return read_record(kept)
         extra = ("--no-dropout", "--no-evaluate", "--no-checkpoint", f"--max-steps={STEPS}")
         launch(
             self.folder,
@@ -147,6 +158,19 @@ class _Runs:
             extra=(*extra, f"--record={kept}", "--device=cpu"),
         )
         return read_record(kept)
+
+
+def _as_planned(folder: Path, plan: Plan, runs: _Runs) -> Rung:
+    """The planned schedule against backprop, where parts of a batch are as good as the batch."""
+    mode, names = plan.schedule.mode, plan.model.names
+    if not losses_add_up(folder, names.build, names.loss, names.train_data or "train_data"):
+        return _untried(
+            "schedule",
+            f"{mode} takes parts of a batch, and the loss of a batch is not the mean of its parts' "
+            "(BatchNorm, or a loss that is no mean over samples)",
+        )
+    record = runs.record(mode)
+    return _compared("schedule", record, runs.record("backprop"), f"backprop, with {mode}")
 
 
 def _compared(name: str, ours: Record, reference: Record, what: str) -> Rung:

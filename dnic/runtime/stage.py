@@ -54,6 +54,11 @@ class Stage(nn.Module):
         self._fixed = _fixed_modes(source, self)
         self.train(source.training)
 
+    def __getitem__(self, key: int | str) -> nn.Module | Tensor:
+        """A part by index or key: the model may itself be an `nn.Sequential`."""
+        part: nn.Module | Tensor = getattr(self, str(key))
+        return part
+
     def train(self, mode: bool = True) -> Stage:
         """Sets the mode of every module, but for those that the model's own `train` leaves alone.
 

@@ -31,6 +31,14 @@ class Model(nn.Module):
         self.again = self.blocks[0]
 
 
+def test_a_model_that_is_a_sequence() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
+    stage = Stage(model, "1", "2")
+    assert stage[1] is model[1]
+    assert stage[2] is model[2]
+    assert list(stage.state_dict()) == ["2.weight", "2.bias"]
+
+
 def test_keys_and_parts_are_the_models_own() -> None:
     model = Model()
     stage = Stage(model, "embed", "blocks.1", "blocks.2.scale", "named.first", "steps", "table")
