@@ -13,6 +13,7 @@ from dnic.cost import Costs, DeviceProfile, Link, cost_model
 from dnic.errors import PartitionError, SpecError
 from dnic.graph.graph import Graph, Operation, Value
 from dnic.partition import (
+    DeviceGroup,
     InterfaceChoice,
     Links,
     PartitionRequest,
@@ -23,6 +24,7 @@ from dnic.partition import (
     check_plan,
     choose_cuts,
     make_plan,
+    place,
     print_plan,
 )
 from dnic.partition.heads import context_misfit, head_misfit
@@ -67,8 +69,8 @@ def plan_of(
     target: PlannedTarget | None = LABELS,
 ) -> Plan:
     costs = cost_model(fine, device)
-    cuts = choose_cuts(fine, costs, request)
-    return make_plan(coarse, fine, costs, cuts, request, TRAINING, target)
+    placed = place(fine, costs, request)
+    return make_plan(coarse, fine, costs, placed.cuts, request, TRAINING, target, placed)
 
 
 def test_tensors_go_straight_to_the_stage_that_uses_them(planned: Plan) -> None:
@@ -165,7 +167,7 @@ def test_exact_everywhere_is_predicted_as_no_gain(
     chain: Callable[..., Graph], device: DeviceProfile
 ) -> None:
     graph = chain([15_000_000_000, 10_000_000_000])
-    plan = plan_of(graph, graph, device, PartitionRequest(2, default=EXACT))
+    plan = plan_of(graph, graph, device, PartitionRequest(2, stages=2, default=EXACT))
     assert plan.interfaces[0].reason == "asked for: each step waits for the true gradient"
     assert plan.interfaces[0].window == 1
     assert plan.prediction.bottleneck == "stage0 + stage1"
@@ -190,7 +192,8 @@ def test_a_far_link_opens_the_window(chain: Callable[..., Graph], device: Device
     near = plan_of(graph, graph, device, PartitionRequest(2))
     far_link = Link(name="far", bandwidth_bytes_per_s=1e9, latency_us=100_000.0)
     by_default = PartitionRequest(2, links=Links(default=far_link))
-    by_pair = PartitionRequest(2, links=Links(between={(1, 0): far_link}))
+    apart = (DeviceGroup(1), DeviceGroup(1))
+    by_pair = PartitionRequest(2, groups=apart, links=Links(between={(1, 0): far_link}))
     for request in (by_default, by_pair):
         far = plan_of(graph, graph, device, request)
         assert near.interfaces[0].window == 2
@@ -408,7 +411,8 @@ def edited(planned: Plan, part: str, index: int, **changes: object) -> Plan:
     [
         ("stages", 0, {"time_share": 0.9}, "the stages' shares of time add up to"),
         ("stages", 0, {"operations": ()}, "stage0 returns mask, which it does not make"),
-        ("stages", 1, {"device": 5}, "stage 1 is called stage1 and is on device 5"),
+        ("stages", 1, {"device": 2}, "2 stages are on device 2"),
+        ("stages", 1, {"name": "stage2"}, "stage 1 is called stage2"),
         ("stages", 1, {"inputs": ()}, "b in stage1 uses a, which is not there"),
         ("stages", 0, {"outputs": ("a",)}, "carries mask, which stage0 does not return"),
         ("stages", 0, {"outputs": ("mask", "a", "x")}, "stage0 returns x, which nobody takes"),

@@ -196,7 +196,7 @@ def test_what_is_no_tensor_and_what_the_capture_forbade(operation: Make, graph_o
     assert caught.value.hint == "a, the nearest place for a cut"
 
 
-def test_a_gap_that_nothing_crosses(operation: Make, graph_of: Build) -> None:
+def test_a_gap_behind_a_result_that_nobody_uses(operation: Make, graph_of: Build) -> None:
     graph = graph_of(
         [
             operation("x", kind="input", differentiable=False),
@@ -206,7 +206,7 @@ def test_a_gap_that_nothing_crosses(operation: Make, graph_of: Build) -> None:
             operation("output", ("constant",), kind="output", shape=None),
         ]
     )
-    assert cut_points(graph).refused[2] == "no tensor crosses it"
+    assert cut_points(graph).refused[2] == "nobody uses its result"
 
 
 def test_a_module_that_does_not_exist(residual: Graph) -> None:

@@ -139,6 +139,6 @@ def test_modules_in_few_words(modules: list[str], expected: str) -> None:
 
 def test_a_plan_as_json_can_be_read_back(transformer_plan: MakePlan) -> None:
     plan = transformer_plan(6, 9)
-    content = json.loads(json.dumps(plan_json(plan), allow_nan=False))
+    content = json.loads(json.dumps(plan_json(plan), allow_nan=False))["plan"]
     assert content["interfaces"][0]["from"] == 0
     assert Plan.model_validate(content) == plan
