@@ -56,6 +56,24 @@ def test_gpipe_has_a_formula(
     assert gpipe_us(made) == pytest.approx(made.simulate(STEPS).step_us(MEASURED), rel=1e-9)
 
 
+@given(chain=chains(ALONE), rounds=whole(4, 1), chunks=whole(2, 1))
+def test_each_device_is_busy_as_long_as_the_simulation_has_it(
+    chain: tuple[list, list], rounds: int, chunks: int
+) -> None:
+    stages, cuts = chain
+    chunks = chunks if len(stages) % chunks == 0 else 1
+    devices = len(stages) // chunks
+    made = pipeline._pipeline(
+        stages,
+        cuts,
+        rounds * devices,
+        Machine(step_us=2, microbatch_us=1),
+        devices,
+        lambda *at: pipeline.interleaved_order(*at, chunks),
+    )
+    assert made.simulate(3).busy_us_per_step(1) == pytest.approx(made.busy_us(), rel=1e-9)
+
+
 @given(stage=ALONE, devices=whole(6, 1), microbatches=whole(20, 1), latency_us=st.floats(0, 50))
 def test_1f1b_of_equal_stages_has_a_formula(
     stage: StageWork, devices: int, microbatches: int, latency_us: float
