@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from dnic.partition.exact import DeviceClass, Option, Problem
@@ -86,4 +87,27 @@ def random_problem(seed: int, most_operations: int = 7) -> Problem:
         else (),
         tolerance=pick.choice((0.0, 0.06, 0.06, 0.5)),
         idle_share=pick.choice((0.1, 0.1, 0.0, 0.4)),
+    )
+
+
+def random_plain_problem(seed: int) -> Problem:
+    """One class of devices with replicas, nothing locked and no penalties."""
+    pick = Random(seed)
+    problem = random_problem(seed)
+    count = pick.randint(1, 6)
+    rates = tuple(row[:1] for row in problem.bandwidth[:1])
+    return replace(
+        problem,
+        devices=(replace(problem.devices[0], count=count),),
+        options=tuple(
+            replace(option, locked=False, penalty_units=()) for option in problem.options[-2:]
+        ),
+        replica_counts=pick.choice(((1, 2), (1, 2, 4), (1, 3), (2,), (1, 2, 3, 4, 5))),
+        bandwidth=rates,
+        latency_us=(),
+        reduce_us_per_byte=problem.reduce_us_per_byte[:1],
+        reduce_latency_us=problem.reduce_latency_us[:1],
+        stages=pick.choice((None, pick.randint(1, count))),
+        max_stages=pick.choice((None, pick.randint(1, count))),
+        max_decoupled=None,
     )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from dnic.errors import PartitionError
 from dnic.partition.exact import Problem, Solution, solve_exact
 from tests.partition.exact_oracle import Judged, every_partition, judge
-from tests.partition.exact_problems import random_problem
+from tests.partition.exact_problems import random_plain_problem, random_problem
 
 # As the solver: a hair above, so that rounding excludes nothing.
 HAIR = 1 + 3e-9
@@ -77,3 +77,9 @@ def check(problem: Problem) -> bool:
 @settings(max_examples=1500, deadline=None)
 def test_as_good_as_everything_that_there_is(seed: int) -> None:
     check(random_problem(seed))
+
+
+@given(st.integers(0, 2**40))
+@settings(max_examples=500, deadline=None)
+def test_replicas_on_one_class_without_penalties(seed: int) -> None:
+    check(random_plain_problem(seed))

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dnic.partition.exact.terrain import Booleans, Floats, Integers
+from dnic.partition.exact.terrain import Booleans, Floats, Integers, Terrain
 
 _MOST_PAIRS = 4_000_000
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,31 @@ class Rules:
             & (self.start_bytes[starts] >= self.end_bytes[ends])
         )
         return allowed
+
+
+def rules_for(terrain: Terrain, way: tuple[int, int, int], least_us: float) -> Rules:
+    """The rules for a class, a number of replicas and the option of the cut behind the stage.
+
+    Args:
+        terrain: the columns.
+        way: these three.
+        least_us: operations of the stage may take no less.
+    """
+    device, replicas, _ = way
+    behind = np.arange(terrain.last + 1)
+    if least_us > 0:
+        work = terrain.work(device, replicas)
+        enough = work - least_us * (1 - _ROUNDING)
+        behind = np.minimum(behind, np.searchsorted(work, enough, side="right"))
+    start_bytes, end_bytes = terrain.start_bytes(replicas), terrain.end_bytes(*way)
+    return Rules(
+        lowest=terrain.lowest,
+        behind=behind,
+        start_bytes=start_bytes,
+        end_bytes=end_bytes,
+        first_fitting=terrain.first_fitting(*way),
+        binding=terrain.has_fixed or bool(start_bytes.min() < end_bytes.max()),
+    )
 
 
 class Keys:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from dnic.partition.exact.evaluate import Costs, costs_of
+from dnic.partition.exact.levels import Levels
 from dnic.partition.exact.problem import Partition, Problem
-from dnic.partition.exact.states import StateGraph, state_graph
+from dnic.partition.exact.states import state_graph
 from dnic.partition.exact.sweep import Bounds, Found, Sweep
 from dnic.partition.exact.terrain import Terrain
 
@@ -62,8 +63,13 @@ class Search:
         if most_decoupled is not None and most_decoupled >= most - 1:
             most_decoupled = None
         self.terrain = Terrain(problem, problem.open_gaps if gaps is None else gaps, extra_bytes)
-        self.graph: StateGraph = state_graph(problem, counted or stages is not None, most)
-        self.sweep = Sweep(self.terrain, self.graph, most_decoupled)
+        counted = counted or stages is not None or most < problem.device_count
+        self.sweep: Sweep | Levels
+        if _is_plain(self.terrain):
+            self.sweep = Levels(self.terrain, most)
+        else:
+            graph = state_graph(problem, counted, most)
+            self.sweep = Sweep(self.terrain, graph, most_decoupled)
         self.most_stages = most
 
     @cached_property
@@ -75,10 +81,10 @@ class Search:
     @cached_property
     def least_us(self) -> float:
         """No step is shorter."""
-        states = self.graph.states
-        most = max(state.used for state in states)
-        most = min(most, states[0].left)
-        return float(self.terrain.least_work[-1]) / most if most else 0.0
+        devices, most_replicas = self.problem.devices, max(self.problem.replica_counts)
+        most = sum(one.speed * one.count for one in devices)
+        most = min(most, max(one.speed for one in devices) * most_replicas * self.most_stages)
+        return float(self.terrain.least_work[-1]) / most
 
     def any(self) -> Candidate | None:
         """Some partition, however slow; None where none satisfies the constraints."""
@@ -164,3 +170,14 @@ class Search:
         if found is None:
             return None
         return Candidate(found.partition, costs_of(self.terrain, found.partition))
+
+
+def _is_plain(terrain: Terrain) -> bool:
+    """Whether the fewest devices are all that counts for stages with replicas."""
+    problem = terrain.problem
+    return (
+        len(problem.devices) == 1
+        and problem.replica_counts != (1,)
+        and not any(option.locked for option in problem.options)
+        and not any(column.any() for column in terrain.units)
+    )

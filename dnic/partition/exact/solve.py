@@ -17,6 +17,7 @@ from dnic.partition.exact.descent import Limits, descend
 from dnic.partition.exact.explain import explain
 from dnic.partition.exact.problem import Problem, Solution
 from dnic.partition.exact.search import PRECISION, Candidate, Search
+from dnic.partition.exact.states import any_order, orders_searched
 from dnic.partition.exact.sweep import Bounds
 from dnic.partition.exact.terrain import Integers
 
@@ -52,7 +53,6 @@ class _Solver:
         used = [0] * len(self.problem.devices)
         for device, replicas in chosen.partition.placement:
             used[device] += replicas
-        graph = self.search.graph
         return Solution(
             partition=chosen.partition,
             step_us=chosen.costs.step_us,
@@ -61,8 +61,8 @@ class _Solver:
             optimum=self.best.objective,
             optimum_us=self.best.costs.step_us,
             devices_used=tuple(used),
-            exact=graph.exact,
-            searched=graph.searched,
+            exact=any_order(self.problem),
+            searched=orders_searched(self.problem),
             examined=self.examined,
         )
 

@@ -51,13 +51,9 @@ class StateGraph:
 
     Attributes:
         states: every edge points to a later one.
-        exact: no order of devices is left out.
-        searched: which orders there are.
     """
 
     states: tuple[State, ...]
-    exact: bool
-    searched: str
 
 
 def state_graph(problem: Problem, counted: bool, most_stages: int) -> StateGraph:
@@ -68,18 +64,24 @@ def state_graph(problem: Problem, counted: bool, most_stages: int) -> StateGraph
         counted: whether states tell how many stages there are.
         most_stages: no more than so many.
     """
-    classes = len(problem.devices)
     counted = counted or most_stages < problem.device_count
-    keys: _Keys
-    if classes == 1 or prod(one.count + 1 for one in problem.devices) <= MOST_COUNTS:
-        keys = _Counts(problem)
-        searched, exact = "every order of the devices", True
-    else:
-        keys = in_turn = _ClassByClass(problem)
-        orders = str(len(in_turn.orders)) if in_turn.orders else "all"
-        searched = f"{orders} orders of the classes, the devices of each class together"
-        exact = False
-    return StateGraph(_grown(problem, keys, counted, most_stages), exact, searched)
+    keys: _Keys = _Counts(problem) if any_order(problem) else _ClassByClass(problem)
+    return StateGraph(_grown(problem, keys, counted, most_stages))
+
+
+def any_order(problem: Problem) -> bool:
+    """Whether every order of the devices is searched."""
+    devices = problem.devices
+    return len(devices) == 1 or prod(one.count + 1 for one in devices) <= MOST_COUNTS
+
+
+def orders_searched(problem: Problem) -> str:
+    """Which orders of the devices are searched."""
+    if any_order(problem):
+        return "every order of the devices"
+    orders = _ClassByClass(problem).orders
+    number = str(len(orders)) if orders else "all"
+    return f"{number} orders of the classes, the devices of each class together"
 
 
 class _Keys(Protocol):

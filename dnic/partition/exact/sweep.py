@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from dnic.partition.exact.problem import Partition
-from dnic.partition.exact.reach import Keys, Rules
+from dnic.partition.exact.reach import Keys, Rules, rules_for
 from dnic.partition.exact.states import Edge, State, StateGraph
 from dnic.partition.exact.terrain import Booleans, Floats, Integers, Terrain
 
@@ -158,22 +158,7 @@ class _Run:
         return least
 
     def _rules(self, device: int, replicas: int, option: int) -> Rules:
-        terrain = self.terrain
-        behind = np.arange(terrain.last + 1)
-        if self.bounds.least_us > 0:
-            work = terrain.work(device, replicas)
-            enough = work - self.bounds.least_us * (1 - _ROUNDING)
-            behind = np.minimum(behind, np.searchsorted(work, enough, side="right"))
-        start_bytes = terrain.start_bytes(replicas)
-        end_bytes = terrain.end_bytes(device, replicas, option)
-        return Rules(
-            lowest=terrain.lowest,
-            behind=behind,
-            start_bytes=start_bytes,
-            end_bytes=end_bytes,
-            first_fitting=terrain.first_fitting(device, replicas, option),
-            binding=terrain.has_fixed or bool(start_bytes.min() < end_bytes.max()),
-        )
+        return rules_for(self.terrain, (device, replicas, option), self.bounds.least_us)
 
     def _free(self, device: int, replicas: int) -> Booleans:
         """Where the link behind such a stage is quick enough for a decoupled cut.
