@@ -4,13 +4,14 @@ from dnic.cost.analytic import AnalyticModel, cost_model
 from dnic.cost.calibration import calibrate
 from dnic.cost.costs import CostModel, Costs, Crowding, SharePoint
 from dnic.cost.head import (
-    HeadCost,
-    TargetSize,
     choose_width,
     head_cost,
     head_features,
+    samples_of,
     stage_slack_us,
 )
+from dnic.cost.head_parts import HeadCost, Source, TargetSize
+from dnic.cost.head_time import time_head
 from dnic.cost.link import message_us, occupancy_us, transfer_us
 from dnic.cost.measured import MeasuredModel
 from dnic.cost.optimizer import UpdateRule, update_rule, update_us
@@ -29,6 +30,7 @@ __all__ = [
     "Link",
     "MeasuredModel",
     "SharePoint",
+    "Source",
     "TargetSize",
     "UpdateRule",
     "calibrate",
@@ -40,7 +42,9 @@ __all__ = [
     "load_profile",
     "message_us",
     "occupancy_us",
+    "samples_of",
     "stage_slack_us",
+    "time_head",
     "transfer_us",
     "update_rule",
     "update_us",

@@ -12,12 +12,24 @@ how well a head of that width predicts is not known before training.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from math import prod
 
+from dnic.cost.head_parts import (
+    FLOAT_BYTES,
+    HeadCost,
+    Part,
+    Source,
+    TargetSize,
+    channels_first,
+    element_wise,
+    layout_of,
+    linear,
+)
 from dnic.cost.optimizer import update_rule, update_us
 from dnic.cost.profile import DeviceProfile
+from dnic.cost.tail import tail_cost
 from dnic.graph.graph import Value
 from dnic.graph.shape import Shape, Size, batch_multiple, resolve
 
@@ -26,13 +38,11 @@ NARROWEST = 16
 WIDEST = 256
 SLACK_SHARE = 0.05
 
-_FLOAT_BYTES = 4
 _MOST_FLAT = 4096
 _MOST_SLOTS = 16
 _MOST_VALUES = 1024
 _CELLS = 4
 _FULL_CODE_WIDTH = 32
-_MOST_POSITION_AXES = 3
 
 # Measured on one CPU thread. Learning walks through tensors of the activation's size beside the
 # head's own arithmetic: scale and standardise the gradient, statistics of the input, error, cosine.
@@ -42,49 +52,9 @@ _LEARNING_LAUNCHES = 20
 _MAPS_FACTOR = 3.0
 
 
-@dataclass(frozen=True)
-class TargetSize:
-    """What heads see of the targets.
-
-    Attributes:
-        shape: of one sample's targets; () for one class per sample.
-        classes: number of categories; None for real values.
-    """
-
-    shape: tuple[int, ...]
-    classes: int | None
-
-
-@dataclass(frozen=True)
-class HeadCost:
-    """Size and time of heads.
-
-    Attributes:
-        parameters: number of parameters.
-        forward_us: predicting the gradient of one batch.
-        train_us: learning from one batch: forward again, backward, Adam's step.
-    """
-
-    parameters: int = 0
-    forward_us: float = 0.0
-    train_us: float = 0.0
-
-    @property
-    def total_us(self) -> float:
-        """Microseconds that they add to a step."""
-        return self.forward_us + self.train_us
-
-    def __add__(self, other: HeadCost) -> HeadCost:
-        return HeadCost(
-            self.parameters + other.parameters,
-            self.forward_us + other.forward_us,
-            self.train_us + other.train_us,
-        )
-
-
 def head_features(value: Value) -> int:
     """Features of each position: the last axis of vectors and sequences, axis 1 of maps."""
-    return _layout(_samples(value.shape)[1])[0]
+    return layout_of(_samples(value.shape)[1])[0]
 
 
 def head_cost(
@@ -94,8 +64,12 @@ def head_cost(
     width: int | None,
     profile: DeviceProfile,
     target: TargetSize | None = None,
+    source: Source = "synthetic",
 ) -> HeadCost:
     """What the heads of all `values` that cross one interface cost together.
+
+    `exact` and `stale` gradients come over the link: no head. `synthetic` heads are those of
+    `dnic.runtime.heads`. `virtual` and `local` ones are a small tail (`dnic.cost.tail`).
 
     Args:
         values: the differentiable tensors, the batch on one axis; each has a head of its own.
@@ -104,13 +78,24 @@ def head_cost(
         width: of the hidden layers; None is as wide as the tensor's features.
         profile: the device.
         target: what the heads see of the targets; None without context.
+        source: where the gradient comes from.
     """
     cost = HeadCost()
+    if source in ("exact", "stale"):
+        return cost
     for value in values:
-        rows, sample = _samples(value.shape)
-        count = resolve((rows,), batch_size)[0]
+        count, sample = samples_of(value, batch_size)
+        if source != "synthetic":
+            cost += tail_cost(count, sample, hidden_layers, width, profile, target, source)
+            continue
         cost += _one_head(count, sample, hidden_layers, width, profile, target)
     return cost
+
+
+def samples_of(value: Value, batch_size: int) -> tuple[int, tuple[int, ...]]:
+    """How many samples a head reads in a tensor of so large a batch, and the shape of one."""
+    rows, sample = _samples(value.shape)
+    return resolve((rows,), batch_size)[0], sample
 
 
 def choose_width(
@@ -162,22 +147,6 @@ def stage_slack_us(stage_us: float, slowest_us: float) -> float:
     return max(SLACK_SHARE * stage_us, slowest_us - stage_us)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A piece of a head: its parameters, in how many tensors, and its forward time."""
-
-    parameters: int
-    tensors: int
-    forward_us: float
-
-    def __add__(self, other: _Part) -> _Part:
-        return _Part(
-            self.parameters + other.parameters,
-            self.tensors + other.tensors,
-            self.forward_us + other.forward_us,
-        )
-
-
 @cache
 def _one_head(
     rows: int,
@@ -188,12 +157,12 @@ def _one_head(
     target: TargetSize | None,
 ) -> HeadCost:
     """One head for `rows` samples of shape `sample`."""
-    features, positions = _layout(sample)
+    features, positions = layout_of(sample)
     code_width = width or features
     if width is None and hidden_layers == 0:
         code_width = _FULL_CODE_WIDTH
     informed = False
-    part = _Part(0, 0, 0.0)
+    part = Part(0, 0, 0.0)
     if target is not None:
         code, informed = _context(target, sample, code_width, rows, profile)
         part += code
@@ -201,23 +170,23 @@ def _one_head(
         features, positions = prod(sample), ()
     count = rows * prod(positions)
     if width is None and hidden_layers == 0:
-        part += _linear(features, features, count, profile)
+        part += linear(features, features, count, profile)
         # The map of the code is there even where no code comes.
-        part += _linear(_FULL_CODE_WIDTH, features, count if target else 0, profile)
+        part += linear(_FULL_CODE_WIDTH, features, count if target else 0, profile)
     else:
         rank = width or features
         shared = _low_rank(features, rank, hidden_layers, count, profile)
-        if positions and _channels_first(sample):
+        if positions and channels_first(sample):
             shared = replace(shared, forward_us=_MAPS_FACTOR * shared.forward_us)
         part += shared
     if positions and not informed and width is not None:
         cells = features * prod(min(size, _CELLS) for size in positions)
         part += _low_rank(cells, width, hidden_layers, rows, profile)
-        part += _element_wise(3, rows * prod(sample), profile)
-    walks_us = _element_wise(_LEARNING_WALKS, rows * prod(sample), profile).forward_us
+        part += element_wise(3, rows * prod(sample), profile)
+    walks_us = element_wise(_LEARNING_WALKS, rows * prod(sample), profile).forward_us
     walks_us += _LEARNING_LAUNCHES * profile.overhead_us
     adam = update_rule("Adam", {"fused": True})
-    adam_us = update_us(adam, _FLOAT_BYTES * part.parameters, part.tensors, profile)
+    adam_us = update_us(adam, FLOAT_BYTES * part.parameters, part.tensors, profile)
     train_us = 3 * part.forward_us + walks_us + adam_us
     return HeadCost(part.parameters, part.forward_us, train_us)
 
@@ -237,77 +206,42 @@ def _samples(shape: Shape) -> tuple[Size, tuple[int, ...]]:
     return rows, rest
 
 
-def _layout(sample: tuple[int, ...]) -> tuple[int, tuple[int, ...]]:
-    """Features, and sizes of the position axes; positions () for one vector per sample."""
-    if len(sample) <= 1:
-        return prod(sample), ()
-    if not _channels_first(sample):
-        return sample[-1], sample[:-1]
-    sizes = sample[1:]
-    if len(sizes) > _MOST_POSITION_AXES:
-        kept = _MOST_POSITION_AXES - 1
-        sizes = (*sizes[:kept], prod(sizes[kept:]))
-    return sample[0], sizes
-
-
-def _channels_first(sample: tuple[int, ...]) -> bool:
-    """Whether features precede positions: in maps, but for a square of positions before features.
-
-    Such squares (`[14, 14, 384]`) come from attention over windows.
-    """
-    square = len(sample) == 3 and sample[0] == sample[1] != sample[2]
-    return len(sample) >= 3 and not square
-
-
 def _context(
     target: TargetSize,
     sample: tuple[int, ...],
     width: int,
     rows: int,
     profile: DeviceProfile,
-) -> tuple[_Part, bool]:
+) -> tuple[Part, bool]:
     """The code of the targets, and whether every position has one of its own."""
-    _, positions = _layout(sample)
+    _, positions = layout_of(sample)
     count, rank = prod(target.shape), len(positions)
     if target.classes is not None:
         alike = target.shape == positions or count > _MOST_SLOTS
         informed = bool(positions) and len(target.shape) == rank and alike
         slots = count if not informed and count <= _MOST_SLOTS else 1
         codes = rows * (prod(positions) if informed else 1)
-        part = _Part(slots * (target.classes + 1) * width, 1, 0.0)
-        return part + _element_wise(2, codes * width, profile), informed
-    channels_first = _channels_first(sample)
+        part = Part(slots * (target.classes + 1) * width, 1, 0.0)
+        return part + element_wise(2, codes * width, profile), informed
+    maps = channels_first(sample)
     informed = bool(positions) and len(target.shape) in (rank, rank + 1)
-    if informed and not channels_first:
+    if informed and not maps:
         informed = target.shape[:rank] == positions
     values = min(count, _MOST_VALUES)
     if informed:
         alone = len(target.shape) == rank
-        values = 1 if alone else target.shape[0 if channels_first else -1]
+        values = 1 if alone else target.shape[0 if maps else -1]
     codes = rows * (prod(positions) if informed else 1)
-    return _linear(values, width, codes, profile), informed
+    return linear(values, width, codes, profile), informed
 
 
 def _low_rank(
     features: int, rank: int, hidden_layers: int, rows: int, profile: DeviceProfile
-) -> _Part:
+) -> Part:
     """Standardise, `features -> rank (-> rank)* -> features`, and the added code."""
-    part = _element_wise(1, rows * features, profile)
-    part += _linear(features, rank, rows, profile)
+    part = element_wise(1, rows * features, profile)
+    part += linear(features, rank, rows, profile)
     for _ in range(hidden_layers - 1):
-        part += _linear(rank, rank, rows, profile)
-    part += _element_wise(hidden_layers + 1, rows * rank, profile)
-    return part + _linear(rank, features, rows, profile)
-
-
-def _linear(inputs: int, outputs: int, rows: int, profile: DeviceProfile) -> _Part:
-    parameters = inputs * outputs + outputs
-    moved = _FLOAT_BYTES * (rows * (inputs + outputs) + parameters)
-    time_us = profile.operation_us(2 * rows * inputs * outputs, moved) if rows else 0.0
-    return _Part(parameters, 2, time_us)
-
-
-def _element_wise(operations: int, elements: int, profile: DeviceProfile) -> _Part:
-    """Operations that read and write so many elements each."""
-    time_us = profile.operation_us(0, 2 * _FLOAT_BYTES * elements)
-    return _Part(0, 0, operations * time_us)
+        part += linear(rank, rank, rows, profile)
+    part += element_wise(hidden_layers + 1, rows * rank, profile)
+    return part + linear(rank, features, rows, profile)

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from dnic.cost.calibration import calibrate
-from dnic.cost.profile import DeviceProfile, Link
+from dnic.cost.profile import Crowded, DeviceProfile, Efficiency, Link
 from dnic.errors import SpecError
 from dnic.spec.nearest import nearest
 
 AUTO = "auto"
+_PARTS: dict[str, type[BaseModel]] = {"link": Link, "efficiency": Efficiency, "crowded": Crowded}
 _SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -90,7 +91,8 @@ def _device(name: str, data: dict[str, Any], where: str) -> DeviceProfile:
         # A mistyped key is also a missing one; the typing mistake is what helps.
         first = min(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
         key = ".".join(str(part) for part in first["loc"])
-        known = list(Link.model_fields if key.startswith("link.") else DeviceProfile.model_fields)
+        part = _PARTS.get(key.partition(".")[0]) if "." in key else None
+        known = list((part or DeviceProfile).model_fields)
         if first["type"] == "extra_forbidden":
             raise _unknown("key", key.rpartition(".")[2], known, where=where) from error
         raise SpecError(f"{key}: {first['msg']}", where=where) from error

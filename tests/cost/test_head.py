@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,17 +11,21 @@ from hypothesis import strategies as st
 
 from dnic.cost import (
     DeviceProfile,
+    HeadCost,
     Link,
     TargetSize,
     choose_width,
     head_cost,
     head_features,
+    head_time,
     load_profile,
     message_us,
     occupancy_us,
     stage_slack_us,
+    time_head,
     transfer_us,
 )
+from dnic.cost.kept import KeptTimes
 from dnic.graph.graph import Value
 from dnic.runtime.heads import HeadSpec, build_head
 
@@ -154,6 +160,59 @@ def test_the_width_is_the_widest_that_fits(
 
     allowed = [w for w in (16, 32, 64, 128, 256) if w <= features and fits(w)]
     assert width == max(allowed, default=16)
+
+
+def test_gradients_that_come_over_the_link_cost_no_head() -> None:
+    for source in ("exact", "stale"):
+        assert head_cost([value("B", 64)], 10, 1, 8, CPU, None, source) == HeadCost()
+
+
+def test_a_tail_by_hand() -> None:
+    """Arithmetic only: 64 -> 8 -> 10 classes for each of 7 positions, 20 samples."""
+    device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e6, "bytes_per_s": 1e30})
+    target = TargetSize((7,), 10)
+    forward_us = 2 * 20 * 7 * (64 * 8 + 8 * 10)
+    local = head_cost([value("B", 7, 64)], 20, 1, 8, device, target, "local")
+    virtual = head_cost([value("B", 7, 64)], 20, 1, 8, device, target, "virtual")
+    assert local.forward_us == virtual.forward_us == pytest.approx(3 * forward_us)
+    assert local.train_us == pytest.approx(0)
+    assert virtual.train_us == pytest.approx(6 * forward_us)
+    assert local.parameters == virtual.parameters == 2 * 64 + (64 + 1) * 8 + (8 + 1) * 10
+
+
+def test_a_tail_sees_the_mean_where_one_target_stands_for_a_sample() -> None:
+    device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e6, "bytes_per_s": 1e30})
+    one = head_cost([value("B", 64, 9, 9)], 20, 0, None, device, TargetSize((), 10), "local")
+    assert one.forward_us == pytest.approx(3 * 2 * 20 * 64 * 10)
+    regression = head_cost([value("B", 64)], 20, 0, None, device, TargetSize((3, 5), None), "local")
+    assert regression.forward_us == pytest.approx(3 * 2 * 20 * 64 * 15)
+    blind = head_cost([value("B", 64)], 20, 0, 8, device, None, "local")
+    assert blind.forward_us == pytest.approx(3 * 2 * 20 * 64 * 8)
+
+
+@pytest.mark.parametrize("target", [None, TargetSize((), 10), TargetSize((3,), None)])
+def test_real_heads_are_timed_once(
+    target: TargetSize | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_time, "_BUDGET_US", 500.0)
+    path, before = tmp_path / "times.json", torch.get_rng_state()
+    crossing = [value("B", 64), value("B", 6, 8, 8)]
+    args = (crossing, 4, 1, 8, CPU, target)
+    cost = time_head(*args, kept=KeptTimes(path=path))
+    assert cost.parameters == head_cost(*args).parameters
+    assert cost.forward_us > 0
+    assert cost.train_us > 0
+    assert torch.equal(torch.get_rng_state(), before)
+    monkeypatch.setattr(head_time, "_time", None)
+    assert time_head(*args, kept=KeptTimes(path=path)) == cost
+
+
+def test_heads_that_cannot_be_built_are_computed(tmp_path: Path) -> None:
+    whole = Value("h", ("B", 8), "int64", 0, True)
+    kept = KeptTimes(path=tmp_path / "times.json")
+    assert time_head([whole], 4, 1, 8, CPU, kept=kept) == head_cost([whole], 4, 1, 8, CPU)
+    virtual = time_head([value("B", 8)], 4, 1, 8, CPU, source="virtual", kept=kept)
+    assert virtual == head_cost([value("B", 8)], 4, 1, 8, CPU, source="virtual")
 
 
 def test_slack_is_a_share_or_what_is_idle() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dnic.cost import DeviceProfile, load_link, load_profile
+from dnic.cost import Crowded, DeviceProfile, load_link, load_profile
+from dnic.cost.profile_file import profile_text, write_profile
 from dnic.errors import SpecError
 
 OWN = """
@@ -19,14 +20,22 @@ link: {name: cable, bandwidth_bytes_per_s: 5.0e+8, latency_us: 7}
 """
 
 
-@pytest.mark.parametrize("name", ["cpu-core", "A100-80GB", "H100", "RTX-4090"])
+DEVICES = ["cpu-core", "V100-32GB", "A100-40GB", "A100-80GB", "H100", "H100-PCIe", "H200", "T4"]
+DEVICES += ["A10", "A10G", "L4", "L40S", "RTX-3090", "RTX-4090", "MI250X", "MI300X"]
+
+
+@pytest.mark.parametrize("name", DEVICES)
 def test_stock_profiles_load_and_say_where_they_come_from(name: str) -> None:
     profile = load_profile(name)
     assert profile.name == name
     assert profile.source
     assert profile.link.source
-    # Each does between 4 and 100 operations for a byte of memory traffic.
-    assert 4 < profile.flops_per_s / profile.bytes_per_s < 100
+    # Each does between 4 and 110 operations for a byte of memory traffic.
+    assert 4 < profile.flops_per_s / profile.bytes_per_s < 110
+    assert (profile.memory_bytes is None) == (name == "cpu-core")
+    assert profile.crowded == Crowded()
+    if profile.bf16_flops_per_s is not None:
+        assert profile.bf16_flops_per_s > profile.flops_per_s
 
 
 def test_published_figures() -> None:
@@ -36,7 +45,10 @@ def test_published_figures() -> None:
 
 
 def test_links_are_in_order_of_speed() -> None:
-    names = ["1gbe", "10gbe", "loopback", "pcie4", "nvlink"]
+    names = ["wan-200ms", "wan-20ms", "1gbe", "10gbe", "loopback", "25gbe", "100gbe", "pcie3"]
+    names += ["ib-hdr", "pcie4", "ib-ndr", "pcie5", "infinity-fabric", "nvlink2", "nvlink3"]
+    names += ["nvlink4"]
+    assert all(load_link(name).source for name in names)
     speeds = [load_link(name).bandwidth_bytes_per_s for name in names]
     assert speeds == sorted(speeds)
     assert load_link("1gbe").bandwidth_bytes_per_s == 125e6
@@ -50,6 +62,42 @@ def test_a_file_of_ones_own(tmp_path: Path) -> None:
     assert profile.memory_bytes == 2**30
     path.write_text(OWN.replace("{name: cable,", "1gbe #"))
     assert load_profile(str(path)).link == load_link("1gbe")
+
+
+def test_an_older_file_has_the_new_fields_at_their_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(OWN)
+    profile = load_profile(str(path))
+    assert profile.efficiency.conv == profile.crowded.memory == 1
+    assert (profile.reduce_bytes_per_s, profile.reduce_latency_us) == (None, None)
+    assert (profile.microbatch_us, profile.step_us) == (300, 100)
+
+
+def test_a_written_profile_is_read_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    profile = load_profile("A100-80GB").model_copy(
+        update={
+            "source": "measured: here & now, 2 # 3",
+            "crowded": Crowded(memory=1.3),
+            "reduce_bytes_per_s": 7e8,
+        }
+    )
+    write_profile(profile, path)
+    assert load_profile(str(path)) == profile
+    first, second, *_ = path.read_text().splitlines()
+    assert "profile: mine.yaml" in first
+    assert "measured: here & now" in second
+    assert "threads" not in path.read_text(), "what is not known is left out"
+
+
+def test_a_profile_that_cannot_be_written(tmp_path: Path) -> None:
+    profile = load_profile("T4")
+    with pytest.raises(SpecError, match=r"cannot be written to .*mine\.txt") as caught:
+        write_profile(profile, tmp_path / "mine.txt")
+    assert caught.value.expected == "a name in .yaml"
+    with pytest.raises(SpecError, match="cannot be written"):
+        write_profile(profile, tmp_path / "nowhere" / "mine.yaml")
+    assert profile_text(profile, "T4").count("memory_bytes") == 1
 
 
 @pytest.mark.parametrize(
@@ -77,6 +125,8 @@ def test_an_unknown_link_names_the_nearest() -> None:
         ("memory_bytes: 1073741824", "memory_bytes: 0", "memory_bytes: Input should be greater"),
         ("bytes_per_s: 2.0e+11\n", "\n", "bytes_per_s: Field required"),
         ("link: {name: cable,", "link: nowhere #", "no link is called 'nowhere'"),
+        ("overhead_us: 3", "overhead_us: 3\ncrowded: {memory: 0}", "crowded.memory: Input should"),
+        ("overhead_us: 3", "overhead_us: 3\nefficiency: {con: 1}", "no key is called 'con'"),
         ("flops_per_s: 1.0e+12", "flops_per_s: [", "the profile is not valid YAML"),
         (OWN, "- 1\n- 2\n", "the profile is not a mapping"),
         (OWN, "", "the profile is not a mapping"),

@@ -1,0 +1,112 @@
+"""What the real heads take on this machine, measured once for each shape and kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dnic.cost.clock import Clock, repeated, threads_set, typical
+from dnic.cost.head import head_cost, samples_of
+from dnic.cost.head_parts import HeadCost, Source, TargetSize
+from dnic.cost.kept import KeptTimes
+from dnic.cost.profile import DeviceProfile
+from dnic.errors import DnicError
+from dnic.graph.graph import Value
+
+_BUDGET_US = 60_000.0
+
+
+def time_head(
+    values: Sequence[Value],
+    batch_size: int,
+    hidden_layers: int,
+    width: int | None,
+    profile: DeviceProfile,
+    target: TargetSize | None = None,
+    source: Source = "synthetic",
+    threads: int = 1,
+    kept: KeptTimes | None = None,
+) -> HeadCost:
+    """Like `head_cost`, but synthetic heads are built and run on this machine's CPU.
+
+    A batch of noise is predicted and learnt from for some ten milliseconds, once for each shape
+    and kind of head; the result is kept on disk. Other sources, which have no such head, and heads
+    that cannot be built are computed. torch's random state is left as it was.
+
+    Args:
+        values: the differentiable tensors that cross, the batch on one axis.
+        batch_size: samples in a batch.
+        hidden_layers: 0 to 3.
+        width: of the hidden layers; None is as wide as the tensor's features.
+        profile: the device, for what is computed.
+        target: what the heads see of the targets; None without context.
+        source: where the gradient comes from.
+        threads: that one process computes with.
+        kept: times that are known; None for this machine's file.
+    """
+    computed = head_cost(values, batch_size, hidden_layers, width, profile, target, source)
+    if source != "synthetic" or batch_size < 1:
+        return computed
+    known = kept or KeptTimes(threads)
+    forward_us = train_us = 0.0
+    for value in values:
+        rows, sample = samples_of(value, batch_size)
+        key = f"head-{rows}-{sample}-{value.dtype}-{hidden_layers}-{width}-{target}"
+        if key not in known:
+            try:
+                with threads_set(threads), torch.random.fork_rng(devices=[]):
+                    times = _time(rows, sample, value.dtype, hidden_layers, width, target, threads)
+            except (DnicError, RuntimeError, ValueError, TypeError):
+                return computed
+            known.put(key, times)
+        forward_us += known[key][0]
+        train_us += known[key][1]
+    known.save()
+    return HeadCost(computed.parameters, forward_us, train_us)
+
+
+def _time(
+    rows: int,
+    sample: tuple[int, ...],
+    dtype_name: str,
+    hidden_layers: int,
+    width: int | None,
+    target: TargetSize | None,
+    threads: int,
+) -> list[float]:
+    """Microseconds of predicting, and of learning from, one batch."""
+    from dnic.runtime.head_training import HeadTrainer
+    from dnic.runtime.heads import HeadSpec, build_head
+
+    dtype: torch.dtype = getattr(torch, dtype_name)
+    spec = HeadSpec(hidden_layers, width, "none" if target is None else "target")
+    targets = None if target is None else _targets(rows, target)
+    head = build_head(
+        sample,
+        dtype,
+        spec,
+        target.classes if target else None,
+        target.shape if target else None,
+        targets.dtype if targets is not None else None,
+    )
+    trainer = HeadTrainer(head, spec.lr)
+    h = torch.randn(rows, *sample, dtype=torch.float32).to(dtype)
+    gradient = torch.randn_like(h) / rows
+    clock = Clock(torch.device("cpu"), threads)
+
+    def once() -> tuple[float, float]:
+        start = clock()
+        trainer.predict(h, targets)
+        predicted = clock()
+        trainer.learn(h, targets, gradient)
+        return clock.between(start, predicted), clock.between(predicted, clock())
+
+    return [typical(times) for times in repeated(once, _BUDGET_US)]
+
+
+def _targets(rows: int, target: TargetSize) -> Tensor:
+    if target.classes is None:
+        return torch.randn(rows, *target.shape)
+    return torch.randint(target.classes, (rows, *target.shape))
