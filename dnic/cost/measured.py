@@ -24,9 +24,11 @@ from dnic.cost.costs import Costs, Crowding, SharePoint
 from dnic.cost.kept import KeptTimes
 from dnic.cost.operation import BUDGET_US, Timing
 from dnic.cost.profile import DeviceProfile
+from dnic.cost.standing import time_standing
 from dnic.cost.survey import Survey, survey
 from dnic.cost.trial import Trial, try_whole
 from dnic.cost.update import update_times
+from dnic.cost.walk import smaller
 from dnic.cost.whole import Loss, StepTimes
 from dnic.graph.graph import Graph
 from dnic.trace import TracedModel
@@ -82,6 +84,8 @@ class MeasuredModel:
         known = self.kept or KeptTimes(self.threads)
         with threads_set(self.threads):
             found = self._survey(known)
+            if self.whole:
+                self._stand(found, known)
             updates = self._updates(graph, known, optimizer, options)
             trial = self._trial(found, known, optimizer, options) if self.whole else None
         known.save()
@@ -110,6 +114,49 @@ class MeasuredModel:
         clock = Clock(_device(self.traced), self.threads)
         return survey(self.traced, self.inputs, known, clock, self.budget_us, self.progress)
 
+    def _stand(self, found: Survey, known: KeptTimes) -> None:
+        """Put times of operations where they stand in the place of their times alone."""
+        if not self._trains_here():
+            return
+        batch = self.traced.batch_size
+        for count, times in ((batch, found.times), (found.count, found.smaller)):
+            if count == 0:
+                continue
+            key = _digest("standing", [*found.keys, str(batch), str(count)])
+            if key not in known:
+                self._tell(f"operations in place, {count} samples")
+                standing = self._standing(count)
+                if standing is None:
+                    continue
+                numbers = [us for name in times for us in standing[name]]
+                known.put(key, numbers, lasting=found.lasting)
+            numbers = known[key]
+            for i, name in enumerate(list(times)):
+                times[name] = Timing(*numbers[2 * i : 2 * i + 2])
+
+    def _standing(self, count: int) -> dict[str, tuple[float, float]] | None:
+        batch = self.traced.batch_size
+        part = smaller(self.inputs, batch, count)
+
+        def work() -> dict[str, tuple[float, float]]:
+            clock = Clock(_device(self.traced), self.threads)
+            found = time_standing(self.traced, part, count, clock)
+            return {name: (t.forward_us, t.backward_us) for name, t in found.items()}
+
+        try:
+            found: dict[str, tuple[float, float]] = in_child(
+                work, cores()[0], timeout_s=_WHOLE_TIMEOUT_S
+            )
+        except ChildFailed:
+            return None
+        return found
+
+    def _trains_here(self) -> bool:
+        """Whether a child of this process can hold a training step."""
+        if any(p.is_meta for p in self.traced.module.parameters()) or self.threads != 1:
+            return False
+        return can_fork()
+
     def _updates(
         self,
         graph: Graph,
@@ -134,14 +181,12 @@ class MeasuredModel:
         optimizer: str,
         options: Mapping[str, Any] | None,
     ) -> Trial | None:
-        if any(p.is_meta for p in self.traced.module.parameters()) or self.threads != 1:
-            return None
-        if not can_fork():
+        if not self._trains_here():
             return None
         spare = cores() if self.crowd else []
         facts = [*found.keys, optimizer, repr(sorted((options or {}).items()))]
         facts += [str(self.traced.batch_size), str(self.loss is not None), str(len(spare) > 1)]
-        key = "whole-" + hashlib.sha256("|".join(facts).encode()).hexdigest()[:24]
+        key = _digest("whole", facts)
         if key not in known:
             self._tell("whole model")
             trial = try_whole(
@@ -161,6 +206,10 @@ class MeasuredModel:
     def _tell(self, what: str) -> None:
         if self.progress is not None:
             self.progress(what)
+
+
+def _digest(what: str, facts: Sequence[str]) -> str:
+    return f"{what}-" + hashlib.sha256("|".join(facts).encode()).hexdigest()[:24]
 
 
 def _device(traced: TracedModel) -> torch.device:

@@ -98,7 +98,7 @@ def time_call(call: Call, clock: Clock, budget_us: float = BUDGET_US) -> Timing:
         return forward, clock.between(start, clock())
 
     forward, backward = repeated(once, budget_us)
-    empty = _empty_backward_us(clock) if typical(backward) else 0.0
+    empty = empty_backward_us(clock) if typical(backward) else 0.0
     return Timing(typical(forward), max(typical(backward) - empty, 0.0))
 
 
@@ -116,7 +116,7 @@ def _alone(call: Call) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, A
     function = call.function
     if isinstance(function, nn.Module):
         function = _own_module(function)
-    return function, _map(call.args, own), _map(call.kwargs, own)
+    return function, map_leaves(call.args, own), map_leaves(call.kwargs, own)
 
 
 def _own_tensor(tensor: Tensor) -> Tensor:
@@ -146,7 +146,7 @@ def _unshared(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
     with torch.enable_grad():
-        return _map(args, copied), _map(kwargs, copied)
+        return map_leaves(args, copied), map_leaves(kwargs, copied)
 
 
 def _sources(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[Tensor]:
@@ -159,7 +159,7 @@ def _sources(function: Callable[..., Any], args: Any, kwargs: Any) -> Iterator[T
             yield tensor
 
 
-def _empty_backward_us(clock: Clock) -> float:
+def empty_backward_us(clock: Clock) -> float:
     """What asking autograd for any gradient costs, which a model pays once and not here."""
     if clock not in _EMPTY:
         source = torch.zeros((), requires_grad=True)
@@ -179,15 +179,16 @@ def _empty_backward_us(clock: Clock) -> float:
 _EMPTY: dict[Clock, float] = {}
 
 
-def _map(value: Any, change: Callable[[Any], Any]) -> Any:
+def map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Arguments with every leaf of tuples, lists and dictionaries changed."""
     if isinstance(value, dict):
-        return {key: _map(entry, change) for key, entry in value.items()}
+        return {key: map_leaves(entry, change) for key, entry in value.items()}
     if isinstance(value, torch.Size):
         return value
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(entry, change) for entry in value))
+        return type(value)(*(map_leaves(entry, change) for entry in value))
     if isinstance(value, tuple | list):
-        return type(value)(_map(entry, change) for entry in value)
+        return type(value)(map_leaves(entry, change) for entry in value)
     return change(value)
 
 

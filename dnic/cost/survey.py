@@ -76,7 +76,7 @@ def survey(
     """
     found = Survey()
     batch = traced.batch_size
-    with _as_captured(traced):
+    with as_captured(traced):
         visitor = _Visitor(known, clock, budget_us, progress, found)
         visitor.times = found.times
         walk(traced, inputs, batch, visitor)
@@ -86,7 +86,7 @@ def survey(
             again = _Visitor(known, clock, budget_us, progress, Survey())
             again.times = again.found.times
             try:
-                with _as_captured(traced):
+                with as_captured(traced):
                     walk(traced, smaller(inputs, batch, count), count, again)
             except DnicError:
                 continue  # Normalising one sample alone, for one: a batch of two may do.
@@ -97,7 +97,8 @@ def survey(
     return found
 
 
-def _as_captured(traced: TracedModel) -> AbstractContextManager[None]:
+def as_captured(traced: TracedModel) -> AbstractContextManager[None]:
+    """The settings of a capture in train mode; the model and chance are put back afterwards."""
     stack = ExitStack()
     stack.enter_context(seeded())
     stack.enter_context(untouched(traced.module))
