@@ -19,6 +19,7 @@ Name = Literal[
     "gpipe",
     "1f1b",
     "interleaved_1f1b",
+    "1f1b_ddp",
     "decoupled",
     "decoupled_replicas",
     "stale",

@@ -8,7 +8,7 @@ for the slack of an average stage; `make_plan` computes them again for the stage
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -91,6 +91,7 @@ def place(
     *,
     stages: int | None = None,
     replicas: Sequence[int] = (1,),
+    tidy: bool = True,
 ) -> Placement:
     """The stages with the shortest predicted step; one stage where no cut pays.
 
@@ -101,6 +102,7 @@ def place(
         purpose: in a pipeline no cut has a head, and the slowest stage is what counts.
         stages: exactly so many, where the request leaves it open.
         replicas: numbers of copies that a stage may have.
+        tidy: whether cuts that are better to have may make the step a little longer.
 
     Raises:
         SpecError: a name in the request that does not exist in the graph.
@@ -113,6 +115,8 @@ def place(
         wanted = len(fixed) + 1
     together = resolve_groups(graph, request.keep_together, "partition.keep_together")
     problem = _problem(table, costs, request, purpose, wanted, fixed, together, tuple(replicas))
+    if not tidy:
+        problem = replace(problem, preferences=(), tolerance=0.0)
     return _placement(solve_exact(problem), problem)
 
 
@@ -169,7 +173,10 @@ def _problem(
         preferences[gap] = (*counts, point.opened, point.nbytes)
     if purpose == "pipeline":
         chained = tuple(gap in table.points for gap in range(n + 1))
-        options: tuple[Option, ...] = (Option(name=PIPELINE, locked=False, allowed=chained),)
+        held = tuple(point_bytes(table, n))
+        options: tuple[Option, ...] = (
+            Option(name=PIPELINE, locked=False, allowed=chained, before_bytes=held),
+        )
     else:
         options = (
             Option(

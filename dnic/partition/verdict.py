@@ -24,6 +24,7 @@ TITLES: dict[Name, str] = {
     "gpipe": "GPipe",
     "1f1b": "1F1B",
     "interleaved_1f1b": "interleaved 1F1B",
+    "1f1b_ddp": "1F1B, replicated stages",
     "decoupled": "decoupled",
     "decoupled_replicas": "decoupled, replicated stages",
     "stale": "stale gradients",
@@ -38,7 +39,7 @@ class Verdict:
 
     Attributes:
         decouple: whether to.
-        speedup: useful samples/s of the decoupled plan over those of the best exact way that runs;
+        speedup: useful samples/s of the decoupled plan over those of the best exact way that fits;
             0 where nothing can be decoupled.
         best: name of the fastest way that a bundle can run.
         reason: one sentence, for people.
@@ -68,7 +69,7 @@ def judge(found: Sequence[Alternative], request: PartitionRequest, link: Link) -
     """
     best = fastest(found)
     ours = next((a for a in found if a.name == "decoupled" and a.runs), None)
-    exact = next((a for a in found if a.runs and not a.decouples), None)
+    exact = next((a for a in found if not a.decouples and not a.unfit), None)
     if ours is None:
         return Verdict(False, 0.0, best.name, _nothing_to_decouple(found, request))
     if exact is None:
@@ -78,8 +79,12 @@ def judge(found: Sequence[Alternative], request: PartitionRequest, link: Link) -
     if speedup > 1 + MARGIN:
         reason = f"decouple here: {speedup:.2f}x over {title(exact)}, the best exact way, which "
         return Verdict(True, speedup, ours.name, reason + _what_holds_it(exact, link))
+    within = next((a for a in found if a.runs and not a.decouples), ours)
     reason = f"stay with {title(exact)}: decoupled stages would run at {speedup:.2f}x of it"
-    return Verdict(False, speedup, exact.name, f"{reason}, because {_why_not(ours, exact, link)}")
+    reason += f", because {_why_not(ours, exact, link)}"
+    if exact.mode is None:
+        reason += f"; no bundle runs that yet, {title(within)} is next"
+    return Verdict(False, speedup, within.name, reason)
 
 
 def title(alternative: Alternative) -> str:

@@ -1,0 +1,186 @@
+"""Ways to train in which stages work on the microbatches of one batch, and wait for gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from math import ceil
+
+from dnic.errors import PartitionError
+from dnic.partition.alternative import Alternative, Name, checked
+from dnic.partition.choose import Placement, place
+from dnic.partition.evaluate import (
+    chain_works,
+    crossings_of,
+    shared_of,
+    stage_works,
+    with_loader,
+)
+from dnic.partition.setting import Setting, forced
+from dnic.schedule import CutWork, StageWork, gpipe, interleaved, naive, one_f_one_b
+
+MICROBATCHES = (2, 4, 8, 16, 32, 64)
+CHUNKS = 2
+# Hardly any model can be cut into two stages for each of more devices than this.
+MOST_INTERLEAVED = 64
+
+
+def pipelines(setting: Setting) -> Iterator[Alternative]:
+    """The best number of stages and of microbatches for each schedule."""
+    best: dict[Name, Alternative] = {}
+    for stages in _stage_counts(setting):
+        try:
+            placement = place(
+                setting.graph, setting.costs, setting.request, "pipeline", stages=stages
+            )
+        except PartitionError:
+            continue  # That many stages cannot be had, or do not fit; others may.
+        for alternative in (*_schedules(setting, placement), *_hybrids(setting, placement)):
+            alternative = checked(alternative, setting.request)
+            there = best.get(alternative.name)
+            if there is None or _better(alternative, there):
+                best[alternative.name] = alternative
+    yield from best.values()
+    looped = _interleaved(setting)
+    if looped is not None:
+        yield looped
+
+
+def _better(one: Alternative, other: Alternative) -> bool:
+    if bool(one.unfit) != bool(other.unfit):
+        return not one.unfit
+    return one.outcome.step_us < other.outcome.step_us
+
+
+def _stage_counts(setting: Setting) -> list[int]:
+    request = setting.request
+    if request.cuts is not None:
+        return [len(request.cuts) + 1]
+    if request.stages is not None:
+        return [request.stages] if request.stages > 1 else []
+    doubled = [2**k for k in range(1, request.devices.bit_length())]
+    least = max(2, _fewest_that_fit(setting))
+    return sorted({n for n in (*doubled, request.devices) if least <= n <= request.devices})
+
+
+def _fewest_that_fit(setting: Setting) -> int:
+    """As many stages as it takes at least to hold parameters, gradients and optimizer state."""
+    rooms = [group.memory_bytes for group in setting.request.sorts]
+    if None in rooms:
+        return 1
+    costs = setting.costs
+    held = sum(costs.parameter_bytes) + sum(costs.gradient_bytes) + sum(costs.optimizer_bytes)
+    return ceil(held / max(room for room in rooms if room is not None))
+
+
+def _microbatches(setting: Setting) -> list[int]:
+    asked = setting.request.microbatches
+    if asked != "auto":
+        return [asked]
+    return [m for m in MICROBATCHES if setting.batch % m == 0] or [1]
+
+
+def _chain(
+    setting: Setting, placement: Placement, share: float
+) -> tuple[tuple[StageWork, ...], tuple[CutWork, ...]]:
+    works = stage_works(
+        setting.costs, placement.cuts, share=share, speeds=setting.speeds(placement)
+    )
+    cuts = chain_works(
+        setting.graph,
+        setting.table,
+        setting.costs,
+        placement.cuts,
+        setting.request,
+        placement.groups,
+    )
+    return with_loader(works, setting.loader_us), cuts
+
+
+def _schedules(setting: Setting, placement: Placement) -> Iterator[Alternative]:
+    machine = setting.machine()
+    works, cuts = _chain(setting, placement, 1.0)
+    outcome = naive(works, cuts, setting.batch, machine)
+    yield Alternative("naive", outcome, placement)
+    unfit = _not_for_torch(setting, placement)
+    for m in _microbatches(setting):
+        works, cuts = _chain(setting, placement, 1 / m)
+        for name, schedule in (("gpipe", gpipe), ("1f1b", one_f_one_b)):
+            outcome = schedule(works, cuts, m, setting.batch, machine)
+            yield Alternative(name, outcome, placement, microbatches=m, unfit=unfit)  # type: ignore[arg-type]
+
+
+def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
+    """1F1B over stages of several devices each, which average their gradients at the end."""
+    request = setting.request
+    copies = request.devices // placement.stages
+    if copies < 2 or request.groups or setting.batch % copies or request.replicas == 1:
+        return
+    machine = setting.machine()
+    for m in _microbatches(setting):
+        if setting.batch % (copies * m):
+            continue
+        works, cuts = _chain(setting, placement, 1 / (copies * m))
+        parts = tuple(
+            replace(
+                work,
+                forward_us=work.forward_us / copies,
+                backward_us=work.backward_us / copies,
+                update_us=work.update_us + machine.allreduce_us(work.gradient_bytes, copies),
+                activation_bytes=work.activation_bytes // copies,
+            )
+            for work in works
+        )
+        thinner = tuple(
+            replace(
+                cut,
+                nbytes=cut.nbytes // copies,
+                back_nbytes=cut.back_nbytes // copies,
+                message_us=cut.message_at(1 / copies),
+                back_message_us=cut.back_message_at(1 / copies),
+            )
+            for cut in cuts
+        )
+        one = one_f_one_b(parts, thinner, m, setting.batch, machine)
+        outcome = replace(
+            one,
+            devices=copies * one.devices,
+            busy=one.busy * copies,
+            peak_memory_bytes=one.peak_memory_bytes * copies,
+        )
+        spread = replace(placement, replicas=(copies,) * placement.stages)
+        yield Alternative("1f1b_ddp", outcome, spread, microbatches=m)
+
+
+def _not_for_torch(setting: Setting, placement: Placement) -> str:
+    """Why torch's schedules cannot run these stages; empty where they can."""
+    for crossing in crossings_of(setting.graph, setting.table, placement.cuts):
+        if crossing.to != crossing.source + 1:
+            return f"{crossing.name} skips stages, which torch's schedules cannot"
+    shared = shared_of(setting.graph, placement.cuts)
+    if shared:
+        return f"{shared[0].name} is shared by stages, which torch's schedules cannot"
+    return ""
+
+
+def _interleaved(setting: Setting) -> Alternative | None:
+    """Two stages on each device; predicted only."""
+    request = setting.request
+    if request.groups or forced(request) or request.devices > MOST_INTERLEAVED:
+        return None
+    devices = request.devices
+    wide = replace(request, devices=CHUNKS * devices, memory_bytes=None)
+    try:
+        placement = place(setting.graph, setting.costs, wide, "pipeline", stages=CHUNKS * devices)
+    except PartitionError:
+        return None
+    best: Alternative | None = None
+    for m in _microbatches(setting):
+        if m % devices:
+            continue
+        works, cuts = _chain(setting, placement, 1 / m)
+        outcome = interleaved(works, cuts, m, CHUNKS, setting.batch, setting.machine())
+        found = Alternative("interleaved_1f1b", outcome, placement, microbatches=m)
+        if best is None or _better(found, best):
+            best = found
+    return best

@@ -1,0 +1,179 @@
+"""Ways to train in which stages do not wait for one another's gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import Literal
+
+from dnic.errors import PartitionError
+from dnic.partition.alternative import Alternative, Name
+from dnic.partition.choose import Placement, place
+from dnic.partition.evaluate import crossings_of, shared_of, stage_works
+from dnic.partition.interfaces import Decided, decide_interfaces, match_choices
+from dnic.partition.plan import PlannedInterface
+from dnic.partition.setting import Setting, forced
+from dnic.schedule import CutWork, Outcome, StageWork, decoupled
+
+
+def unlocked(setting: Setting) -> Iterator[Alternative]:
+    """Stages that do not wait, with every source of gradients on the same cuts."""
+    request = setting.request
+    placement = place(setting.graph, setting.costs, request)
+    if placement.stages == 1 and not forced(request) and request.stages is None:
+        # No cut pays. What the best one would cost is shown all the same.
+        with suppress(PartitionError):
+            placement = place(setting.graph, setting.costs, request, stages=2)
+    if placement.stages > 1:
+        yield from _sources(setting, placement)
+    counts = _replica_counts(setting)
+    if len(counts) > 1:
+        with suppress(PartitionError):
+            wide = place(setting.graph, setting.costs, request, replicas=counts, tidy=False)
+            if wide.stages > 1 and max(wide.replicas) > 1:
+                found = _evaluated(setting, wide, "decoupled_replicas")
+                yield found
+
+
+def _replica_counts(setting: Setting) -> tuple[int, ...]:
+    asked, devices = setting.request.replicas, setting.request.devices
+    if asked != "auto":
+        return (asked,) if asked == 1 else (1, asked)
+    if devices < 3:
+        return (1,)
+    return tuple(r for r in (2**k for k in range(devices.bit_length())) if setting.batch % r == 0)
+
+
+def _sources(setting: Setting, placement: Placement) -> Iterator[Alternative]:
+    made = _evaluated(setting, placement, "decoupled")
+    yield made
+    if made.decided is None or "synthetic" not in made.placement.sources:
+        return
+    yield _with_source(setting, made, "stale")
+
+
+def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternative:
+    """Heads and windows for these stages, and what comes of them."""
+    crossing = crossings_of(setting.graph, setting.table, placement.cuts)
+    works = stage_works(
+        setting.costs,
+        placement.cuts,
+        speeds=setting.speeds(placement),
+        replicas=placement.replicas,
+    )
+    decided = decide_interfaces(
+        crossing,
+        match_choices(crossing, setting.request, setting.table, placement.cuts),
+        setting.request,
+        [work.forward_us + work.backward_us + work.update_us for work in works],
+        setting.costs.profile,
+        setting.batch,
+        setting.target,
+        placement,
+    )
+    outcome = _outcome(setting, placement, works, _cut_works(setting, decided))
+    predicted = [f for f in decided.interfaces if f.gradient == "synthetic"]
+    locked = all(f.gradient == "exact" for f in decided.interfaces if _returns(f))
+    choice_at = setting.request.choice_at
+    return Alternative(
+        "naive" if locked else name,
+        outcome,
+        placement,
+        windows=tuple(f.window for f in predicted),
+        penalty=sum(choice_at(f.name).penalty_of("synthetic") for f in predicted),
+        decided=decided,
+    )
+
+
+def _returns(interface: PlannedInterface) -> bool:
+    return any(tensor.differentiable for tensor in interface.tensors)
+
+
+def _outcome(
+    setting: Setting,
+    placement: Placement,
+    works: tuple[StageWork, ...],
+    cuts: tuple[CutWork, ...],
+) -> Outcome:
+    """The engine's steady state.
+
+    What skips stages and brings nothing back (labels, masks) holds nobody up: only the time that
+    its messages take counts, so that the rest is a chain.
+    """
+    loose = [cut for cut in cuts if cut.back_nbytes == 0 and cut.to != (cut.source_stage or 0) + 1]
+    stages = list(works)
+    for cut in loose:
+        for index in (cut.source_stage or 0, cut.to or 0):
+            update_us = stages[index].update_us + cut.message_us
+            stages[index] = replace(stages[index], update_us=update_us)
+    kept = [cut for cut in cuts if cut not in loose] + _shared_works(setting, placement, cuts)
+    outcome = decoupled(stages, kept, setting.batch, setting.machine())
+    extra = tuple((cut.nbytes, 0) for cut in loose)
+    return replace(outcome, link_bytes=outcome.link_bytes + extra)
+
+
+def _shared_works(
+    setting: Setting, placement: Placement, cuts: tuple[CutWork, ...]
+) -> list[CutWork]:
+    """A parameter that several stages use goes from its owner to the others in every step."""
+    window = {cut.source_stage: cut.window for cut in cuts}
+    machine, fallback = setting.machine(), setting.costs.profile.link
+    return [
+        CutWork(
+            nbytes=shared.nbytes,
+            back_nbytes=shared.nbytes,
+            link=setting.request.link(
+                placement.groups[shared.owner], placement.groups[holder], fallback
+            ),
+            source="synthetic",
+            message_us=machine.message_us(shared.nbytes),
+            window=max(1, sum(window.get(stage, 2) for stage in range(shared.owner, holder))),
+            source_stage=shared.owner,
+            to=holder,
+        )
+        for shared in shared_of(setting.graph, placement.cuts)
+        for holder in shared.holders
+    ]
+
+
+def _cut_works(setting: Setting, decided: Decided) -> tuple[CutWork, ...]:
+    profile = setting.costs.profile
+    machine = setting.machine()
+    works = []
+    for interface, flow, head in zip(decided.interfaces, decided.flows, decided.heads, strict=True):
+        predicted = interface.head is not None
+        works.append(
+            CutWork(
+                nbytes=flow.nbytes,
+                back_nbytes=flow.gradient_nbytes,
+                link=flow.link,
+                source="synthetic" if predicted or not flow.locked else "exact",
+                message_us=machine.message_us(flow.nbytes) if flow.nbytes else 0.0,
+                message_fixed_us=profile.overhead_us if flow.nbytes else 0.0,
+                back_message_us=machine.message_us(flow.gradient_nbytes)
+                if flow.gradient_nbytes
+                else 0.0,
+                predict_us=head.forward_us,
+                learn_us=head.train_us,
+                head_bytes=4 * head.parameters,
+                window=flow.window or 1,
+                source_stage=interface.source,
+                to=interface.to,
+            )
+        )
+    return tuple(works)
+
+
+def _with_source(setting: Setting, made: Alternative, name: Literal["stale"]) -> Alternative:
+    """The same stages with the true gradient, late, in place of every predicted one."""
+    assert made.decided is not None
+    works = stage_works(setting.costs, made.placement.cuts, speeds=setting.speeds(made.placement))
+    cuts = tuple(
+        replace(cut, source=name, predict_us=0.0, learn_us=0.0, head_bytes=0)
+        if cut.source == "synthetic"
+        else cut
+        for cut in _cut_works(setting, made.decided)
+    )
+    outcome = _outcome(setting, made.placement, works, cuts)
+    return replace(made, name=name, outcome=outcome, penalty=0.0, decided=None)
