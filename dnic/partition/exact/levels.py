@@ -9,6 +9,8 @@ came before: it is a range, but for few exceptions close to its lower end.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from dnic.partition.exact.problem import Partition
@@ -46,10 +48,11 @@ class Levels:
         stages = run.fewest_stages()
         return None if stages is None else Found(run.partition(stages), 0)
 
-    def stage_counts(self, bounds: Bounds) -> list[int]:
+    def stage_counts(self, bounds: Bounds) -> Iterator[int]:
         """The fewest stages that there may be within the bounds, or nothing."""
         stages = _Run(self, bounds).fewest_stages()
-        return [] if stages is None else [stages]
+        if stages is not None:
+            yield stages
 
 
 class _Run:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from dnic.partition.exact.evaluate import Costs, costs_of
 from dnic.partition.exact.levels import Levels
 from dnic.partition.exact.problem import Partition, Problem
@@ -81,9 +83,8 @@ class Search:
     @cached_property
     def least_us(self) -> float:
         """No step is shorter."""
-        devices, most_replicas = self.problem.devices, max(self.problem.replica_counts)
-        most = sum(one.speed * one.count for one in devices)
-        most = min(most, max(one.speed for one in devices) * most_replicas * self.most_stages)
+        most = sum(one.speed * one.count for one in self.problem.devices)
+        most = min(most, self._fastest * self.most_stages)
         return float(self.terrain.least_work[-1]) / most
 
     def any(self) -> Candidate | None:
@@ -105,8 +106,9 @@ class Search:
         is a bound from below for shorter ones, which leaves a shorter step, and so on.
         """
         scale = self.problem.unit * self.sweep.divisor
-        step_us, units, most = limit, -1, self.units_within(limit)
-        while most >= 0:
+        most = self.units_within(limit)
+        step_us, units = self.longest_step(limit), -1
+        while most >= 0 and step_us >= self.least_us * (1 - PRECISION):
             bounds = Bounds(step_us, most, stages or self.stages, idle_us)
             found = self.sweep.least_units(bounds)
             candidate = self._candidate(found)
@@ -117,8 +119,32 @@ class Search:
             if found.units <= units:  # Rounding, or it would have been within the limit.
                 return None
             units = found.units
-            step_us = limit / (1 + scale * units)
+            step_us = min(step_us, limit / (1 + scale * units))
         return None
+
+    def longest_step(self, limit: float) -> float:
+        """No partition within a limit of the objective has a longer step.
+
+        A locked group runs one stage at a time, so that a short step needs several groups, and as
+        many decoupled cuts but one, each of which has a penalty.
+        """
+        scale = self.problem.unit
+        work = float(self.terrain.least_work[-1])
+        step_us, units = limit, 0
+        while step_us > 0:
+            groups = int(np.ceil(work / (step_us * self._fastest) * (1 - PRECISION)))
+            least = max(groups - 1, 0) * self.terrain.least_decoupled_units
+            if least <= units or scale <= 0 or step_us < self.least_us * (1 - PRECISION):
+                break
+            units = least
+            step_us = limit / (1 + scale * units)
+        return step_us
+
+    @cached_property
+    def _fastest(self) -> float:
+        """Most work that one stage does in a time of 1."""
+        most_replicas = max(self.problem.replica_counts)
+        return max(one.speed for one in self.problem.devices) * most_replicas
 
     def units_within(self, limit: float) -> int:
         """No partition within a limit of the objective has more, in multiples of the divisor."""

@@ -92,7 +92,7 @@ class _Solver:
         if self.problem.stages is not None or most == 1:
             return best
         search = Search(self.problem, counted=True, most_stages=most)
-        bounds = Bounds(self.limit, search.units_within(self.limit))
+        bounds = Bounds(search.longest_step(self.limit), search.units_within(self.limit))
         try:
             for stages in search.sweep.stage_counts(bounds):
                 if stages < most:

@@ -50,7 +50,7 @@ class StateGraph:
     """All states, the empty one first.
 
     Attributes:
-        states: every edge points to a later one.
+        states: every edge points to a later one; by number of stages where that is counted.
     """
 
     states: tuple[State, ...]
@@ -215,7 +215,11 @@ def _grown(problem: Problem, keys: _Keys, counted: bool, most_stages: int) -> tu
                         ahead.append(other)
                     incoming[other].append((name, device, replicas))
         frontier = ahead
-    names = sorted(incoming, key=lambda name: (name[1], keys.rank(name[0])))
+
+    def order(name: tuple[_Key, int]) -> tuple[int, _Key]:
+        return (keys.stages(name[0]) or 0 if own else name[1]), keys.rank(name[0])
+
+    names = sorted(incoming, key=order)
     place = {name: index for index, name in enumerate(names)}
     speeds = [one.speed for one in problem.devices]
     fastest = max(speeds) * max(problem.replica_counts)

@@ -9,8 +9,10 @@ from which the end cannot be, are left out: close to the optimum, nearly all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 
 import numpy as np
 
@@ -66,6 +68,7 @@ class Sweep:
         self.entry_of = {entry: 0 if self.merged else at for at, entry in enumerate(every)}
         self.divisor = int(np.gcd.reduce(np.concatenate(terrain.units))) or 1
         self.units = [column // self.divisor for column in terrain.units]
+        self.least_penalty = terrain.least_decoupled_units // self.divisor
         self.widest = max(one.speed for one in problem.devices) * max(problem.replica_counts)
         self.examined = 0
         self.wait = cache(self._wait)
@@ -73,13 +76,13 @@ class Sweep:
     def least_units(self, bounds: Bounds) -> Found | None:
         """A partition of least penalty within the bounds; None where there is none."""
         run = _Run(self, bounds)
-        endings = run.endings().values()
+        endings = (ending for _, ending in run.endings())
         least = min(endings, key=lambda ending: ending.units, default=None)
         return None if least is None else Found(run.partition(least), least.units)
 
-    def stage_counts(self, bounds: Bounds) -> list[int]:
+    def stage_counts(self, bounds: Bounds) -> Iterator[int]:
         """How many stages there may be within the bounds, ascending."""
-        return sorted(_Run(self, bounds).endings())
+        return (stages for stages, _ in _Run(self, bounds).endings())
 
     def _wait(self, device: int, replicas: int) -> Floats:
         """How long a locked cut behind such a stage is waited for, [entries, points]."""
@@ -111,12 +114,14 @@ class _Ending:
 
 @dataclass
 class _Band:
-    """Time owed at the points `first`, ... of a state, [decoupled, units, entry, point].
+    """Time owed behind `units`, ... of penalty at the points `first`, ... of a state.
 
-    An entry is a class and a number of replicas of the stage to come.
+    [decoupled, units, entry, point]; an entry is a class and a number of replicas of the stage to
+    come.
     """
 
     first: int
+    units: int
     owed: Floats
 
     def at(self, entry: int) -> Floats:
@@ -139,23 +144,23 @@ class _Run:
         self.starts = cache(self._starts)
         self.bands: list[_Band | None] = []
 
-    def endings(self) -> dict[int, _Ending]:
+    def endings(self) -> Iterator[tuple[int, _Ending]]:
         """Of least penalty, by number of stages; by 0 where states do not tell that number."""
-        start = np.zeros((self.cases, self.bounds.units + 1, len(self.sweep.entries), 1))
+        start = np.zeros((self.cases, 1, len(self.sweep.entries), 1))
         start[1:] = np.inf
-        start[:, 1:] = np.inf
-        self.bands = [_Band(0, start)]
-        least: dict[int, _Ending] = {}
-        for state in self.sweep.graph.states[1:]:
-            self.bands.append(self._reached(state))
-            stages = state.stages or 0
-            if self.bounds.stages is not None and state.stages not in (None, self.bounds.stages):
-                continue
-            for edge in state.incoming:
-                ending = self._ending(edge)
-                if ending and (stages not in least or ending.units < least[stages].units):
-                    least[stages] = ending
-        return least
+        self.bands = [_Band(0, 0, start)]
+        wanted = self.bounds.stages
+        for stages, states in groupby(self.sweep.graph.states[1:], key=lambda one: one.stages):
+            endings = []
+            for state in states:
+                self.bands.append(self._reached(state))
+                if wanted in (None, stages):
+                    endings += [self._ending(edge) for edge in state.incoming]
+            found = [ending for ending in endings if ending is not None]
+            if found:
+                yield stages or 0, min(found, key=lambda ending: ending.units)
+            if stages is not None and stages == wanted:
+                return
 
     def _rules(self, device: int, replicas: int, option: int) -> Rules:
         return rules_for(self.terrain, (device, replicas, option), self.bounds.least_us)
@@ -202,7 +207,10 @@ class _Run:
         band = self._band(state)
         if band.start >= band.stop:
             return None
-        shape = (self.cases, self.bounds.units + 1, len(self.sweep.entries))
+        low, high = self._units(band)
+        if low > high:
+            return None
+        shape = (self.cases, high - low + 1, len(self.sweep.entries))
         owed = np.full((*shape, band.stop - band.start), np.inf)
         for edge in state.incoming:
             keys = self._keys(edge)
@@ -215,15 +223,32 @@ class _Run:
             if ends.start < ends.stop:
                 into = owed[..., ends.start - band.start : ends.stop - band.start]
                 for option in self.options:
-                    self._extend(into, keys, edge, ends, option)
+                    self._extend(_Band(ends.start, low, into), keys, edge, option)
         finite = np.flatnonzero(np.isfinite(owed.reshape(-1, owed.shape[-1])).any(axis=0))
         if not len(finite):
             return None
-        low, high = int(finite[0]), int(finite[-1]) + 1
-        return _Band(band.start + low, owed[..., low:high])
+        left, right = int(finite[0]), int(finite[-1]) + 1
+        return _Band(band.start + left, low, owed[..., left:right])
 
-    def _extend(self, into: Floats, keys: Keys, edge: Edge, ends: slice, option: int) -> None:
-        """Adds stages of an edge that end in cuts of an option."""
+    def _units(self, band: slice) -> tuple[int, int]:
+        """Fewest and most units of penalty of which use can be made at these points.
+
+        A locked group runs one stage at a time: before and behind a point there are as many
+        decoupled cuts as the work there needs groups.
+        """
+        work = self.terrain.least_work
+        group = self.bounds.step_us * self.sweep.widest * (1 + _ROUNDING)
+        done, to_do = work[band.start], work[-1] - work[band.stop - 1]
+        least = self.sweep.least_penalty
+        low = least * max(int(np.ceil(done / group)) - 1, 0)
+        return low, self.bounds.units - least * max(int(np.ceil(to_do / group)) - 1, 0)
+
+    def _extend(self, band: _Band, keys: Keys, edge: Edge, option: int) -> None:
+        """Adds stages of an edge that end in cuts of an option at the points of the band."""
+        into = band.owed
+        ends = slice(band.first, band.first + into.shape[-1])
+        source = self.bands[edge.source]
+        assert source is not None
         place = (edge.device, edge.replicas)
         end_us = self.terrain.end_us(*place, option)[ends]
         step_us = self.bounds.step_us
@@ -235,7 +260,8 @@ class _Run:
         locked = self.sweep.locked[option]
         owed = np.where(possible, total if locked else 0.0, np.inf)
         owed = owed.reshape(self.cases, -1, owed.shape[-1])
-        owed = _shifted(owed, self.sweep.units[option][ends])
+        units = self.sweep.units[option][ends] + (source.units - band.units)
+        owed = _shifted(owed, units, into.shape[1])
         if self.sweep.most_decoupled is not None and not locked:
             owed, into = owed[:-1], into[1:]
         if locked:
@@ -263,8 +289,10 @@ class _Run:
             return None
         units = int(np.argmax(fits.any(axis=0)))
         case = int(np.argmax(fits[:, units]))
-        row = case * (self.bounds.units + 1) + units
-        return _Ending(edge, case, units, keys.first + int(rows[row].argmax()))
+        row = case * best.shape[1] + units
+        source = self.bands[edge.source]
+        assert source is not None
+        return _Ending(edge, case, units + source.units, keys.first + int(rows[row].argmax()))
 
     def partition(self, ending: _Ending) -> Partition:
         """Back from the end: for each stage one that leads to what is owed behind it."""
@@ -283,7 +311,7 @@ class _Run:
         band = self.bands[at.edge.source]
         assert band is not None
         entry = self.sweep.entry_of[at.edge.device, at.edge.replicas]
-        owed = band.owed[at.decoupled, at.units, entry, at.start - band.first]
+        owed = band.owed[at.decoupled, at.units - band.units, entry, at.start - band.first]
         for edge in self.sweep.graph.states[at.edge.source].incoming:
             keys = self._keys(edge)
             if keys is None:
@@ -301,11 +329,18 @@ class _Run:
         counted = self.sweep.most_decoupled is not None and not locked
         decoupled = at.decoupled - counted
         units = at.units - int(self.sweep.units[option][end])
-        if decoupled < 0 or units < 0 or not self.terrain.allowed[option][end]:
+        source = self.bands[edge.source]
+        assert source is not None
+        width = source.owed.shape[1]
+        if (
+            decoupled < 0
+            or not 0 <= units - source.units < width
+            or not self.terrain.allowed[option][end]
+        ):
             return None
         if not locked and not self.free(*place)[entry, end]:
             return None
-        row = keys.rows[decoupled * (self.bounds.units + 1) + units]
+        row = keys.rows[decoupled * width + units - source.units]
         starts = np.arange(keys.first, min(keys.first + len(row), end))
         row = row[: len(starts)]
         allowed = self.rules(*place, option).allow(starts, np.full(len(starts), end))
@@ -320,12 +355,18 @@ class _Run:
         return _Ending(edge, decoupled, units, int(starts[start]))
 
 
-def _shifted(owed: Floats, units: Integers) -> Floats:
-    """`owed` [decoupled, units, ends] with the units of a cut at each end added."""
-    if not units.any():
+def _shifted(owed: Floats, units: Integers, count: int) -> Floats:
+    """`owed` [decoupled, units, ends] moved along its units, to `count` of them.
+
+    Args:
+        owed: what to move.
+        units: for each end by how many.
+        count: how many there are in the result; what falls outside is lost.
+    """
+    if count == owed.shape[1] and not units.any():
         return owed
-    count = owed.shape[1]
     source = np.arange(count)[:, None] - units
-    shifted = np.take_along_axis(owed, np.maximum(source, 0)[None], axis=1)
-    shifted[:, source < 0] = np.inf
+    outside = (source < 0) | (source >= owed.shape[1])
+    shifted = np.take_along_axis(owed, np.where(outside, 0, source)[None], axis=1)
+    shifted[:, outside] = np.inf
     return shifted

@@ -57,6 +57,7 @@ class Terrain:
         self.lowest = np.zeros(self.last + 1, dtype=np.int64)
         for point in np.searchsorted(self.points, sorted(problem.fixed)):
             self.lowest[point + 1 :] = point
+        self.least_decoupled_units = self._least_decoupled_units()
         self.has_fixed = bool(problem.fixed)
         self.work = cache(self._work)
         self.spent = cache(self._spent)
@@ -86,6 +87,18 @@ class Terrain:
         if not entries:
             return np.ones(self.last + 1, dtype=bool)
         return np.array(entries, dtype=bool)[self.points]
+
+    def _least_decoupled_units(self) -> int:
+        """Penalty of every decoupled cut, at least."""
+        columns = zip(self.problem.options, self.units, self.allowed, strict=True)
+        return min(
+            (
+                int(units[1:-1][allowed[1:-1]].min())
+                for option, units, allowed in columns
+                if not option.locked and allowed[1:-1].any()
+            ),
+            default=0,
+        )
 
     def _work(self, device: int, replicas: int) -> Floats:
         """Time of all operations before each point, us; never falls."""
