@@ -65,7 +65,7 @@ class DataParallel(Backprop):
         return state
 
     def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
-        figures = EpochFigures()
+        figures = EpochFigures(waited_s=None if self._ranks > 1 else 0.0)
         share = Share(self._rank, self._ranks)
         parts: list[Tensor] = []
         started = time.perf_counter()

@@ -36,7 +36,7 @@ class EpochFigures:
     Attributes:
         samples: training samples.
         seconds: from the first batch to the last gradient, evaluation excluded.
-        waited_s: the part of it spent waiting for other ranks.
+        waited_s: the part of it spent waiting for other ranks; None where torch waits.
         loss_sum: sum over the samples (last stage only).
         interfaces: figures of each interface that this rank sends over, by name.
         step_us: `median`, `min` and `mean` of this rank's steps, in microseconds.
@@ -44,7 +44,7 @@ class EpochFigures:
 
     samples: int = 0
     seconds: float = 0.0
-    waited_s: float = 0.0
+    waited_s: float | None = 0.0
     loss_sum: Tensor | float = 0.0
     interfaces: dict[str, dict[str, Any]] = field(default_factory=dict)
     step_us: dict[str, float] | None = None
@@ -100,14 +100,17 @@ def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "interfaces": {
             name: row for figures in ranks for name, row in figures["interfaces"].items()
         },
-        "waited_share": [
-            figures["waited_s"] / figures["seconds"] if figures["seconds"] else 0.0
-            for figures in ranks
-        ],
+        "waited_share": [_share(figures["waited_s"], figures["seconds"]) for figures in ranks],
         "memory_bytes": [figures["memory_bytes"] for figures in ranks],
         # The rank that takes longest holds the others.
         "step_us": max(steps, key=lambda step: step["mean"], default=None),
     }
+
+
+def _share(part: float | None, whole: float) -> float | None:
+    if part is None:
+        return None
+    return part / whole if whole else 0.0
 
 
 def peak_memory_bytes() -> int:

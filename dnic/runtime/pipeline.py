@@ -79,7 +79,7 @@ class Pipelined(Trainer):
         self._receiver = Receiver(Link(0, _TARGETS, group, worker.device), _SLOTS)
 
     def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
-        figures = EpochFigures()
+        figures = EpochFigures(waited_s=None)
         mode, asked = self.worker.options.mode, self.worker.options.microbatches
         check_microbatches(mode, header.count.batch_size, asked, self._stages)
         self._begin(header)

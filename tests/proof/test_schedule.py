@@ -21,10 +21,18 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 
-def build_model():
-    return nn.Sequential(
-        nn.Linear(8, 16), {middle}, nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
-    )
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(8, 16), {middle}, nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)
+        )
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+build_model = Net
 
 
 def example_inputs():
@@ -51,7 +59,7 @@ def written(folder: Path, *, middle: str = "nn.ReLU()", ignored: int = -100, **t
             "model": {"file": str(model)},
             "train": {"batch_size": 12, "epochs": 1, **train},
             "devices": {"count": 2, "profile": "cpu-core"},
-            "partition": {"stages": 2, "cuts": ["2"]},
+            "partition": {"stages": 2, "cuts": ["layers.2"]},
         },
         "test",
     )

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.batches import Batches, Header, read_dataset, target_spec
+from dnic.runtime.batches import Batches, Header, Share, read_dataset, target_spec
 from dnic.runtime.links import Count
 
 
@@ -47,6 +47,30 @@ def test_index_shortcut_equals_data_loader(
         assert torch.equal(target, expected)
     order = torch.cat([target for _, target in fast])
     assert sorted(order.tolist()) == list(range(samples))
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 50),
+    st.booleans(),
+    st.integers(1, 6),
+    st.sampled_from([TensorDataset, Rows]),
+)
+def test_shares_make_up_the_batches(
+    samples: int, size: int, shuffle: bool, ranks: int, kind: type[TensorDataset]
+) -> None:
+    data = batches(kind(torch.zeros(samples, 1), torch.arange(samples)), size, shuffle)
+    whole = [target for _, target in data.epoch(2)]
+    shares = [Share(rank, ranks) for rank in range(ranks)]
+    parts = [[target for _, target in data.epoch(2, share)] for share in shares]
+    for message, batch in enumerate(whole):
+        sizes = [end - begin for begin, end in (share.bounds(len(batch)) for share in shares)]
+        assert sum(sizes) == len(batch)
+        assert max(sizes) - min(sizes) <= 1
+        # Nobody is without a sample, though one too many may get no weight.
+        assert [len(part[message]) for part in parts] == [max(size, 1) for size in sizes]
+        counted = [part[message] for part, size in zip(parts, sizes, strict=True) if size]
+        assert torch.equal(torch.cat(counted), batch)
 
 
 @given(st.integers(1, 100), st.integers(1, 120), st.one_of(st.none(), st.integers(1, 30)))

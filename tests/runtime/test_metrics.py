@@ -34,6 +34,8 @@ def test_an_epoch_is_as_long_as_its_slowest_rank() -> None:
     assert record["samples_per_s"] == 10.0
     assert record["interfaces"] == {"cut": ROW}
     assert record["waited_share"] == [0.25, 0.0]
+    unknown = EpochFigures(30, 3.0, None).to_json(last=True)
+    assert merged([first, unknown])["waited_share"] == [0.25, None]
     assert len(record["memory_bytes"]) == 2
 
 

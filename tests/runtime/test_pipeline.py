@@ -30,8 +30,8 @@ Run = Callable[..., Any]
 SGD = {"name": "SGD", "options": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-3}}
 TRAIN = {"batch_size": 16, "epochs": 2, "seed": 3, "optimizer": SGD}
 
-# Two tensors between neighbours, one of them without a gradient, one not contiguous, taken in
-# another order than given.
+# Two tensors between neighbours, one of them without a gradient, one not contiguous, given and
+# taken in another order than the interface lists them.
 SQUARES = """
 class Stage0(runtime.Stage):
     def __init__(self, source: nn.Module) -> None:
@@ -46,7 +46,7 @@ class Stage1(runtime.Stage):
     def __init__(self, source: nn.Module) -> None:
         super().__init__(source, "left", "right", "last")
 
-    def forward(self, positive: Tensor, square: Tensor) -> Tensor:
+    def forward(self, square: Tensor, positive: Tensor) -> Tensor:
         stem = square.transpose(1, 2).reshape(-1, 16)
         right = torch.relu(self.right(stem)) + torch.relu(self.left(stem))
         return self.last(torch.where(positive, right, right * 0.5) + stem)
@@ -68,7 +68,7 @@ def _make(bundle: Make, rows: SimpleNamespace, kinds: Any) -> Make:
         if kind == "squares2":
             stages = [
                 rows.stage(0, ["x"], ["square", "positive"], "stem"),
-                rows.stage(1, ["positive", "square"], ["output"], "left", "right", "last"),
+                rows.stage(1, ["square", "positive"], ["output"], "left", "right", "last"),
             ]
             square = rows.tensor("square", 4, 4)
             positive = rows.tensor("positive", 1, dtype="bool", grad=False)
