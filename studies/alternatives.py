@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 from dnic.schedule import (
     CutWork,
@@ -53,6 +54,8 @@ class Workload:
         samples: of a batch; none is divided.
         windows: that decoupled training may choose from, ascending.
         memory_bytes: of a device; None: no limit.
+        recomputed: the block where only its input is kept for backward, which goes forward again;
+            exact training may choose it. None: it may not.
     """
 
     block: StageWork
@@ -61,6 +64,7 @@ class Workload:
     samples: int
     windows: tuple[int, ...]
     memory_bytes: int | None = None
+    recomputed: StageWork | None = None
 
     def fits(self, nbytes: float) -> bool:
         """Whether a device holds so much."""
@@ -78,6 +82,16 @@ class Way:
 
 def best_exact(work: Workload, devices: int) -> Way | None:
     """The fastest exact way; None where none fits in memory."""
+    best = _best_exact(work, devices)
+    if work.recomputed is None:
+        return best
+    again = _best_exact(replace(work, block=work.recomputed), devices)
+    if again is None or (best is not None and best.step_us <= again.step_us):
+        return best
+    return replace(again, name=f"{again.name} recomputing")
+
+
+def _best_exact(work: Workload, devices: int) -> Way | None:
     best: Way | None = None
     pipelines = list(_pipelines(work, devices))
     for pipeline, replicas in pipelines:
@@ -209,12 +223,16 @@ def _interleaved(work: Workload, pipeline: Pipeline, replicas: int, best: Way | 
     stage = pipeline.stages[0]
     if devices == 1:
         return None
+    # The last device's work, after the first microbatch has come up and before it has gone down.
+    passes_us = pipeline.forward_us(0) + pipeline.backward_us(0)
+    if best is not None and (m + (devices - 1) / CHUNKS) * passes_us >= best.step_us:
+        return None
     # Each device holds about as much as with 1F1B, and a little more.
     if m % devices or not work.fits(stage.state_bytes + stage.activation_bytes * devices / m):
         return None
     parts = ("forward_us", "backward_us", "forward_fixed_us", "backward_fixed_us", "update_us")
     half = replace(stage, **{name: getattr(stage, name) / CHUNKS for name in parts})
-    first = interleaved_order(0, devices, m, CHUNKS)
+    first = _first_order(devices, m)
     chunked = Pipeline(
         [half] * (devices * CHUNKS),
         [pipeline.cuts[0]] * (devices * CHUNKS - 1),
@@ -229,6 +247,11 @@ def _interleaved(work: Workload, pipeline: Pipeline, replicas: int, best: Way | 
         orders = [interleaved_order(i, devices, m, CHUNKS) for i in range(devices)]
         step_us = replace(chunked, orders=orders).simulate(3).step_us(1)
     return _way("interleaved 1F1B", pipeline, replicas, step_us)
+
+
+@lru_cache(maxsize=32)
+def _first_order(devices: int, microbatches: int) -> Order:
+    return interleaved_order(0, devices, microbatches, CHUNKS)
 
 
 def _times(block: StageWork, count: int) -> StageWork:

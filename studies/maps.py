@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from math import ceil, floor, log2
 from typing import Any
 
@@ -49,6 +50,9 @@ NAMED_LINKS = (
     ("WAN: 200 ms, 1 Gb/s", 200e3, 0.125e9),
 )
 DEPTHS = tuple(2**k for k in range(1, 13))
+
+
+Rows = list[list[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,19 @@ def cell(work: Workload, devices: int, exact_work: Workload | None = None) -> Ce
         window=found[1] if found else None,
         speedup=_rounded(speedup),
     )
+
+
+def batches(devices: int) -> list[int]:
+    """What exact training may choose from where its batch is free: at least the common one."""
+    most = FREE_SAMPLES * devices
+    return sorted({max(SAMPLES, most // part) for part in (1, 4, 16)})
+
+
+def free_cell(work: Workload, devices: int, larger: Sequence[Workload]) -> Cell:
+    """The best for exact training of several batches."""
+    cells = [cell(work, devices, other) for other in larger]
+    found = [one for one in cells if one.speedup is not None]
+    return min(found, key=lambda one: one.speedup or 0.0, default=cells[0])
 
 
 def abstract(stage_us: float, delay_us: float) -> Workload:
@@ -163,7 +180,13 @@ def transformer(
         head_bytes=4 * 3 * WIDTH * HEAD_WIDTH,
     )
     machine = Machine(step_us=100.0, microbatch_us=100.0, overlap=1.0, link=link)
-    return Workload(block, cut, machine, samples, WINDOWS, profile.memory_bytes)
+    again = replace(
+        block,
+        backward_us=block.backward_us + block.forward_us,
+        backward_fixed_us=block.backward_fixed_us + block.forward_fixed_us,
+        activation_bytes=nbytes,
+    )
+    return Workload(block, cut, machine, samples, WINDOWS, profile.memory_bytes, again)
 
 
 def stage_map() -> dict[str, Any]:
@@ -173,12 +196,7 @@ def stage_map() -> dict[str, Any]:
         "delays_us": delays,
         "stage_us": times,
         "panels": {
-            str(count): _table(
-                times,
-                delays,
-                lambda time, delay, count=count: cell(abstract(time, delay), count),
-            )
-            for count in STAGE_COUNTS
+            str(count): _table(times, delays, partial(_stage_cell, count)) for count in STAGE_COUNTS
         },
     }
 
@@ -190,14 +208,18 @@ def depth_map(profile: DeviceProfile) -> dict[str, Any]:
         "delays_us": delays,
         "stages": list(DEPTHS),
         "panels": {
-            name: _table(
-                DEPTHS,
-                delays,
-                lambda count, delay, speed=speed: cell(transformer(profile, delay, speed), count),
-            )
+            name: _table(DEPTHS, delays, partial(_depth_cell, profile, speed))
             for name, speed in BANDWIDTHS
         },
     }
+
+
+def _stage_cell(count: int, stage_us: float, delay_us: float) -> Cell:
+    return cell(abstract(stage_us, delay_us), count)
+
+
+def _depth_cell(profile: DeviceProfile, bandwidth: float, count: int, delay_us: float) -> Cell:
+    return cell(transformer(profile, delay_us, bandwidth), count)
 
 
 def link_curves(profile: DeviceProfile) -> dict[str, Any]:
@@ -209,8 +231,8 @@ def link_curves(profile: DeviceProfile) -> dict[str, Any]:
         same[name] = [asdict(cell(work, n)) for n in DEPTHS]
         free[name] = []
         for n in DEPTHS:
-            larger = transformer(profile, delay, speed, max(SAMPLES, FREE_SAMPLES * n))
-            free[name].append(asdict(cell(work, n, larger)))
+            larger = [transformer(profile, delay, speed, batch) for batch in batches(n)]
+            free[name].append(asdict(free_cell(work, n, larger)))
         print(".", end="", flush=True)
     print(flush=True)
     return {"stages": list(DEPTHS), "same_batch": same, "larger_batch": free}
@@ -218,8 +240,8 @@ def link_curves(profile: DeviceProfile) -> dict[str, Any]:
 
 def _table(
     rows: Sequence[Any], columns: Sequence[float], make: Callable[[Any, float], Cell]
-) -> list[list[dict[str, Any]]]:
-    table = []
+) -> Rows:
+    table: Rows = []
     for row in rows:
         table.append([asdict(make(row, column)) for column in columns])
         print(".", end="", flush=True)
@@ -236,7 +258,7 @@ DELAY_TICKS = (
     (1e5, "100 ms"),
 )
 TIME_TICKS = ((100, "0.1 ms"), (1e3, "1 ms"), (1e4, "10 ms"), (1e5, "100 ms"), (1e6, "1 s"))
-COUNT_TICKS = tuple((2**k, f"{2**k:,}") for k in (1, 3, 5, 7, 9, 11, 12))
+COUNT_TICKS = tuple((2**k, f"{2**k:,}") for k in (1, 3, 5, 7, 9, 12))
 
 
 def draw(content: dict[str, Any], y: Axis, title: str, panel_title: Callable[[str], str]) -> str:
@@ -250,22 +272,29 @@ def draw(content: dict[str, Any], y: Axis, title: str, panel_title: Callable[[st
         left = 75 + place * 310
         above = Panel(left, 70, 225, 225, x, y, panel_title(name))
 
-        def speedup(column: int, row: int, rows: list[list[dict[str, Any]]] = rows) -> float:
-            return float(rows[row][column]["speedup"] or 1.0)
-
-        def kind(column: int, row: int, rows: list[list[dict[str, Any]]] = rows) -> str:
-            return colours[rows[row][column]["exact_kind"]]
-
-        above.cells(lambda c, r, speedup=speedup: shade(speedup(c, r)))
-        above.contour(lambda c, r, speedup=speedup: log2(speedup(c, r)))
+        above.cells(partial(_shade, rows))
+        above.contour(partial(_log_speedup, rows))
         below = Panel(left, 375, 225, 225, x, y, "best exact way")
-        below.cells(kind)
+        below.cells(partial(_kind, rows, colours))
         parts += [above.svg(), below.svg()]
     right = 75 + 310 * len(content["panels"]) - 45
     parts.append(legend(right, 80, "decoupled / best exact", shade_labels()))
     parts.append([text(right, 300, "black line: 1", size=11)])
     parts.append(legend(right, 385, "best exact way", [(c, kind) for kind, c in colours.items()]))
     return picture(right + 215, 650, title, parts)
+
+
+def _shade(rows: Rows, column: int, row: int) -> str:
+    speedup = rows[row][column]["speedup"]
+    return "#ffffff" if speedup is None else shade(speedup)
+
+
+def _log_speedup(rows: Rows, column: int, row: int) -> float:
+    return log2(rows[row][column]["speedup"] or 1.0)
+
+
+def _kind(rows: Rows, colours: dict[str, str], column: int, row: int) -> str:
+    return colours[rows[row][column]["exact_kind"]]
 
 
 def draw_curves(content: dict[str, Any], title: str) -> str:

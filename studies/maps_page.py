@@ -31,21 +31,22 @@ def _rules(content: dict[str, Any]) -> str:
     samples = content["samples"]
     return f"""## How to read them
 
-The colour is the samples per second of decoupled training divided by those of the best exact way,
-at the same batch of {samples} samples and on at most the same number of devices. Blue: decoupling is
-faster. Orange: it is slower. White: within 5%. The black line is 1. The lower row says which exact
-way was the best one.
+The colour is the samples per second of decoupled training divided by those of the best exact
+way, at the same batch of {samples} samples and on at most the same number of devices. Blue:
+decoupling is faster. Orange: it is slower. Grey-white: within 5%. The black line is 1. The lower
+row says which exact way was the best one.
 
-- **Exact ways**: one device, data parallel, naive model parallel, GPipe, 1F1B, interleaved 1F1B with
-  two chunks, and pipelines with data parallel replicas; with any power of two of devices (fewer than
-  all are allowed), replicas and microbatches. No sample is divided.
+- **Exact ways**: one device, data parallel, naive model parallel, GPipe, 1F1B, interleaved 1F1B
+  with two chunks, and pipelines with data parallel replicas; with any power of two of devices
+  (fewer than all are allowed), replicas and microbatches; where memory is limited also with
+  activations recomputed. No sample is divided.
 - **Decoupled**: any power of two of stages and replicas; a synthetic gradient at every cut; the
   smallest window of {windows} that is within 1% of the largest. The head's cost is in the step.
 - In favour of exact training: receives are posted ahead, sending waits for nobody, an all-reduce
-  hides behind the whole backward pass, and 1F1B and large interleaved pipelines are taken at a lower
-  bound.
-- Not among the exact ways: splitting single operations (tensor parallel), recomputing activations,
-  zero-bubble schedules."""
+  hides behind the whole backward pass, and 1F1B and large interleaved pipelines are taken at a
+  lower bound.
+- Not among the exact ways: splitting single operations (tensor parallel), zero-bubble
+  schedules."""
 
 
 def _stage_map(content: dict[str, Any]) -> str:
@@ -65,19 +66,22 @@ def _stage_map(content: dict[str, Any]) -> str:
         f"A stage's time is a third forward, two thirds back, {a['update_share']:.0%} update. At "
         f"{a['bandwidth_bytes_per_s'] / 1e9:g} GB/s a transfer of the activation takes "
         f"{a['transfer_share']:.0%} of it, and moving the stage's gradients once "
-        f"{a['gradient_share']:.0%}: about what transformer blocks of width 4,096 have at some "
-        f"thousand tokens. **A head costs {a['head_share']:.0%} of the stage's time and "
+        f"{a['gradient_share']:.0%}: what a transformer block of width 4,096 has with 8,192 tokens "
+        "where it takes a second. **A head costs {a['head_share']:.0%} of the stage's time and "
         f"{a['fixed_us']:g} us.** A step of the loop and each pass of a microbatch cost "
         f"{a['fixed_us']:g} us more, each end of a message 10 us. Memory is not limited.\n\n"
         + "\n\n".join(tables)
-        + "\n\nDecoupling wins in a band. Below it (fast links, long stages, few of them) exact "
-        "pipelines fill their devices with microbatches or data parallel hides its reduction, and "
-        "what is left to gain is the bubble, less the heads. Inside it pipelines pay the delay "
-        "many times in each step, a decoupled stage does not while the window covers the round "
-        "trip. Above it (stages much shorter than the delay) even the largest window does not "
-        "cover the link, and it is best to stay on one device: the edge is where a round trip "
-        "takes as many stage times as there are batches in flight, times the number of stages. "
-        "More stages widen the band on both sides."
+        + "\n\nDecoupling wins in a band from the bottom left to the top right, and how much it "
+        "wins there grows with the number of stages. "
+        "**Top left** (long stages, short delays): pipelines fill their devices with microbatches; "
+        "what is left to gain is their bubble, less the heads. "
+        "**Left, further down**: what each microbatch costs by itself keeps pipelines from filling "
+        "their devices. "
+        "**Along the diagonal**: a pipeline pays the delay many times in each step, a decoupled "
+        "stage not at all while the window covers the round trip. "
+        "**Bottom right** (stages much shorter than the delay): the largest window does not cover "
+        "the link, and one device is best. The line between lies about where a round trip takes "
+        "`stages x (window + 1)` stage times."
     )
 
 
@@ -98,11 +102,13 @@ def _depth_map(content: dict[str, Any]) -> str:
         f"way. **A head (low rank, width 64) takes {head_us / 1e3:.2f} ms, "
         f"{head_us / step_us:.1%} of that.** What does not fit into "
         f"{device['memory_bytes'] / 2**30:.0f} GiB is left out.\n\n"
-        "The batch is fixed, and no sample is divided: with "
-        f"{content['samples']} samples exact training has at most {content['samples']} devices at "
-        "work at any time, whatever the link. That is why the number of stages decides here more "
-        "than the delay. Whether the batch may grow instead is a question of learning; the next "
-        "picture shows both answers."
+        "Over fast links and on fewer devices than samples, data parallel is as fast as "
+        "decoupling: within 5%. Over 1 Gb/s a transfer takes seven times as long as a block: a few "
+        "blocks are best trained on one device, and decoupling only keeps the link busy. "
+        "Upwards the number of stages decides more than the delay, because the batch is fixed and "
+        f"no sample is divided: with {content['samples']} samples exact training has at most "
+        f"{content['samples']} devices at work at any time, whatever the link. Whether the batch "
+        "may grow instead is a question of learning; the next picture shows both answers."
     )
 
 
@@ -110,7 +116,7 @@ def _links(content: dict[str, Any]) -> str:
     stages, tables = content["links"]["stages"], []
     titles = {
         "same_batch": f"both with {content['samples']} samples",
-        "larger_batch": f"exact with {content['free_samples_per_device']} a device",
+        "larger_batch": f"exact with up to {content['free_samples_per_device']} a device",
     }
     for key, title in titles.items():
         lines = [
@@ -126,12 +132,13 @@ def _links(content: dict[str, Any]) -> str:
         "![speedup by number of stages](maps-links.svg)\n\n"
         "The same blocks. On the left both sides train with "
         f"{content['samples']} samples; on the right exact training may take "
-        f"{content['free_samples_per_device']} samples for each device and batch, decoupled "
+        f"up to {content['free_samples_per_device']} samples a device in each batch, decoupled "
         f"training keeps its {content['samples']}, and samples per second are compared.\n\n"
         + "\n\n".join(tables)
         + "\n\nWith a batch that grows with the number of devices, exact pipelines over fast links "
         "lose little, and decoupling gains little or nothing: the heads cost about what the bubble "
-        "does. What is left for it are slow links, and models whose batch cannot grow."
+        "does. What is left for it are slow links, models whose batch cannot grow, and models so "
+        "deep that the microbatches that would fill a pipeline do not fit into memory."
     )
 
 
@@ -144,9 +151,9 @@ def _limits() -> str:
   in time, and so how many more steps decoupled training may need before it loses.
 - Links do not share switches, nothing is lost or varies, and devices are equal.
 - Published peaks make stages short. A program that reaches half of them has stages of twice the
-  time: half a decade up in the first map.
-- A link of 200 ms has the bandwidth of its panel: protocols that need more than their window to fill
-  such a link do worse, all ways alike."""
+  time: a third of a decade up in the first map.
+- A link of 200 ms has its full bandwidth: protocols whose window does not fill such a link do
+  worse, all ways alike."""
 
 
 def _cell(entry: dict[str, Any]) -> str:

@@ -129,13 +129,15 @@ class Panel:
             )
 
     def curve(self, points: Sequence[tuple[float, float]], colour: str, dash: str = "") -> None:
-        """A line through points, with a mark at each."""
+        """A line through points: dashed, or with a mark at each."""
         places = [self.at(x, y) for x, y in points]
         text = " ".join(f"{x:.2f},{y:.2f}" for x, y in places)
         dashed = f" stroke-dasharray='{dash}'" if dash else ""
         self.marks.append(
             f"<polyline points='{text}' fill='none' stroke='{colour}' stroke-width='2'{dashed}/>"
         )
+        if dash:
+            return
         self.marks += [
             f"<circle cx='{x:.2f}' cy='{y:.2f}' r='2.5' fill='{colour}'/>" for x, y in places
         ]

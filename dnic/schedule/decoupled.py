@@ -71,10 +71,11 @@ def decoupled(
 
 def longest_loop(work: EngineWork) -> tuple[float, str]:
     """Step time of a chain in microseconds, and which loop decides it."""
-    return max(_loops(work), key=lambda loop: loop[0])
+    return _round_trips(work, max(_short_loops(work), key=lambda loop: loop[0]))
 
 
-def _loops(work: EngineWork) -> Iterator[tuple[float, str]]:
+def _short_loops(work: EngineWork) -> Iterator[tuple[float, str]]:
+    """Stages, wires, and waiting for a slot where nothing comes back."""
     for stage in range(len(work.stages)):
         yield work.busy_us(stage), f"stage{stage}"
     for k, cut in enumerate(work.cuts):
@@ -82,38 +83,70 @@ def _loops(work: EngineWork) -> Iterator[tuple[float, str]]:
         yield cut.occupancy_us(share), f"cut{k}: transfer"
         if cut.returns:
             yield cut.back_occupancy_us(share), f"cut{k}: transfer back"
-            yield from _round_trips(work, k)
         else:
-            # Nothing comes back but word of a free slot.
             away = work.message_us(k, 0) + work.message_us(k, 1) + cut.occupancy_us(share)
             yield (away + 2 * cut.link.latency_us) / (cut.window + 1), f"cut{k}: window"
 
 
-def _round_trips(work: EngineWork, first: int) -> Iterator[tuple[float, str]]:
-    """Loops from the stage below cut `first` to each stage that it waits for, and back."""
-    cut = work.cuts[first]
-    late_us = work.take_us(first) + work.update_us(first) + work.heads_us(first)[1]
-    total_us = late_us + work.start_us(first) + _up_us(work, first)
-    span = 1
-    if cut.source in ("exact", "stale"):
-        total_us += work.backward_us(first) + work.send_back_us(first)
-    for k in range(first, len(work.cuts)):
-        here = work.cuts[k]
-        if not here.returns or (k > first and here.has_head):
-            return
-        share = work.wire_share(k)
-        total_us += 2 * here.link.latency_us
-        total_us += here.occupancy_us(share) + here.back_occupancy_us(share)
-        span += 0 if here.source == "exact" else here.window
-        top = k + 1
-        if k > first:
-            total_us += _up_us(work, k) + _down_us(work, k)
-        within_us = _up_us(work, top) + work.heads_us(top)[0]
-        within_us += work.backward_us(top) + work.send_back_us(top)
-        if top < len(work.cuts) and not work.cuts[top].has_head:
-            within_us += work.take_us(top)
-        what = "window" if span > 1 else "locked"
-        yield (total_us + within_us) / span, f"cut{first}: {what}"
+def _round_trips(work: EngineWork, longest: tuple[float, str]) -> tuple[float, str]:
+    """The longest of `longest` and all loops up to some stage and back.
+
+    There are as many as pairs of stages where gradients are stale or exact. Dinkelbach's method
+    (1967, doi 10.1287/mnsc.13.7.492) finds the largest quotient `us / steps` among them: take the
+    loops of largest `us - guess * steps`, which is a sum along the chain, and guess anew by them.
+    """
+    cuts = work.cuts
+    stages = range(len(work.stages))
+    turns_us = [_turn_us(work, stage) for stage in stages]
+    passes_us = [_up_us(work, stage) + _down_us(work, stage) for stage in stages]
+    closes_us = [_close_us(work, stage) for stage in stages[:-1]]
+    trips_us = [_trip_us(work, k) for k in range(len(cuts))]
+    while True:
+        guess_us, best = longest[0], longest
+        up: tuple[float, int] | None = None  # Over the cut above and back, and its steps.
+        for k in reversed(range(len(cuts))):
+            if not cuts[k].returns:
+                up = None
+                continue
+            us, span = turns_us[k + 1], 0
+            if up is not None and not cuts[k + 1].has_head:
+                further_us = passes_us[k + 1] + up[0]
+                if further_us - guess_us * up[1] > us:
+                    us, span = further_us, up[1]
+            us += trips_us[k]
+            span += 0 if cuts[k].source == "exact" else cuts[k].window
+            up = us, span
+            loop_us = (us + closes_us[k]) / (span + 1)
+            if loop_us > best[0]:
+                best = loop_us, f"cut{k}: {'window' if span else 'locked'}"
+        # Rounding must not keep it going.
+        if best[0] <= guess_us * (1 + 1e-14):
+            return best
+        longest = best
+
+
+def _trip_us(work: EngineWork, k: int) -> float:
+    """Both messages over a cut, without the processors' part."""
+    cut, share = work.cuts[k], work.wire_share(k)
+    return 2 * cut.link.latency_us + cut.occupancy_us(share) + cut.back_occupancy_us(share)
+
+
+def _close_us(work: EngineWork, stage: int) -> float:
+    """From a gradient's arrival through the update to having sent the next activation."""
+    total_us = work.take_us(stage) + work.update_us(stage) + work.heads_us(stage)[1]
+    total_us += work.start_us(stage) + _up_us(work, stage)
+    if not work.cuts[stage].has_head:
+        total_us += work.backward_us(stage) + work.send_back_us(stage)
+    return total_us
+
+
+def _turn_us(work: EngineWork, stage: int) -> float:
+    """From an activation's arrival to having sent a gradient back, in one step."""
+    total_us = _up_us(work, stage) + work.heads_us(stage)[0]
+    total_us += work.backward_us(stage) + work.send_back_us(stage)
+    if stage < len(work.cuts) and not work.cuts[stage].has_head:
+        total_us += work.take_us(stage)
+    return total_us
 
 
 def _up_us(work: EngineWork, stage: int) -> float:

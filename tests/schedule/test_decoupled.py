@@ -117,6 +117,11 @@ def test_replicas_share_the_batch_and_average_their_gradients() -> None:
     assert done.step_us == 7 + 12 + 3
 
 
+def test_the_first_stage_loads_its_share_of_the_batch() -> None:
+    stages = [StageWork(1, 1, loader_us=50, replicas=2), StageWork(1, 1, loader_us=70)]
+    assert decoupled(stages, [decoupled_cut()]).step_us == 1 + 25
+
+
 def test_cuts_that_skip_stages_are_simulated() -> None:
     stages = [StageWork(10, 20), StageWork(10, 20), StageWork(10, 30)]
     skip = decoupled_cut(source_stage=0, to=2)
