@@ -154,8 +154,13 @@ class Search:
         most = (limit / self.least_us * (1 + PRECISION) - 1) / scale
         return int(min(most, self.most_units)) if most >= 0 else -1
 
-    def optimum(self, idle_us: float = 0.0, known: Candidate | None = None) -> Candidate | None:
-        """The least objective, to a relative 1e-9; None where no partition satisfies anything.
+    def optimum(
+        self,
+        idle_us: float = 0.0,
+        known: Candidate | None = None,
+        precision: float = 2 * PRECISION,
+    ) -> Candidate | None:
+        """The least objective; None where no partition satisfies anything.
 
         A partition that is found lowers the upper end to what it realises, which is often the
         optimum long before bisection would arrive there: where the upper end has not moved for
@@ -164,6 +169,7 @@ class Search:
         Args:
             idle_us: operations of no stage may take less.
             known: some partition.
+            precision: no objective is less by a larger share.
         """
         low = self.least_us * (1 - PRECISION)
         best = known
@@ -179,8 +185,7 @@ class Search:
                     return None
                 low, slack = limit, slack * 4
         stalled = 0
-        while best.objective > low and best.objective * (1 - 2 * PRECISION) > low:
-            below = best.objective * (1 - 2 * PRECISION)
+        while (below := best.objective * (1 - precision)) > low:
             probe = stalled >= _STALLED
             limit = below if probe else min((low + best.objective) / 2, below)
             found = self.within(limit / (1 + PRECISION), idle_us)

@@ -21,6 +21,10 @@ from dnic.partition.exact.states import any_order, orders_searched
 from dnic.partition.exact.sweep import Bounds
 from dnic.partition.exact.terrain import Integers
 
+# To what share the objective is least among the best liked cuts, where anything within the
+# tolerance would do.
+_TIDY_PRECISION = 1e-3
+
 
 def solve_exact(problem: Problem) -> Solution:
     """Cut so that the objective is least, or at most the tolerance larger and tidier.
@@ -74,12 +78,12 @@ class _Solver:
             busy = self._within(self.problem.open_gaps, stages, idle_us)
             known, idle_us = (known, 0.0) if busy is None else (busy, idle_us)
         if stages == 1:
-            one = self._search(None, 1).optimum(idle_us, known)
+            one = self._search(None, 1).optimum(idle_us, known, _TIDY_PRECISION)
             return one or known
         ranks = _ranks(self.problem)
         gaps, known = self._best_liked(ranks, stages, idle_us, known)
         search = self._search(gaps, stages)
-        optimum = search.optimum(idle_us, known)
+        optimum = search.optimum(idle_us, known, _TIDY_PRECISION)
         self.examined += search.sweep.examined
         limits = Limits(self.limit, idle_us, self.problem.max_decoupled)
         terrain = self.search.terrain
