@@ -13,7 +13,6 @@ from contextlib import contextmanager
 
 import torch
 
-QUANTILE = 0.25
 _LOOKS = 200
 
 
@@ -80,6 +79,12 @@ def repeated(
 
 
 def typical(times: Sequence[float]) -> float:
-    """The lower quartile: what else the machine does only ever slows a run down."""
+    """The median: what training at length will take."""
     ordered = sorted(times)
-    return ordered[int(QUANTILE * (len(ordered) - 1))]
+    return ordered[(len(ordered) - 1) // 2]
+
+
+def undisturbed(times: Sequence[float]) -> float:
+    """The lower quartile, for wall clocks: what else the machine does only slows a run down."""
+    ordered = sorted(times)
+    return ordered[(len(ordered) - 1) // 4]

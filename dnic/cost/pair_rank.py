@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn.parallel import DistributedDataParallel
 
-from dnic.cost.clock import Clock, typical
+from dnic.cost.clock import Clock, undisturbed
 from dnic.cost.kernels import matrix_product, tiny_chain, vector_walk
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.plan import TensorSpec
@@ -106,7 +106,7 @@ def latency_us(rank: int) -> float:
             sender.send(message)
         times.append((time.perf_counter() - start) * 1e6)
     sender.finish()
-    return _mean(typical(times[_PINGS // 10 :]) / 2)
+    return _mean(undisturbed(times[_PINGS // 10 :]) / 2)
 
 
 def bandwidth(rank: int) -> tuple[float, float]:
@@ -140,7 +140,7 @@ def bandwidth(rank: int) -> tuple[float, float]:
     if rank == 1:
         sender.finish()
     dist.barrier()
-    arrived_s = torch.tensor([typical(times[4:]) if rank == 1 else 0.0], dtype=torch.float64)
+    arrived_s = torch.tensor([undisturbed(times[4:]) if rank == 1 else 0.0], dtype=torch.float64)
     dist.all_reduce(arrived_s)
     return _LARGE_BYTES / float(arrived_s), _LARGE_BYTES / _mean(cpu_s)
 
@@ -173,7 +173,7 @@ def _ddp_extra_us(net: nn.Module, x: torch.Tensor, rounds: int) -> float:
         with parallel.no_sync():
             without_us.append(step(parallel))
     skipped = rounds // 10
-    extra = typical(with_us[skipped:]) - typical(without_us[skipped:])
+    extra = undisturbed(with_us[skipped:]) - undisturbed(without_us[skipped:])
     return max(_mean(extra), 1.0)
 
 
@@ -204,7 +204,7 @@ def _pipeline_us(rank: int, microbatches: int, rounds: int = 40) -> float:
         else:
             schedule.step(target=x)
         times.append((time.perf_counter() - start) * 1e6)
-    return typical(times[rounds // 10 :])
+    return undisturbed(times[rounds // 10 :])
 
 
 def _link(rank: int, nbytes: int, messages: int) -> tuple[Sender, Receiver]:
@@ -234,7 +234,7 @@ def _for_a_while(work: Callable[[], Any], clock: Clock, start_s: float) -> float
         begun = clock()
         work()
         times.append(clock.between(begun, clock()))
-    return typical(times)
+    return undisturbed(times)
 
 
 def _mean(figure: float) -> float:
