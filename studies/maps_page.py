@@ -137,8 +137,11 @@ def _links(content: dict[str, Any]) -> str:
         + "\n\n".join(tables)
         + "\n\nWith a batch that grows with the number of devices, exact pipelines over fast links "
         "lose little, and decoupling gains little or nothing: the heads cost about what the bubble "
-        "does. What is left for it are slow links, models whose batch cannot grow, and models so "
-        "deep that the microbatches that would fill a pipeline do not fit into memory."
+        "does. Over the thin, long link it even loses from some hundred devices on: exact training "
+        "averages gradients once for many samples and so can afford replicas, each with a link of "
+        "its own. What is left for decoupling are links with delay but bandwidth, models whose "
+        "batch cannot grow, and models so deep that the microbatches that would fill a pipeline do "
+        "not fit into memory."
     )
 
 

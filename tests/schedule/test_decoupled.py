@@ -136,3 +136,18 @@ def test_cuts_that_skip_stages_are_simulated() -> None:
 def test_a_cut_that_leads_nowhere() -> None:
     with pytest.raises(PartitionError, match="from stage 0 to stage 2 of 2"):
         decoupled([StageWork(1, 1)] * 2, [cut(to=2)])
+
+
+def test_the_longest_loop_is_found_among_all_pairs() -> None:
+    """Stale gradients with windows and delays that grow: every pair of stages is a loop."""
+    stages = [StageWork(3, 5, update_us=k) for k in range(9)]
+    cuts = [cut(2, 30.0 * k * k, source="stale", window=8 - k) for k in range(1, 8)]
+    work = EngineWork(stages[:8], cuts, Machine())
+    loops = []
+    for first in range(7):
+        us, span = 3.0 + 5 + first, 1
+        for top in range(first + 1, 8):
+            us += 2 * 30.0 * top**2 + 4
+            span += 8 - top
+            loops.append((us + 8 * (top - first), span))
+    assert longest_loop(work)[0] == pytest.approx(max(us / span for us, span in loops), rel=1e-12)
