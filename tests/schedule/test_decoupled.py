@@ -139,15 +139,19 @@ def test_a_cut_that_leads_nowhere() -> None:
 
 
 def test_the_longest_loop_is_found_among_all_pairs() -> None:
-    """Stale gradients with windows and delays that grow: every pair of stages is a loop."""
-    stages = [StageWork(3, 5, update_us=k) for k in range(9)]
-    cuts = [cut(2, 30.0 * k * k, source="stale", window=8 - k) for k in range(1, 8)]
-    work = EngineWork(stages[:8], cuts, Machine())
+    """Stale gradients, windows and delays of all kinds: every pair of stages is a loop."""
+    delays, windows = (300, 300, 0, 40, 300, 300, 40), (8, 6, 4, 9, 3, 5, 3)
+    stages = [StageWork(3, 5, update_us=k) for k in range(8)]
+    cuts = [
+        cut(0, delay, source="stale", window=window)
+        for delay, window in zip(delays, windows, strict=True)
+    ]
     loops = []
     for first in range(7):
         us, span = 3.0 + 5 + first, 1
         for top in range(first + 1, 8):
-            us += 2 * 30.0 * top**2 + 4
-            span += 8 - top
-            loops.append((us + 8 * (top - first), span))
-    assert longest_loop(work)[0] == pytest.approx(max(us / span for us, span in loops), rel=1e-12)
+            us += 2 * delays[top - 1] + 8
+            span += windows[top - 1]
+            loops.append(us / span)
+    found, _ = longest_loop(EngineWork(stages, cuts, Machine()))
+    assert found == pytest.approx(max(loops), rel=1e-12)
