@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from math import ceil
 from typing import Literal
 
 from dnic.cost import (
@@ -92,6 +93,8 @@ def place(
     stages: int | None = None,
     replicas: Sequence[int] = (1,),
     tidy: bool = True,
+    held: float = 1.0,
+    reasons: bool = True,
 ) -> Placement:
     """The stages with the shortest predicted step; one stage where no cut pays.
 
@@ -102,6 +105,8 @@ def place(
         purpose: in a pipeline no cut has a head, and the slowest stage is what counts.
         stages: exactly so many, where the request leaves it open.
         replicas: numbers of copies that a stage may have.
+        held: part of a batch's activations that a stage holds at a time.
+        reasons: whether to find out what would fit where nothing does; that takes longer.
         tidy: whether cuts that are better to have may make the step a little longer.
 
     Raises:
@@ -115,9 +120,12 @@ def place(
         wanted = len(fixed) + 1
     together = resolve_groups(graph, request.keep_together, "partition.keep_together")
     problem = _problem(table, costs, request, purpose, wanted, fixed, together, tuple(replicas))
+    if held < 1:
+        part = tuple(ceil(nbytes * held) for nbytes in problem.activation_memory)
+        problem = replace(problem, activation_memory=part)
     if not tidy:
         problem = replace(problem, preferences=(), tolerance=0.0)
-    return _placement(solve_exact(problem), problem)
+    return _placement(solve_exact(problem, reasons=reasons), problem)
 
 
 def _placement(solution: Solution, problem: Problem) -> Placement:

@@ -19,7 +19,7 @@ from dnic.partition.evaluate import (
 from dnic.partition.setting import Setting, forced
 from dnic.schedule import CutWork, StageWork, gpipe, interleaved, naive, one_f_one_b
 
-MICROBATCHES = (2, 4, 8, 16, 32, 64)
+MOST_MICROBATCHES = 64
 CHUNKS = 2
 # Hardly any model can be cut into two stages for each of more devices than this.
 MOST_INTERLEAVED = 64
@@ -31,7 +31,14 @@ def pipelines(setting: Setting) -> Iterator[Alternative]:
     for stages in _stage_counts(setting):
         try:
             placement = place(
-                setting.graph, setting.costs, setting.request, "pipeline", stages=stages
+                setting.graph,
+                setting.costs,
+                setting.request,
+                "pipeline",
+                stages=stages,
+                # What the first stage of 1F1B holds; each schedule's own is checked later.
+                held=min(1.0, stages / max(_microbatches(setting))),
+                reasons=False,
             )
         except PartitionError:
             continue  # That many stages cannot be had, or do not fit; others may.
@@ -77,7 +84,11 @@ def _microbatches(setting: Setting) -> list[int]:
     asked = setting.request.microbatches
     if asked != "auto":
         return [asked]
-    return [m for m in MICROBATCHES if setting.batch % m == 0] or [1]
+    # Long pipelines need many to fill, and few of the counts are worth looking at.
+    devices = setting.request.devices
+    most = max(MOST_MICROBATCHES, 4 * devices).bit_length()
+    counts = [2**k for k in range(1, most) if 2**k >= devices // 16]
+    return [m for m in counts if setting.batch % m == 0] or [1]
 
 
 def _chain(
@@ -171,7 +182,14 @@ def _interleaved(setting: Setting) -> Alternative | None:
     devices = request.devices
     wide = replace(request, devices=CHUNKS * devices, memory_bytes=None)
     try:
-        placement = place(setting.graph, setting.costs, wide, "pipeline", stages=CHUNKS * devices)
+        placement = place(
+            setting.graph,
+            setting.costs,
+            wide,
+            "pipeline",
+            stages=CHUNKS * devices,
+            reasons=False,
+        )
     except PartitionError:
         return None
     best: Alternative | None = None

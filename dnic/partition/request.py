@@ -7,7 +7,7 @@ result of reading it. The compiler fills this in, so that no room here ever sees
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Literal
 
@@ -158,6 +158,11 @@ class PartitionRequest:
         if not isinstance(self.memory_bytes, tuple):
             return (DeviceGroup(self.devices, memory_bytes=self.memory_bytes),)
         return tuple(DeviceGroup(1, memory_bytes=nbytes) for nbytes in self.memory_bytes)
+
+    def without_limits(self) -> PartitionRequest:
+        """The same on devices with memory enough."""
+        groups = tuple(replace(group, memory_bytes=None) for group in self.groups)
+        return replace(self, groups=groups, memory_bytes=None)
 
     def link(self, one: int, other: int, fallback: Link) -> Link:
         """The link between a device of one group and a device of another, or of the same."""

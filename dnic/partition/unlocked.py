@@ -16,11 +16,23 @@ from dnic.partition.plan import PlannedInterface
 from dnic.partition.setting import Setting, forced
 from dnic.schedule import CutWork, Outcome, StageWork, decoupled
 
+# A copy of a shared parameter, its gradient, and both on their way.
+SHARED_COPIES = 4
+# Beyond these, what only shows what else there could be takes longer than all the rest.
+MOST_SIMULATED = 64
+MOST_SEARCHED = 1_000_000
+
 
 def unlocked(setting: Setting) -> Iterator[Alternative]:
     """Stages that do not wait, with every source of gradients on the same cuts."""
     request = setting.request
-    placement = place(setting.graph, setting.costs, request)
+    try:
+        placement = place(setting.graph, setting.costs, request, reasons=not request.free)
+    except PartitionError:
+        if not request.free:
+            raise
+        # Nothing fits. What it would take is shown beside what does fit.
+        placement = place(setting.graph, setting.costs, request.without_limits())
     if placement.stages == 1 and not forced(request) and request.stages is None:
         # No cut pays. What the best one would cost is shown all the same.
         with suppress(PartitionError):
@@ -28,9 +40,12 @@ def unlocked(setting: Setting) -> Iterator[Alternative]:
     if placement.stages > 1:
         yield from _sources(setting, placement)
     counts = _replica_counts(setting)
-    if len(counts) > 1:
+    size = len(setting.table.points) * request.devices
+    if len(counts) > 1 and (size <= MOST_SEARCHED or request.replicas != "auto"):
         with suppress(PartitionError):
-            wide = place(setting.graph, setting.costs, request, replicas=counts, tidy=False)
+            wide = place(
+                setting.graph, setting.costs, request, replicas=counts, tidy=False, reasons=False
+            )
             if wide.stages > 1 and max(wide.replicas) > 1:
                 found = _evaluated(setting, wide, "decoupled_replicas")
                 yield found
@@ -50,7 +65,8 @@ def _sources(setting: Setting, placement: Placement) -> Iterator[Alternative]:
     yield made
     if made.decided is None or "synthetic" not in made.placement.sources:
         return
-    yield _with_source(setting, made, "stale")
+    if made.outcome.how == "formula" or placement.stages <= MOST_SIMULATED:
+        yield _with_source(setting, made, "stale")
 
 
 def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternative:
@@ -107,8 +123,17 @@ def _outcome(
         for index in (cut.source_stage or 0, cut.to or 0):
             update_us = stages[index].update_us + cut.message_us
             stages[index] = replace(stages[index], update_us=update_us)
-    kept = [cut for cut in cuts if cut not in loose] + _shared_works(setting, placement, cuts)
+    kept = [cut for cut in cuts if cut not in loose]
     outcome = decoupled(stages, kept, setting.batch, setting.machine())
+    shared = _shared_works(setting, placement, cuts)
+    if shared:
+        memory = list(outcome.peak_memory_bytes)
+        for work in shared:
+            first = sum(placement.replicas[: work.to or 0])
+            for device in range(first, first + placement.replicas[work.to or 0]):
+                memory[device] += SHARED_COPIES * work.nbytes
+        outcome = decoupled(stages, [*kept, *shared], setting.batch, setting.machine())
+        outcome = replace(outcome, peak_memory_bytes=tuple(memory))
     extra = tuple((cut.nbytes, 0) for cut in loose)
     return replace(outcome, link_bytes=outcome.link_bytes + extra)
 

@@ -143,6 +143,9 @@ def _nothing_to_decouple(found: Sequence[Alternative], request: PartitionRequest
         return f"{best}: there is one device"
     if request.max_decoupled == 0:
         return f"stay with {best}: no interface may be decoupled"
+    unfit = next((a.unfit for a in found if a.name == "decoupled" and a.unfit), "")
+    if unfit:
+        return f"stay with {best}: decoupled stages do not fit, {unfit}"
     return f"stay with {best}: no cut of this model can have a predicted gradient"
 
 

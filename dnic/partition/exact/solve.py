@@ -3,6 +3,8 @@
 1. The least objective of all.
 2. Among the partitions within the tolerance of it, the fewest stages, unless their number is given.
 3. No idle stage, if there is a partition of so many stages within the tolerance without one.
+   (Step 2, and with it 3 and 4 but for the last move, is left out where replicas and classes make
+   too many states.)
 4. An exactly balanced cut often carries several tensors where one a few operations away carries
    one. So: the gaps up to the lowest rank of preference that is still enough for such a partition,
    the least objective with these, and from there each cut to the best liked gap that it can reach.
@@ -12,12 +14,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from dnic.errors import PartitionError
 from dnic.partition.exact.checks import check_counts
 from dnic.partition.exact.descent import Limits, descend
 from dnic.partition.exact.explain import explain
+from dnic.partition.exact.levels import Levels
 from dnic.partition.exact.problem import Problem, Solution
 from dnic.partition.exact.search import PRECISION, Candidate, Search
-from dnic.partition.exact.states import any_order, orders_searched
+from dnic.partition.exact.states import any_order, can_count, orders_searched
 from dnic.partition.exact.sweep import Bounds
 from dnic.partition.exact.terrain import Integers
 
@@ -26,30 +30,37 @@ from dnic.partition.exact.terrain import Integers
 _TIDY_PRECISION = 1e-3
 
 
-def solve_exact(problem: Problem) -> Solution:
+def solve_exact(problem: Problem, *, reasons: bool = True) -> Solution:
     """Cut so that the objective is least, or at most the tolerance larger and tidier.
+
+    Args:
+        problem: what is to be cut.
+        reasons: whether to look for what would fit where nothing does; takes several searches.
 
     Raises:
         PartitionError: no partition satisfies the constraints; says which one fails by how much.
         ValueError: columns of the wrong length, or numbers that make no sense.
     """
     check_counts(problem)
-    return _Solver(problem).solution()
+    return _Solver(problem, reasons=reasons).solution()
 
 
 class _Solver:
     """One problem on its way to its solution."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, *, reasons: bool) -> None:
         self.problem = problem
         self.search = Search(problem, stages=problem.stages)
         self.examined = 0
         best = self.search.optimum()
         self.examined += self.search.sweep.examined
         if best is None:
-            raise explain(problem)
+            raise explain(problem) if reasons else PartitionError("no partition fits")
         self.best = best
         self.limit = best.objective * (1 + problem.tolerance) * (1 + PRECISION)
+        self.counting = isinstance(self.search.sweep, Levels) or can_count(
+            problem, len(best.partition.placement)
+        )
 
     def solution(self) -> Solution:
         """The tidiest that was found within the tolerance."""
@@ -66,11 +77,14 @@ class _Solver:
             optimum_us=self.best.costs.step_us,
             devices_used=tuple(used),
             exact=any_order(self.problem),
-            searched=orders_searched(self.problem),
+            searched=orders_searched(self.problem)
+            + ("" if self.counting else ", the number of stages as it came"),
             examined=self.examined,
         )
 
     def _tidied(self) -> Candidate:
+        if not self.counting:
+            return self._descended(self.best, 0.0)
         known = self._with_fewest_stages()
         stages = len(known.partition.placement)
         idle_us = self.problem.idle_share * self.best.costs.step_us
@@ -85,9 +99,12 @@ class _Solver:
         search = self._search(gaps, stages)
         optimum = search.optimum(idle_us, known, _TIDY_PRECISION)
         self.examined += search.sweep.examined
+        return self._descended(optimum or known, idle_us)
+
+    def _descended(self, start: Candidate, idle_us: float) -> Candidate:
         limits = Limits(self.limit, idle_us, self.problem.max_decoupled)
         terrain = self.search.terrain
-        return descend(terrain, optimum or known, ranks[terrain.points], limits)
+        return descend(terrain, start, _ranks(self.problem)[terrain.points], limits)
 
     def _with_fewest_stages(self) -> Candidate:
         """Within the tolerance."""
