@@ -56,6 +56,8 @@ def random_problem(seed: int, most_operations: int = 7) -> Problem:
     options = [option("exact", True, 40), option("synthetic", False, 300)]
     options.append(option("local", False, 600))
     options = pick.choice((options, options, options[1:], options[1:2], options[:1], options[:2]))
+    # What a cut adds matters more than what the operations hold.
+    uneven = any_limit and pick.random() < 0.4
     replicas = pick.choice(((1,), (1,), (1, 2), (1, 2, 4), (1, 3), (2,)))
     total = sum(counts)
     return Problem(
@@ -74,9 +76,9 @@ def random_problem(seed: int, most_operations: int = 7) -> Problem:
         reduce_us_per_byte=tuple(pick.choice((0, 0.25, 0.5)) for _ in counts),
         reduce_latency_us=tuple(pick.choice((0, 1, 2)) for _ in counts),
         parameter_bytes=column(n, 12),
-        parameter_memory=column(n, 12),
+        parameter_memory=column(n, 3 if uneven else 12, 0.8),
         activation_memory=column(n, 12),
-        after_bytes=column(n + 1, 12),
+        after_bytes=column(n + 1, 60, 1.0) if uneven else column(n + 1, 12),
         message_us=column(n + 1, 9),
         nbytes=column(n + 1, 60),
         back_nbytes=column(n + 1, 60),
@@ -91,16 +93,18 @@ def random_problem(seed: int, most_operations: int = 7) -> Problem:
 
 
 def random_plain_problem(seed: int) -> Problem:
-    """One class of devices with replicas, nothing locked and no penalties."""
+    """One class of devices with replicas, nothing locked, seldom penalties."""
     pick = Random(seed)
     problem = random_problem(seed)
     count = pick.randint(1, 6)
+    dear = pick.random() < 0.3
     rates = tuple(row[:1] for row in problem.bandwidth[:1])
     return replace(
         problem,
         devices=(replace(problem.devices[0], count=count),),
         options=tuple(
-            replace(option, locked=False, penalty_units=()) for option in problem.options[-2:]
+            replace(option, locked=False, penalty_units=option.penalty_units if dear else ())
+            for option in problem.options[-2:]
         ),
         replica_counts=pick.choice(((1, 2), (1, 2, 4), (1, 3), (2,), (1, 2, 3, 4, 5))),
         bandwidth=rates,

@@ -102,10 +102,11 @@ def test_counts_that_cannot_work_out(changed: dict[str, object], problem: str) -
         {"latency_us": ((0.0, 0.0), (0.0, 0.0))},
         {"options": (Option("synthetic", penalty_units=(1,)),)},
         {"replica_counts": ()},
+        {"bandwidth": ((0.0,),)},
         {"devices": (DeviceClass(1, 0.0),)},
         {"candidates": (0,)},
     ],
 )
 def test_columns_that_make_no_sense(changed: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=r"entries|speeds|replica counts|candidates"):
+    with pytest.raises(ValueError, match=r"entries|speeds|bandwidths|replica counts|candidates"):
         solve_exact(chain((1.0,) * 4, **changed))

@@ -141,3 +141,20 @@ def test_a_long_chain_of_equal_blocks_is_cut_between_them() -> None:
     solution = solve_exact(replace(problem, preferences=liked))
     assert solution.cuts == tuple(range(48, 12 * 64, 48))
     assert solution.step_us == pytest.approx(4 * sum(block))
+
+
+def test_too_many_states_to_count_stages_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(states, "MOST_EDGES", 0)
+    uncounted = 0
+    for seed in range(150):
+        problem = random_problem(seed, most_operations=6)
+        everything = list(every_partition(problem))
+        if not everything:
+            continue
+        solution = solve_exact(problem)
+        optimum = min(one.objective for one in everything)
+        assert solution.optimum == pytest.approx(optimum, rel=1e-8)
+        assert judge(problem, solution.partition) is not None
+        assert solution.objective <= optimum * (1 + problem.tolerance) * (1 + 1e-8)
+        uncounted += solution.searched.endswith("the number of stages as it came")
+    assert uncounted > 10

@@ -44,6 +44,8 @@ def _check_columns(problem: Problem) -> None:
             raise ValueError(f"{name} has {length} entries, expected {expected} or none")
     if not n or not classes or any(one.count < 0 or one.speed <= 0 for one in problem.devices):
         raise ValueError("at least one operation, one class, and speeds above 0")
+    if any(rate <= 0 for row in problem.bandwidth for rate in row):
+        raise ValueError("bandwidths are above 0")
     if not problem.replica_counts or min(problem.replica_counts) < 1:
         raise ValueError("replica counts are 1 or more")
     if any(not 0 < gap < n for gap in problem.candidates):

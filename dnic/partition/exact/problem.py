@@ -177,7 +177,7 @@ class Solution:
         optimum_us: the step of a partition with that objective.
         devices_used: for each class.
         exact: every order of the devices was considered; False only for many classes.
-        searched: which orders were considered.
+        searched: which orders were considered, and whether the fewest stages were looked for.
         examined: pairs of a state and a gap that were looked at: the work done.
     """
 

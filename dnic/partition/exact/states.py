@@ -15,6 +15,7 @@ from typing import Protocol
 from dnic.partition.exact.problem import Problem
 
 MOST_COUNTS = 5_000
+MOST_EDGES = 20_000
 _MOST_FREE_CLASSES = 6
 _Key = tuple[int, ...]
 
@@ -73,6 +74,14 @@ def any_order(problem: Problem) -> bool:
     """Whether every order of the devices is searched."""
     devices = problem.devices
     return len(devices) == 1 or prod(one.count + 1 for one in devices) <= MOST_COUNTS
+
+
+def can_count(problem: Problem, stages: int) -> bool:
+    """Whether states that tell the number of stages are few enough to be searched many times."""
+    if problem.replica_counts == (1,) or problem.stages is not None:
+        return True
+    states = prod(one.count + 1 for one in problem.devices)
+    return states * len(problem.devices) * len(problem.replica_counts) * stages <= MOST_EDGES
 
 
 def orders_searched(problem: Problem) -> str:
