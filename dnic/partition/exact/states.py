@@ -16,6 +16,7 @@ from dnic.partition.exact.problem import Problem
 
 MOST_COUNTS = 5_000
 MOST_EDGES = 20_000
+MOST_PAIRS = 60_000
 _MOST_FREE_CLASSES = 6
 _Key = tuple[int, ...]
 
@@ -73,7 +74,10 @@ def state_graph(problem: Problem, counted: bool, most_stages: int) -> StateGraph
 def any_order(problem: Problem) -> bool:
     """Whether every order of the devices is searched."""
     devices = problem.devices
-    return len(devices) == 1 or prod(one.count + 1 for one in devices) <= MOST_COUNTS
+    states = prod(one.count + 1 for one in devices)
+    # What each state costs: every kind of stage before a cut with every kind behind it.
+    kinds = len(devices) * len(problem.replica_counts)
+    return len(devices) == 1 or (states <= MOST_COUNTS and states * kinds**2 <= MOST_PAIRS)
 
 
 def can_count(problem: Problem, stages: int) -> bool:
