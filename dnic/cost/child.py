@@ -86,6 +86,8 @@ def _start(work: Callable[[], Any], core: int | None) -> tuple[int, int]:
     status = 1
     try:
         os.close(reader)
+        # The threads of the parent's pool are not here: whoever waits for them waits forever.
+        torch.set_num_threads(1)
         if core is not None:
             with suppress(OSError, AttributeError):
                 os.sched_setaffinity(0, {core})

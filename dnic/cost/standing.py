@@ -22,7 +22,7 @@ from dnic.cost.survey import as_captured
 from dnic.cost.walk import Call, walk
 from dnic.trace import TracedModel, tensors_in
 
-_BUDGET_US = 0.8e6
+_BUDGET_US = 0.6e6
 _MOST = 40
 
 

@@ -315,6 +315,18 @@ def test_a_child_changes_nothing_here() -> None:
     assert torch.equal(model.weight, before["weight"])
 
 
+def test_a_child_computes_with_one_thread() -> None:
+    """More would wait for the parent's pool, which a fork does not copy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        a = torch.ones(600, 600)
+        expected = float((a @ a).sum())
+        assert in_child(lambda: float((a @ a).sum()), timeout_s=30) == expected
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_child_that_fails() -> None:
     def raises() -> None:
         raise KeyError("lost")
