@@ -154,8 +154,8 @@ def timed(case: Case, seed: int) -> Timing:
     )
 
 
-def table(timings: list[Timing]) -> str:
-    """The page: slowest of the seeds for each kind of problem."""
+def table(timings: list[Timing], load: float) -> str:
+    """The page: slowest of the seeds for each kind of problem; the load of the machine before."""
     slowest = _slowest(timings)
     lines = [
         "# How long the exact partition takes",
@@ -163,6 +163,7 @@ def table(timings: list[Timing]) -> str:
         f"Measured with `{COMMAND}`, which says how the chains are made; the figures are in",
         "`partitioning.json`. Seconds of the slowest of "
         f"{len(SEEDS)} random chains, each the quicker of {REPEATS} runs, on one core.",
+        f"Other work ran beside it (load {load:.1f} on {os.cpu_count()} cores): an upper bound.",
         "Every run finds the optimum, then tidies: fewest stages and best liked cuts within 6 %.",
         "",
         "One class of devices, memory limits that bind; number of stages left to the solver /",
@@ -286,7 +287,7 @@ def main() -> None:
     }
     docs = ROOT / "docs"
     (docs / "partitioning.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    (docs / "partitioning.md").write_text(table(timings), "utf-8")
+    (docs / "partitioning.md").write_text(table(timings, load), "utf-8")
     (docs / "partitioning.svg").write_text(drawing(timings), "utf-8")
 
 
