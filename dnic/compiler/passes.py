@@ -90,8 +90,11 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
     placement = decision.chosen.placement
     opened = opened_by(fine, [event_of_gap(fine, gap) for gap in placement.cuts])
     coarse = _seen(observe, "recapture", capture_coarse(fine, loaded.inputs, opened))
+    whole = at_batch(build_graph(coarse, fine), graph.batch_size)
+    # What a stage calls an input is not always what the model does: `input` is Python's.
+    called = {op.target: op.name for op in whole.operations if op.kind == "input"}
     plan = make_plan(
-        at_batch(build_graph(coarse, fine), graph.batch_size),
+        whole,
         graph,
         costs,
         placement.cuts,
@@ -103,7 +106,7 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
     model = plan.model.model_copy(
         update={
             "names": names_of(spec, loaded.source),
-            "inputs": tuple(PlannedInput(name=n, path=p) for n, p in fine.inputs),
+            "inputs": tuple(PlannedInput(name=called.get(n, n), path=p) for n, p in fine.inputs),
             "constants": tuple(PlannedConstant(path=p, value=v) for p, v in fine.constants),
             "target": loaded.target_key,
             "weights": "seed" if spec.model.meta else "file",

@@ -117,7 +117,9 @@ def _schedules(setting: Setting, placement: Placement) -> Iterator[Alternative]:
     for m in _microbatches(setting):
         works, cuts = _chain(setting, placement, 1 / m)
         for name, schedule in (("gpipe", gpipe), ("1f1b", one_f_one_b)):
-            outcome = schedule(works, cuts, m, setting.batch, machine)
+            outcome = schedule(
+                works, cuts, m, setting.batch, machine, posted_ahead=setting.posted_ahead
+            )
             yield Alternative(name, outcome, placement, microbatches=m, unfit=unfit)  # type: ignore[arg-type]
 
 
@@ -152,7 +154,9 @@ def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
             )
             for cut in cuts
         )
-        one = one_f_one_b(parts, thinner, m, setting.batch, machine)
+        one = one_f_one_b(
+            parts, thinner, m, setting.batch, machine, posted_ahead=setting.posted_ahead
+        )
         outcome = replace(
             one,
             devices=copies * one.devices,

@@ -39,6 +39,14 @@ class Setting:
         """Samples in a batch."""
         return self.graph.batch_size
 
+    @property
+    def posted_ahead(self) -> bool:
+        """Whether a pipeline's receives wait for its messages.
+
+        torch posts each right before it is needed: over gloo nothing moves until then.
+        """
+        return self.request.overlap > 0
+
     def machine(self) -> Machine:
         """What does not belong to one stage."""
         return machine_of(self.costs, overlap=self.request.overlap)

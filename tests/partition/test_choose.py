@@ -195,9 +195,6 @@ def test_a_wide_head_moves_the_cut_to_the_narrow_place(
     full = InterfaceChoice(hidden_layers=0, width=None)
     assert cuts_of(graph, device, PartitionRequest(2, stages=2, default=full)) == (2,)
     assert cuts_of(graph, device, PartitionRequest(2, stages=2, default=EXACT)) == (3,)
-    narrow = InterfaceChoice(hidden_layers=1, width=16)
-    by_name = PartitionRequest(2, stages=2, default=full, choices={"layer1": narrow})
-    assert cuts_of(graph, device, by_name) == (3,)
 
 
 def test_requests_that_cannot_be(chain: Callable[..., Graph], device: DeviceProfile) -> None:

@@ -1,0 +1,146 @@
+"""How far predicted step times are from measured ones, and whether the plan's pick is the fastest.
+
+    python -m studies.predicting [--repeats 5] [--only mlp] [--sizes 0,1]
+
+Every model is planned and compiled as a user would; the bundles are then trained on two processes,
+each pinned to a core of its own with one thread, one way after the other and that several times.
+Writes docs/prediction.json and docs/prediction.md. Needs a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dnic import __version__
+from dnic.compiler import compile_model
+from dnic.partition.plan import Plan
+from dnic.runtime.launch import launch
+from dnic.spec import spec_from_mapping
+from studies.predicting_page import page
+from studies.process import ROOT
+
+FAMILIES = ("mlp", "conv", "transformer")
+SIZES = (0, 1, 2, 3)
+# The name of each way among a plan's alternatives, and the bundle that runs it.
+WAYS = {"one_device": "backprop", "ddp": "ddp", "1f1b": "1f1b", "decoupled": "decoupled"}
+OPTIMIZERS = ({"name": "SGD", "lr": 0.01}, {"name": "AdamW", "lr": 1e-4, "fused": True})
+SECONDS = 3.0
+FEWEST_STEPS, MOST_STEPS = 24, 300
+
+
+def spec_of(family: str, size: int, schedule: str) -> Any:
+    """The spec of one model: two processes of this machine, everything else as it comes."""
+    return spec_from_mapping(
+        {
+            "model": {"file": str(ROOT / "studies" / "predicted" / f"{family}.py")},
+            "train": {"optimizer": OPTIMIZERS[size % 2], "epochs": 1},
+            "devices": {"count": 2},
+            "partition": {"schedule": schedule},
+        },
+        "studies.predicting",
+    )
+
+
+def predicted(plan: Plan) -> dict[str, float]:
+    """Predicted microseconds of a step, by way."""
+    return {a.name: a.step_us for a in plan.prediction.alternatives if a.name in WAYS}
+
+
+def bundles(family: str, size: int, folder: Path) -> tuple[dict[str, Path], dict[str, float], str]:
+    """Compile what runs each way; the predictions, and the way that `auto` picks of these."""
+    os.environ["DNIC_SIZE"] = str(size)
+    free, _ = compile_model(spec_of(family, size, "decoupled"), folder / "decoupled")
+    pipeline, _ = compile_model(spec_of(family, size, "1f1b"), folder / "1f1b")
+    prediction = predicted(free.plan) | {"1f1b": predicted(pipeline.plan)["1f1b"]}
+    where = {way: folder / ("1f1b" if way == "1f1b" else "decoupled") for way in WAYS}
+    return where, prediction, min(prediction, key=lambda way: prediction[way])
+
+
+def measure(bundle: Path, mode: str, steps: int) -> float:
+    """Mean microseconds of a step of one run."""
+    extra = [f"--max-steps={steps}", "--no-evaluate", "--no-checkpoint"]
+    run = launch(bundle, mode=mode, epochs=1, pin=True, quiet=True, extra=extra)  # type: ignore[arg-type]
+    mean: float = run.result["step_us"]["mean"]
+    return mean
+
+
+def study(families: Sequence[str], sizes: Sequence[int], repeats: int) -> Iterator[dict[str, Any]]:
+    """One entry for each model: predicted and measured step times of every way, and the pick."""
+    for family in families:
+        for size in sizes:
+            with TemporaryDirectory(prefix="dnic-study-") as temporary:
+                where, prediction, pick = bundles(family, size, Path(temporary))
+                times: dict[str, list[float]] = {way: [] for way in WAYS}
+                for _ in range(repeats):
+                    for way, mode in WAYS.items():
+                        steps = int(SECONDS * 1e6 / prediction[way])
+                        steps = min(max(steps, FEWEST_STEPS), MOST_STEPS)
+                        times[way].append(measure(where[way], mode, steps))
+            entry = {
+                "model": family,
+                "size": size,
+                "optimizer": OPTIMIZERS[size % 2]["name"],
+                "pick": pick,
+                "ways": {
+                    way: {
+                        "predicted_us": prediction[way],
+                        "measured_us": median(times[way]),
+                        "runs_us": times[way],
+                    }
+                    for way in WAYS
+                },
+            }
+            print(line(entry), flush=True)
+            yield entry
+
+
+def line(entry: Mapping[str, Any]) -> str:
+    """One model in a line of text."""
+    ways = "  ".join(
+        f"{way} {w['predicted_us'] / 1000:.1f}/{w['measured_us'] / 1000:.1f} ms "
+        f"({w['predicted_us'] / w['measured_us'] - 1:+.0%})"
+        for way, w in entry["ways"].items()
+    )
+    return f"{entry['model']} {entry['size']}: {ways}  pick {entry['pick']}"
+
+
+def main() -> None:
+    """Run the study and write both files."""
+    parser = ArgumentParser(prog="python -m studies.predicting")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", default=",".join(FAMILIES))
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
+    parser.add_argument("--dry", action="store_true", help="write nothing")
+    asked = parser.parse_args()
+    load = os.getloadavg()[0]
+    sizes = [int(size) for size in asked.sizes.split(",")]
+    entries = list(study(asked.only.split(","), sizes, asked.repeats))
+    content = {
+        "command": "python -m studies.predicting",
+        "date": datetime.now(UTC).date().isoformat(),
+        "dnic": __version__,
+        "torch": version("torch"),
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "repeats": asked.repeats,
+        "load_before": round(load, 2),
+        "models": entries,
+    }
+    print(page(content))
+    if not asked.dry:
+        (ROOT / "docs" / "prediction.json").write_text(json.dumps(content, indent=1) + "\n")
+        (ROOT / "docs" / "prediction.md").write_text(page(content))
+
+
+if __name__ == "__main__":
+    main()
