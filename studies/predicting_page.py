@@ -35,7 +35,7 @@ def regret(model: Mapping[str, Any]) -> float:
 
 
 def summary(study: Mapping[str, Any]) -> dict[str, float]:
-    """Median and 90th percentile of the absolute error, and how often the pick was near the best."""
+    """Median and 90th percentile of the absolute error, and how often the pick was near it."""
     absolute = [abs(error) for error in errors(study)]
     near = [regret(model) <= NEAR for model in study["models"]]
     return {

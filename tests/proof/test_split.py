@@ -56,6 +56,7 @@ def written(folder: Path, name: str, stages: int, cuts: object = "auto") -> Path
         "averages",
         "time_first",
         "pooled",
+        "sequential",
         "unet",
         "tiny_llama",
     ],
