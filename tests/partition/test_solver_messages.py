@@ -39,9 +39,9 @@ def test_devices_of_the_largest_class_are_counted() -> None:
     held = (4 * GIB,) * 6
     fleet = (DeviceClass(1, 1.0, 4 * GIB), DeviceClass(1, 1.0, 8 * GIB))
     error = complaint(chain((1.0,) * 6, *fleet, parameter_memory=held))
-    assert "a device of class" in error.problem
+    assert "a device of group" in error.problem
     assert error.hint is not None
-    assert error.hint.startswith("3 devices of class 1 would fit")
+    assert error.hint.startswith("3 devices of group 1 would fit")
 
 
 def test_an_operation_that_no_device_can_hold() -> None:

@@ -63,7 +63,7 @@ def _too_little_memory(problem: Problem) -> PartitionError:
         if limit is not None:
             worst = max(worst, (held - limit, stage, held, float(limit)))
     excess, stage, held, limit_bytes = worst
-    of_class = f"a device of class {partition.placement[stage][0]}"
+    of_class = f"a device of group {partition.placement[stage][0]}"
     device_name = f"device {stage}" if len(problem.devices) == 1 else of_class
     stages = len(partition.placement)
     return PartitionError(
@@ -104,7 +104,7 @@ def _enough(problem: Problem) -> str:
         low, high = (low, middle) if fits(middle) else (middle, high)
     others = sum(one.count for one in problem.devices) - problem.devices[largest].count
     if others:
-        return f"{high} devices of class {largest} would fit"
+        return f"{high} devices of group {largest} would fit"
     return f"{high} devices would fit"
 
 
