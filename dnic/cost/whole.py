@@ -24,7 +24,7 @@ from dnic.trace import without_cache as without_kv
 SHARES = (1.0, 0.5, 0.25, 0.125)
 _FULL_BUDGET_US = 1.2e6
 _SHARE_BUDGET_US = 0.5e6
-_CROWD_S = 0.6
+_CROWD_S = 0.35
 _WARM = 2
 
 # Of the model's output and a batch of targets.
