@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dnic.codegen.planfile import read_plan_file
+from dnic.cost import is_stock
 from dnic.errors import SpecError
 from dnic.partition.plan import Plan, PlannedInterface
 from dnic.spec import Spec, load_spec, override, spec_from_mapping, starter
@@ -68,6 +69,7 @@ def spec_of_plan(path: Path) -> Spec:
     """
     plan = read_plan_file(path)
     folder = path if path.is_dir() else path.parent
+    profile = plan.prediction.profile
     names = plan.model.names.model_dump()
     names = {key: name for key, name in names.items() if name is not None or key == "loss"}
     return spec_from_mapping(
@@ -84,7 +86,10 @@ def spec_of_plan(path: Path) -> Spec:
                 "seed": plan.train.seed,
                 "optimizer": {"name": plan.train.optimizer.name, **plan.train.optimizer.options},
             },
-            "devices": {"count": plan.schedule.processes or len(plan.cuts) + 1},
+            "devices": {
+                "count": plan.schedule.processes or len(plan.cuts) + 1,
+                "profile": profile if is_stock(profile) else "auto",
+            },
             "partition": _partition_again(plan),
             "interfaces": {i.name: _interface_again(i) for i in _interfaces_left(plan)},
         },

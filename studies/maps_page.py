@@ -67,7 +67,7 @@ def _stage_map(content: dict[str, Any]) -> str:
         f"{a['bandwidth_bytes_per_s'] / 1e9:g} GB/s a transfer of the activation takes "
         f"{a['transfer_share']:.0%} of it, and moving the stage's gradients once "
         f"{a['gradient_share']:.0%}: what a transformer block of width 4,096 has with 8,192 tokens "
-        "where it takes a second. **A head costs {a['head_share']:.0%} of the stage's time and "
+        f"where it takes a second. **A head costs {a['head_share']:.0%} of the stage's time and "
         f"{a['fixed_us']:g} us.** A step of the loop and each pass of a microbatch cost "
         f"{a['fixed_us']:g} us more, each end of a message 10 us. Memory is not limited.\n\n"
         + "\n\n".join(tables)

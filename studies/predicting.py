@@ -1,6 +1,6 @@
 """How far predicted step times are from measured ones, and whether the plan's pick is the fastest.
 
-    python -m studies.predicting [--repeats 5] [--only mlp] [--sizes 0,1]
+    python -m studies.predicting [--repeats 3] [--only mlp] [--sizes 0,1]
 
 Every model is planned and compiled as a user would; the bundles are then trained on two processes,
 each pinned to a core of its own with one thread, one way after the other and that several times.
@@ -34,7 +34,7 @@ SIZES = (0, 1, 2, 3)
 # The name of each way among a plan's alternatives, and the bundle that runs it.
 WAYS = {"one_device": "backprop", "ddp": "ddp", "1f1b": "1f1b", "decoupled": "decoupled"}
 OPTIMIZERS = ({"name": "SGD", "lr": 0.01}, {"name": "AdamW", "lr": 1e-4, "fused": True})
-SECONDS = 3.0
+SECONDS = 2.0
 FEWEST_STEPS, MOST_STEPS = 24, 300
 
 
@@ -117,7 +117,7 @@ def line(entry: Mapping[str, Any]) -> str:
 def main() -> None:
     """Run the study and write both files."""
     parser = ArgumentParser(prog="python -m studies.predicting")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", default=",".join(FAMILIES))
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--dry", action="store_true", help="write nothing")

@@ -87,6 +87,7 @@ def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionReq
         microbatches=partition.microbatches,
         replicas=partition.replicas,
         max_decoupled=partition.max_decoupled_interfaces,
+        timed_heads=measures(spec),
         overlap=1.0 if is_gpu(spec, profile) else 0.0,
         crowded=not is_gpu(spec, profile) and all(group.count > 1 for group in groups),
         links=Links(

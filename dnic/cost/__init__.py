@@ -16,7 +16,7 @@ from dnic.cost.link import message_us, occupancy_us, transfer_us
 from dnic.cost.measured import MeasuredModel
 from dnic.cost.optimizer import UpdateRule, update_rule, update_us
 from dnic.cost.profile import Crowded, DeviceProfile, Efficiency, Link
-from dnic.cost.stock import load_link, load_profile
+from dnic.cost.stock import is_stock, load_link, load_profile
 
 __all__ = [
     "AnalyticModel",
@@ -38,6 +38,7 @@ __all__ = [
     "cost_model",
     "head_cost",
     "head_features",
+    "is_stock",
     "load_link",
     "load_profile",
     "message_us",

@@ -11,7 +11,7 @@ how well a head of that width predicts is not known before training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -105,6 +105,7 @@ def choose_width(
     slack_us: float,
     profile: DeviceProfile,
     target: TargetSize | None = None,
+    costing: Callable[..., HeadCost] | None = None,
 ) -> int | None:
     """The widest head that fits a stage's slack: low-rank by default.
 
@@ -119,6 +120,7 @@ def choose_width(
         slack_us: time that width may cost: see `stage_slack_us`.
         profile: the device.
         target: what the heads see of the targets; None without context.
+        costing: what a head of some width costs; None for `head_cost`.
 
     Returns:
         The width; None, full width, for tensors of at most 16 features.
@@ -128,7 +130,8 @@ def choose_width(
         return None
 
     def time_us(width: int) -> float:
-        return head_cost(values, batch_size, hidden_layers, width, profile, target).total_us
+        cost = costing or head_cost
+        return cost(values, batch_size, hidden_layers, width, profile, target).total_us
 
     chosen = width = NARROWEST
     while width <= min(features, WIDEST) and time_us(width) - time_us(NARROWEST) <= slack_us:

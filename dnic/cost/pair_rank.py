@@ -21,7 +21,7 @@ from torch import nn
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.nn.parallel import DistributedDataParallel
 
-from dnic.cost.clock import Clock, undisturbed
+from dnic.cost.clock import Clock, trimmed_mean, undisturbed
 from dnic.cost.kernels import matrix_product, tiny_chain, vector_walk
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.plan import TensorSpec
@@ -34,6 +34,8 @@ _PINGS = 400
 _MESSAGES = 40
 _WIDE = 1024  # A layer of 4 MB.
 _DEEP = 5
+_SMALL_WIDTH = 256
+_ROWS = 128
 _PIPELINE_WIDTH = 8
 
 
@@ -146,35 +148,43 @@ def bandwidth(rank: int) -> tuple[float, float]:
 
 
 def reduction() -> tuple[float, float]:
-    """Latency in microseconds and bytes a second of what DDP adds to a step of two ranks."""
-    tiny = _ddp_extra_us(nn.Linear(8, 8), torch.ones(4, 8), rounds=150)
-    layers = [nn.Linear(_WIDE, _WIDE, bias=False) for _ in range(_DEEP)]
-    large = _ddp_extra_us(nn.Sequential(*layers), torch.ones(8, _WIDE), rounds=25)
-    nbytes = _DEEP * _WIDE * _WIDE * 4
+    """Latency in microseconds and bytes a second of what DDP adds to a step of two ranks.
+
+    A straight line through a small and a large network, both with work enough to keep the core
+    busy: gloo's own thread must share it, which is most of what a small reduction costs.
+    """
+    small_us, small_bytes = _ddp_extra_us(_SMALL_WIDTH, 8, rounds=120)
+    large_us, large_bytes = _ddp_extra_us(_WIDE, _DEEP, rounds=25)
+    us_per_byte = max(large_us - small_us, 1.0) / (large_bytes - small_bytes)
     # Two ranks: 2(n-1) = 2 latencies, 2(n-1)/n = 1 times the bytes.
-    return tiny / 2, nbytes / max(large - tiny, 1.0) * 1e6
+    return max(small_us - us_per_byte * small_bytes, 0.0) / 2, 1e6 / us_per_byte
 
 
-def _ddp_extra_us(net: nn.Module, x: torch.Tensor, rounds: int) -> float:
-    """What a step of a replica takes longer than one without reduction, both ranks busy."""
+def _ddp_extra_us(width: int, depth: int, rounds: int) -> tuple[float, int]:
+    """What a step of a replica takes longer than one without reduction, and its gradients' bytes.
+
+    Means, not the least disturbed: waiting for the core is part of it.
+    """
+    layers = [m for _ in range(depth) for m in (nn.Linear(width, width, bias=False), nn.ReLU())]
+    net, x = nn.Sequential(*layers), torch.ones(_ROWS, width)
     parallel = DistributedDataParallel(net)
 
-    def step(module: nn.Module) -> float:
+    def step() -> float:
         for parameter in net.parameters():
             parameter.grad = None
         start = time.perf_counter()
-        module(x).sum().backward()
+        parallel(x).sum().backward()
         return (time.perf_counter() - start) * 1e6
 
     with_us, without_us = [], []
     for _ in range(rounds):
         dist.barrier()
-        with_us.append(step(parallel))
+        with_us.append(step())
         with parallel.no_sync():
-            without_us.append(step(parallel))
+            without_us.append(step())
     skipped = rounds // 10
-    extra = undisturbed(with_us[skipped:]) - undisturbed(without_us[skipped:])
-    return max(_mean(extra), 1.0)
+    extra = trimmed_mean(with_us[skipped:]) - trimmed_mean(without_us[skipped:])
+    return max(_mean(extra), 1.0), 4 * depth * width * width
 
 
 def microbatch_us(rank: int) -> float:
@@ -204,7 +214,7 @@ def _pipeline_us(rank: int, microbatches: int, rounds: int = 40) -> float:
         else:
             schedule.step(target=x)
         times.append((time.perf_counter() - start) * 1e6)
-    return undisturbed(times[rounds // 10 :])
+    return trimmed_mean(times[rounds // 10 :])
 
 
 def _link(rank: int, nbytes: int, messages: int) -> tuple[Sender, Receiver]:

@@ -56,6 +56,10 @@ class Crowded(BaseModel):
     overhead: float = Field(default=1.0, gt=0)
 
 
+# One CPU core: 0.3 ms where an operation costs 5 us.
+ENGINE_OVERHEADS = 60
+
+
 class DeviceProfile(BaseModel):
     """One device.
 
@@ -77,6 +81,9 @@ class DeviceProfile(BaseModel):
         microbatch_us: what `torch.distributed.pipelining` costs beside computing, for each forward
             or backward of a microbatch in a stage.
         step_us: fixed cost of a step of the training loop.
+        engine_us: fixed cost of a step of the decoupled engine: its slots, its messages, its
+            figures; None where it was not measured: then so many overheads as on the machine where
+            it was.
         cores, threads: of the machine, and those that one process computes with; information.
         bf16_flops_per_s, tf32_flops_per_s: published peaks, information.
     """
@@ -96,11 +103,18 @@ class DeviceProfile(BaseModel):
     reduce_bytes_per_s: float | None = Field(default=None, gt=0)
     reduce_latency_us: float | None = Field(default=None, ge=0)
     microbatch_us: float = Field(default=300.0, ge=0)
-    step_us: float = Field(default=100.0, ge=0)
+    step_us: float = Field(default=30.0, ge=0)
+    engine_us: float | None = Field(default=None, ge=0)
     cores: int | None = Field(default=None, gt=0)
     threads: int | None = Field(default=None, gt=0)
     bf16_flops_per_s: float | None = Field(default=None, gt=0)
     tf32_flops_per_s: float | None = Field(default=None, gt=0)
+
+    @property
+    def engine_step_us(self) -> float:
+        """Fixed cost of a step of the decoupled engine, in microseconds."""
+        known = self.engine_us
+        return ENGINE_OVERHEADS * self.overhead_us if known is None else known
 
     def busy_us(self, flops: float, nbytes: float, efficiency: float = 1.0) -> float:
         """Microseconds of arithmetic or memory traffic, whichever is longer, without overhead.

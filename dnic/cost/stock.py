@@ -46,6 +46,11 @@ def load_profile(name_or_path: str, threads: int = 1) -> DeviceProfile:
     return _device(name_or_path, stock[name_or_path], where="profiles.yaml")
 
 
+def is_stock(name: str) -> bool:
+    """Whether a stock device has this name."""
+    return name in _stock()["devices"]
+
+
 def load_link(name: str) -> Link:
     """The stock link of that name (`loopback`, `10gbe`, `pcie4`, `nvlink4`, `ib-ndr`, `wan-20ms`).
 

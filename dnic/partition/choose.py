@@ -20,13 +20,15 @@ from dnic.cost import (
     head_cost,
     message_us,
     stage_slack_us,
+    time_head,
 )
 from dnic.errors import PartitionError
 from dnic.graph.graph import Graph, Value
 from dnic.graph.shape import Shape
 from dnic.partition.cuts import CutTable, cut_points, resolve_cuts, resolve_groups
 from dnic.partition.exact import DeviceClass, Option, Problem, Solution, solve_exact
-from dnic.partition.heads import head_misfit
+from dnic.partition.heads import head_misfit, target_size
+from dnic.partition.plan import PlannedTarget
 from dnic.partition.prediction import SMALLEST_WINDOW
 from dnic.partition.request import InterfaceChoice, PartitionRequest
 
@@ -35,6 +37,8 @@ _ADAM_COPIES = 4
 _PENALTY_UNIT = 0.001
 # A copy of each shared parameter, its gradient, and both on their way.
 _SHARED_COPIES = SMALLEST_WINDOW + 3
+
+HeadEstimate = Callable[[tuple[Value, ...], InterfaceChoice], HeadCost]
 
 # What a cut is for: stages that do not wait for one another, or the stages of a pipeline, all of
 # which work on the microbatches of one batch.
@@ -95,6 +99,7 @@ def place(
     tidy: bool = True,
     held: float = 1.0,
     reasons: bool = True,
+    target: PlannedTarget | None = None,
 ) -> Placement:
     """The stages with the shortest predicted step; one stage where no cut pays.
 
@@ -105,6 +110,7 @@ def place(
         purpose: in a pipeline no cut has a head, and the slowest stage is what counts.
         stages: exactly so many, where the request leaves it open.
         replicas: numbers of copies that a stage may have.
+        target: what training targets look like: what heads see of them costs time.
         held: part of a batch's activations that a stage holds at a time.
         reasons: whether to find out what would fit where nothing does; that takes longer.
         tidy: whether cuts that are better to have may make the step a little longer.
@@ -119,7 +125,10 @@ def place(
     if request.cuts is not None and request.stages is None:
         wanted = len(fixed) + 1
     together = resolve_groups(graph, request.keep_together, "partition.keep_together")
-    problem = _problem(table, costs, request, purpose, wanted, fixed, together, tuple(replicas))
+    heads = _head_estimate(graph.batch_size, costs, wanted or request.devices, request, target)
+    problem = _problem(
+        table, costs, request, purpose, wanted, fixed, together, tuple(replicas), heads
+    )
     if held < 1:
         part = tuple(ceil(nbytes * held) for nbytes in problem.activation_memory)
         problem = replace(problem, activation_memory=part)
@@ -148,10 +157,10 @@ def _problem(
     fixed: tuple[int, ...],
     together: tuple[tuple[int, int], ...],
     replicas: tuple[int, ...],
+    head: HeadEstimate,
 ) -> Problem:
     n = len(table.graph.operations)
     choice = _choices_by_gap(table, request)
-    head = _head_estimate(table.graph.batch_size, costs, stages or request.devices)
     head_us, messages_us = [0.0] * (n + 1), [0.0] * (n + 1)
     head_bytes, penalty, buffers = [0] * (n + 1), [0] * (n + 1), [0] * (n + 1)
     forth, back = [0] * (n + 1), [0] * (n + 1)
@@ -285,8 +294,12 @@ def _choices_by_gap(table: CutTable, request: PartitionRequest) -> Callable[[int
 
 
 def _head_estimate(
-    batch_size: int, costs: Costs, stages: int
-) -> Callable[[tuple[Value, ...], InterfaceChoice], HeadCost]:
+    batch_size: int,
+    costs: Costs,
+    stages: int,
+    request: PartitionRequest,
+    target: PlannedTarget | None,
+) -> HeadEstimate:
     """What the heads of a cut cost, before the stages are known.
 
     Hundreds of gaps are crossed by tensors of the same few shapes: each is computed once.
@@ -303,7 +316,9 @@ def _head_estimate(
         width = choice.width
         if width == "auto":
             width = choose_width(values, batch_size, k, slack_us, costs.profile)
-        return head_cost(values, batch_size, k, width, costs.profile)
+        size = target_size(target, values) if choice.context == "target" else None
+        costing = time_head if request.timed_heads else head_cost
+        return costing(values, batch_size, k, width, costs.profile, size)
 
     return lambda values, choice: estimate(tuple(value.shape for value in values), choice)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dnic.cost import DeviceProfile, HeadCost, TargetSize, choose_width, head_cost
+from dnic.cost import DeviceProfile, HeadCost, TargetSize, choose_width, head_cost, time_head
 from dnic.graph.graph import Value
 from dnic.graph.shape import batch_multiple, resolve, text
 from dnic.partition.plan import PlannedHead, PlannedTarget
@@ -40,6 +40,13 @@ def context_misfit(target: PlannedTarget | None, values: Sequence[Value]) -> str
     return ""
 
 
+def target_size(target: PlannedTarget | None, values: Sequence[Value]) -> TargetSize | None:
+    """What heads for these tensors see of the targets; None where they cannot see any."""
+    if target is None or context_misfit(target, values):
+        return None
+    return TargetSize(resolve(target.shape, 1)[1:], target.classes)
+
+
 def plan_head(
     values: Sequence[Value],
     choice: InterfaceChoice,
@@ -47,6 +54,8 @@ def plan_head(
     profile: DeviceProfile,
     batch_size: int,
     target: PlannedTarget | None,
+    *,
+    timed: bool = False,
 ) -> tuple[PlannedHead, HeadCost, str]:
     """The head of an interface, what it costs, and a remark where it differs from what was asked.
 
@@ -57,16 +66,16 @@ def plan_head(
         profile: the device.
         batch_size: samples in a batch.
         target: what training targets look like; None without training data.
+        timed: whether the head is built and timed on this machine.
     """
     misfit = context_misfit(target, values)
     context = "none" if misfit else choice.context
-    size = None
-    if target is not None and context == "target":
-        size = TargetSize(resolve(target.shape, 1)[1:], target.classes)
+    size = target_size(target, values) if context == "target" else None
+    costing = time_head if timed else head_cost
     k, width = choice.hidden_layers, choice.width
     if width == "auto":
-        width = choose_width(values, batch_size, k, slack_us, profile, size)
-    cost = head_cost(values, batch_size, k, width, profile, size)
+        width = choose_width(values, batch_size, k, slack_us, profile, size, costing)
+    cost = costing(values, batch_size, k, width, profile, size)
     head = PlannedHead(
         hidden_layers=k,
         width=width,

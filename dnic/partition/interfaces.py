@@ -152,7 +152,17 @@ def decide_interfaces(
                 heads.append((None, HeadCost(), _why_exact(crossing, choice, request, placement)))
                 continue
             values, slack = crossing.differentiable, slack_us[crossing.source]
-            heads.append(plan_head(values, choice, slack, profile, batch_size, target))
+            heads.append(
+                plan_head(
+                    values,
+                    choice,
+                    slack,
+                    profile,
+                    batch_size,
+                    target,
+                    timed=request.timed_heads,
+                )
+            )
             total_us[crossing.source] += heads[-1][1].total_us
         return heads, total_us
 

@@ -106,6 +106,7 @@ class PartitionRequest:
         overlap: part of an all-reduce that runs beside the backward pass, 0 to 1: 0 on CPUs, where
             it needs the core that computes.
         crowded: whether the devices are cores of one machine, which slow one another down.
+        timed_heads: whether heads are built and timed on this machine, not computed.
         links: between devices.
         default: for every interface that `choices` does not name.
         choices: by the name of the interface, or of the module after which it is cut.
@@ -123,6 +124,7 @@ class PartitionRequest:
     max_decoupled: int | None = None
     overlap: float = 0.0
     crowded: bool = False
+    timed_heads: bool = False
     links: Links = field(default_factory=Links)
     default: InterfaceChoice = field(default_factory=InterfaceChoice)
     choices: Mapping[str, InterfaceChoice] = field(default_factory=lambda: MappingProxyType({}))

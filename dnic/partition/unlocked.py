@@ -27,16 +27,22 @@ def unlocked(setting: Setting) -> Iterator[Alternative]:
     """Stages that do not wait, with every source of gradients on the same cuts."""
     request = setting.request
     try:
-        placement = place(setting.graph, setting.costs, request, reasons=not request.free)
+        placement = place(
+            setting.graph, setting.costs, request, reasons=not request.free, target=setting.target
+        )
     except PartitionError:
         if not request.free:
             raise
         # Nothing fits. What it would take is shown beside what does fit.
-        placement = place(setting.graph, setting.costs, request.without_limits())
+        placement = place(
+            setting.graph, setting.costs, request.without_limits(), target=setting.target
+        )
     if placement.stages == 1 and not forced(request) and request.stages is None:
         # No cut pays. What the best one would cost is shown all the same.
         with suppress(PartitionError):
-            placement = place(setting.graph, setting.costs, request, stages=2)
+            placement = place(
+                setting.graph, setting.costs, request, stages=2, target=setting.target
+            )
     if placement.stages > 1:
         yield from _sources(setting, placement)
     counts = _replica_counts(setting)
@@ -124,7 +130,8 @@ def _outcome(
             update_us = stages[index].update_us + cut.message_us
             stages[index] = replace(stages[index], update_us=update_us)
     kept = [cut for cut in cuts if cut not in loose]
-    outcome = decoupled(stages, kept, setting.batch, setting.machine())
+    machine = replace(setting.machine(), step_us=setting.costs.profile.engine_step_us)
+    outcome = decoupled(stages, kept, setting.batch, machine)
     shared = _shared_works(setting, placement, cuts)
     if shared:
         memory = list(outcome.peak_memory_bytes)
@@ -132,7 +139,7 @@ def _outcome(
             first = sum(placement.replicas[: work.to or 0])
             for device in range(first, first + placement.replicas[work.to or 0]):
                 memory[device] += SHARED_COPIES * work.nbytes
-        outcome = decoupled(stages, [*kept, *shared], setting.batch, setting.machine())
+        outcome = decoupled(stages, [*kept, *shared], setting.batch, machine)
         outcome = replace(outcome, peak_memory_bytes=tuple(memory))
     extra = tuple((cut.nbytes, 0) for cut in loose)
     return replace(outcome, link_bytes=outcome.link_bytes + extra)

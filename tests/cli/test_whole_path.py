@@ -119,7 +119,16 @@ def test_an_edited_plan_compiles_again(bundle: Path, tmp_path: Path) -> None:
 
 def test_plan_prints_json_and_writes_nothing(tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
-    plan = json.loads(dnic("plan", MODELS / "gpt.py", "--devices", 2, "--json"))
+    told = json.loads(dnic("plan", MODELS / "gpt.py", "--devices", 2, "--json"))
+    plan = told["plan"]
+    names = [alternative["name"] for alternative in told["alternatives"]]
+    assert {"one_device", "ddp", "1f1b", "decoupled"} <= set(names)
+    assert all(
+        {"name", "samples_per_s", "peak_memory_bytes"} <= alternative.keys()
+        for alternative in told["alternatives"]
+    )
+    assert {"decouple", "speedup", "best", "reason"} <= told["verdict"].keys()
+    assert told["verdict"]["best"] in names
     assert len(plan["stages"]) <= 2
     assert {"modules", "parameters", "forward_flops", "forward_us"} <= plan["stages"][0].keys()
     assert {"backprop_us", "step_us", "speedup"} <= plan["prediction"].keys()
