@@ -6,7 +6,8 @@ INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test lint format format-check types imports check models scaling wheel clean
+.PHONY: help install demo test lint format format-check types imports check models scaling \
+	prediction partitioning maps wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +55,16 @@ models: $(INSTALLED) ## Split every model of the zoo and prove it; docs/models.m
 
 scaling: $(INSTALLED) ## Measure how long large models take to compile; see docs/scaling.md
 	$(BIN)/python -m studies.scaling
+
+prediction: $(INSTALLED) ## Compare predicted with measured step times; needs a quiet machine
+	$(BIN)/dnic calibrate --refresh
+	$(BIN)/python -m studies.predicting
+
+partitioning: $(INSTALLED) ## Measure how long the exact solver takes
+	$(BIN)/python -m studies.partitioning
+
+maps: $(INSTALLED) ## Compute where decoupling pays, by stage time, stages and link
+	$(BIN)/python -m studies.maps
 
 wheel: $(INSTALLED) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-input --no-deps -w dist .

@@ -127,4 +127,5 @@ def planned_alternative(found: Alternative) -> PlannedAlternative:
         bottleneck=outcome.bottleneck,
         unfit=found.unfit,
         how=outcome.how,
+        proven=found.placement.proven,
     )

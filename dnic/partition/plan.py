@@ -251,6 +251,7 @@ class PlannedAlternative(Part):
         bottleneck: what sets the step's time.
         unfit: why it cannot run on these devices; empty where it can.
         how: `formula`, `simulated`, or `bound` for a lower bound of the step.
+        proven: whether no other order of the devices can be better.
     """
 
     name: str
@@ -271,6 +272,7 @@ class PlannedAlternative(Part):
     bottleneck: str
     unfit: str
     how: str
+    proven: bool = True
 
 
 class PlannedVerdict(Part):

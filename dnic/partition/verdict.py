@@ -14,7 +14,8 @@ from dnic.errors import PartitionError
 from dnic.partition.alternative import Alternative, Mode, Name, fastest
 from dnic.partition.request import PartitionRequest
 
-# A predicted gradient costs quality that no cost model knows; a gain below this is not worth it.
+# A predicted gradient costs quality that no cost model knows, another device costs money: a gain
+# below this is worth neither.
 MARGIN = 0.03
 
 TITLES: dict[Name, str] = {
@@ -67,7 +68,7 @@ def judge(found: Sequence[Alternative], request: PartitionRequest, link: Link) -
     Raises:
         PartitionError: nothing runs on these devices.
     """
-    best = fastest(found)
+    best = _simplest(found)
     ours = next((a for a in found if a.name == "decoupled" and a.runs), None)
     exact = next((a for a in found if not a.decouples and not a.unfit), None)
     if ours is None:
@@ -79,12 +80,25 @@ def judge(found: Sequence[Alternative], request: PartitionRequest, link: Link) -
     if speedup > 1 + MARGIN:
         reason = f"decouple here: {speedup:.2f}x over {title(exact)}, the best exact way, which "
         return Verdict(True, speedup, ours.name, reason + _what_holds_it(exact, link))
-    within = next((a for a in found if a.runs and not a.decouples), ours)
-    reason = f"stay with {title(exact)}: decoupled stages would run at {speedup:.2f}x of it"
-    reason += f", because {_why_not(ours, exact, link)}"
+    within = _simplest([a for a in found if a.runs and not a.decouples] or found)
+    best_exact = within if exact.mode else exact
+    reason = f"stay with {title(best_exact)}: decoupled stages would run at {speedup:.2f}x of "
+    reason += "it" if best_exact is exact else title(exact)
+    reason += f", because {_why_not(ours, best_exact, link)}"
     if exact.mode is None:
         reason += f"; no bundle runs that yet, {title(within)} is next"
     return Verdict(False, speedup, within.name, reason)
+
+
+def _simplest(found: Sequence[Alternative]) -> Alternative:
+    """Of the ways that run and are about as fast as the fastest, the one with fewest devices.
+
+    Raises:
+        PartitionError: none runs.
+    """
+    least = fastest(found).useful_samples_per_s / (1 + MARGIN)
+    near = [a for a in found if a.runs and a.useful_samples_per_s >= least]
+    return min(near, key=lambda a: a.outcome.devices)
 
 
 def title(alternative: Alternative) -> str:

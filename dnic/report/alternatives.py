@@ -37,6 +37,8 @@ def verdict_table(plan: Plan) -> RenderableType:
         for a in predicted.alternatives
         if a.unfit
     ]
+    if not all(a.proven for a in predicted.alternatives):
+        unfit.append(Text("not every order of the devices was searched: too many sorts", "dim"))
     basis = Text(f"runs as {schedule_text(plan)}; {_basis(predicted)}", "dim")
     return Group(table, *unfit, Text.assemble(word, verdict.reason), basis)
 

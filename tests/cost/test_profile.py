@@ -70,7 +70,7 @@ def test_an_older_file_has_the_new_fields_at_their_defaults(tmp_path: Path) -> N
     profile = load_profile(str(path))
     assert profile.efficiency.conv == profile.crowded.memory == 1
     assert (profile.reduce_bytes_per_s, profile.reduce_latency_us) == (None, None)
-    assert (profile.microbatch_us, profile.step_us) == (300, 100)
+    assert (profile.microbatch_us, profile.step_us) == (300, 30)
 
 
 def test_a_written_profile_is_read_as_it_was(tmp_path: Path) -> None:
