@@ -35,7 +35,7 @@ SIZES = (0, 1, 2, 3)
 WAYS = {"one_device": "backprop", "ddp": "ddp", "1f1b": "1f1b", "decoupled": "decoupled"}
 OPTIMIZERS = ({"name": "SGD", "lr": 0.01}, {"name": "AdamW", "lr": 1e-4, "fused": True})
 SECONDS = 2.0
-FEWEST_STEPS, MOST_STEPS = 24, 300
+FEWEST_STEPS, MOST_STEPS = 10, 300
 
 
 def spec_of(family: str, size: int, schedule: str) -> Any:
@@ -124,7 +124,22 @@ def main() -> None:
     asked = parser.parse_args()
     load = os.getloadavg()[0]
     sizes = [int(size) for size in asked.sizes.split(",")]
-    entries = list(study(asked.only.split(","), sizes, asked.repeats))
+    entries = earlier()
+    for entry in study(asked.only.split(","), sizes, asked.repeats):
+        entries[entry["model"], entry["size"]] = entry
+        if not asked.dry:
+            write(entries, asked.repeats, load)
+
+
+def earlier() -> dict[tuple[str, int], dict[str, Any]]:
+    """The models of the last study; those that are measured again are replaced."""
+    file = ROOT / "docs" / "prediction.json"
+    models = json.loads(file.read_text())["models"] if file.exists() else []
+    return {(entry["model"], entry["size"]): entry for entry in models}
+
+
+def write(entries: Mapping[tuple[str, int], dict[str, Any]], repeats: int, load: float) -> None:
+    """Both files, with what there is so far."""
     content = {
         "command": "python -m studies.predicting",
         "date": datetime.now(UTC).date().isoformat(),
@@ -132,14 +147,12 @@ def main() -> None:
         "torch": version("torch"),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "repeats": asked.repeats,
+        "repeats": repeats,
         "load_before": round(load, 2),
-        "models": entries,
+        "models": [entries[key] for key in sorted(entries)],
     }
-    print(page(content))
-    if not asked.dry:
-        (ROOT / "docs" / "prediction.json").write_text(json.dumps(content, indent=1) + "\n")
-        (ROOT / "docs" / "prediction.md").write_text(page(content))
+    (ROOT / "docs" / "prediction.json").write_text(json.dumps(content, indent=1) + "\n")
+    (ROOT / "docs" / "prediction.md").write_text(page(content))
 
 
 if __name__ == "__main__":

@@ -48,31 +48,38 @@ def price(
         The costs, and how much of them is reading a batch, in microseconds.
     """
     name, options = training.optimizer.name, training.optimizer.options
-    own_loss = loaded.source.loss is None
     if not measures(spec):
         costs = cost_model(graph, profile, name, options)
-        if not own_loss:
-            nbytes = sum(
-                _FLOAT_BYTES * elements(shape, graph.batch_size) for shape in output_shapes(graph)
-            )
-            costs = analytic_loss(costs, nbytes)
-        return costs, 0.0
+        return _with_loss(costs, loaded, graph), 0.0
     samples = SamplePlan(
         inputs=tuple(InputSpec(name, path) for name, path in fine.inputs),
         constants=tuple(fine.constants),
         target=loaded.target_key,
     )
+    target = None if loaded.target is None else _targets(loaded, samples, graph.batch_size)
     model = MeasuredModel(
         profile,
         fine,
         loaded.inputs,
-        loss=loaded.source.loss,
-        target=None if own_loss else _targets(loaded, samples, graph.batch_size),
+        loss=None if target is None else loaded.source.loss,
+        target=target,
         progress=progress,
     )
     costs = model.costs(graph, name, options)
+    if target is None:
+        costs = _with_loss(costs, loaded, graph)
     reading_us = _reading_us(loaded, samples, graph.batch_size)
     return with_loader(costs, reading_us), reading_us
+
+
+def _with_loss(costs: Costs, loaded: Loaded, graph: Graph) -> Costs:
+    """The costs with a computed loss, unless the model computes its own."""
+    if loaded.source.loss is None:
+        return costs
+    shapes = output_shapes(graph)
+    return analytic_loss(
+        costs, sum(_FLOAT_BYTES * elements(shape, graph.batch_size) for shape in shapes)
+    )
 
 
 def _reading_us(loaded: Loaded, samples: SamplePlan, batch_size: int) -> float:
@@ -91,11 +98,10 @@ def _reading_us(loaded: Loaded, samples: SamplePlan, batch_size: int) -> float:
 
 
 def _targets(loaded: Loaded, samples: SamplePlan, batch_size: int) -> Tensor | None:
-    """One batch of targets; None without training data."""
-    if loaded.source.train_data is None:
-        return None
+    """One batch of targets; None where the data are fewer than that."""
+    assert loaded.source.train_data is not None  # There is a target.
     loader: DataLoader[Any] = DataLoader(
         read_dataset(loaded.source.train_data), batch_size=batch_size
     )
     _, target = Inputs(samples).split(next(islice(loader, 1)))
-    return target
+    return target if target.shape[0] == batch_size else None

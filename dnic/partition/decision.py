@@ -8,6 +8,7 @@ from dnic.cost import Costs
 from dnic.graph.graph import Graph
 from dnic.partition.alternative import Alternative
 from dnic.partition.alternatives import alternatives
+from dnic.partition.choose import place
 from dnic.partition.plan import (
     Plan,
     PlannedAlternative,
@@ -65,8 +66,8 @@ class Decision:
         asked = self.request.schedule
         if mode == "exact" and asked in ("auto", "decoupled"):
             mode = "decoupled"  # Interfaces that wait, each as the plan says.
-        if mode == "backprop" and (not self.request.free or asked == "decoupled"):
-            mode = "decoupled"
+        if mode == "backprop" and asked != "backprop" and not self.request.free:
+            mode = "decoupled"  # One stage is the least of them.
         return PlannedSchedule(mode=mode, microbatches=self.chosen.microbatches)
 
     def __str__(self) -> str:
@@ -101,6 +102,8 @@ def decide(
         SpecError, PartitionError: what was asked for cannot be had; says why.
     """
     found = alternatives(graph, costs, request, target, loader_us=loader_us)
+    if not any(alternative.runs for alternative in found):
+        place(graph, costs, request, target=target)  # Says what is missing, and what would fit.
     verdict = judge(found, request, request.slowest_link(costs.profile.link))
     return Decision(request, found, verdict, chosen(found, verdict, request))
 

@@ -38,9 +38,11 @@ def pipelines(setting: Setting) -> Iterator[Alternative]:
                 stages=stages,
                 # What the first stage of 1F1B holds; each schedule's own is checked later.
                 held=min(1.0, stages / max(_microbatches(setting))),
-                reasons=False,
+                reasons=forced(setting.request),
             )
         except PartitionError:
+            if forced(setting.request):
+                raise
             continue  # That many stages cannot be had, or do not fit; others may.
         for alternative in (*_schedules(setting, placement), *_hybrids(setting, placement)):
             alternative = checked(alternative, setting.request)
@@ -83,7 +85,8 @@ def _fewest_that_fit(setting: Setting) -> int:
 def _microbatches(setting: Setting) -> list[int]:
     asked = setting.request.microbatches
     if asked != "auto":
-        return [asked]
+        # As the runtime does: all of the same size.
+        return [max(m for m in range(1, asked + 1) if setting.batch % m == 0)]
     # Long pipelines need many to fill, and few of the counts are worth looking at.
     devices = setting.request.devices
     most = max(MOST_MICROBATCHES, 4 * devices).bit_length()
@@ -117,6 +120,8 @@ def _schedules(setting: Setting, placement: Placement) -> Iterator[Alternative]:
     for m in _microbatches(setting):
         works, cuts = _chain(setting, placement, 1 / m)
         for name, schedule in (("gpipe", gpipe), ("1f1b", one_f_one_b)):
+            if name == "1f1b" and m < placement.stages:
+                continue  # torch's refuses: there is nothing to alternate.
             outcome = schedule(
                 works, cuts, m, setting.batch, machine, posted_ahead=setting.posted_ahead
             )

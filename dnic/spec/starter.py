@@ -87,6 +87,9 @@ def _commented(line: str, comment: str | None) -> str:
 def _value(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(map(_value, value)) + "]"
+    if isinstance(value, dict):
+        pairs = (f"{_scalar(key)}: {_value(entry)}" for key, entry in value.items())
+        return "{" + ", ".join(pairs) + "}"
     return _scalar(value)
 
 

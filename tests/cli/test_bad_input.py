@@ -104,6 +104,33 @@ def run(
             ["9 stages", "cut point"],
             id="more stages than cut points",
         ),
+        pytest.param(
+            {},
+            "plan --spec fast.yaml --schedule fast",
+            ["--schedule", "decoupled", "1f1b"],
+            id="a schedule that there is not",
+        ),
+        pytest.param(
+            {"s.yaml": f"model: {{file: model.py}}\n{FAST}partition: {{replicas: 2}}\n"},
+            "compile --spec s.yaml",
+            ["partition.replicas", "not run yet", "dnic plan"],
+            id="replicas are only planned",
+        ),
+        pytest.param(
+            {},
+            "compile --spec fast.yaml --devices 1 --schedule 1f1b",
+            ["1f1b", "1 device(s)", "partition.schedule"],
+            id="a pipeline on one device",
+        ),
+        pytest.param(
+            {
+                "s.yaml": "model: {file: model.py}\n"
+                "devices: {count: 2, profile: cpu-core, memory: 1KiB}\n"
+            },
+            "plan --spec s.yaml",
+            ["stage 0 needs", "device 0 has 1 KiB", "too much"],
+            id="memory that nothing fits",
+        ),
         pytest.param({}, "compile model.py --devices 0", ["--devices", "0"], id="--devices 0"),
         pytest.param({}, "compile model.py --devices two", ["--devices"], id="--devices two"),
         pytest.param(

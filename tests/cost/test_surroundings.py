@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from dnic.cost import Costs, DeviceProfile, Link
 from dnic.cost.surroundings import LOSS_WALKS, analytic_loss, measure_loader_us, with_loader
 
@@ -45,9 +47,9 @@ def test_a_loss_walks_through_the_output() -> None:
 
 
 def test_reading_asks_for_batches_and_counts_no_first_one() -> None:
-    asked = []
+    asked: list[int] = []
 
-    def batches():  # type: ignore[no-untyped-def]
+    def batches() -> Iterator[int]:
         for number in range(3):
             asked.append(number)
             yield number

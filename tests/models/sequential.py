@@ -5,7 +5,9 @@ from torch import Tensor, nn
 
 
 def build_model() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 2))
+    return nn.Sequential(
+        nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 2)
+    )
 
 
 def example_inputs() -> tuple[Tensor, ...]:

@@ -16,6 +16,7 @@ from dnic.partition import (
     InterfaceChoice,
     Links,
     PartitionRequest,
+    Plan,
     decide,
     make_plan,
 )
@@ -67,19 +68,19 @@ def test_one_device_has_one_way(chain: Chain, device: DeviceProfile) -> None:
 
 def test_a_slow_link_makes_it_cool(chain: Chain, device: DeviceProfile) -> None:
     """Long layers, small activations: nothing exact can hide 20 ms, a window can."""
-    graph = chain([100_000_000_000] * 8)
-    far = PartitionRequest(2, links=Links(default=Link(
-        name="far", bandwidth_bytes_per_s=1e9, latency_us=200_000.0)))
+    graph = chain([20_000_000_000] * 8)
+    link = Link(name="far", bandwidth_bytes_per_s=1e9, latency_us=200_000.0)
+    far = PartitionRequest(2, links=Links(default=link))
     decision = decided(graph, device, far)
     assert (decision.verdict.decouple, decision.verdict.best) == (True, "decoupled")
-    assert decision.verdict.speedup > 1.3
-    assert "200 ms" in decision.verdict.reason
+    assert decision.verdict.speedup > 1.2
+    assert "the best exact way" in decision.verdict.reason
     assert decision.schedule.mode == "decoupled"
     assert max(named(decision, "decoupled").windows) > 2
 
 
 def test_a_link_that_cannot_carry_it_makes_it_meh(chain: Chain, device: DeviceProfile) -> None:
-    decision = decided(chain([10_000_000] * 8), device, PartitionRequest(2, links=Links(SLOW)))
+    decision = decided(chain([1000] * 8), device, PartitionRequest(2, links=Links(SLOW)))
     assert decision.verdict.decouple is False
     assert decision.verdict.best == "one_device"
     assert decision.verdict.speedup < 1
@@ -88,9 +89,7 @@ def test_a_link_that_cannot_carry_it_makes_it_meh(chain: Chain, device: DevicePr
 
 def test_the_verdict_leaves_a_margin(chain: Chain, device: DeviceProfile) -> None:
     decision = decided(chain(LAYERS), device, PartitionRequest(2))
-    exact = max(
-        a.useful_samples_per_s for a in decision.found if not a.decouples and not a.unfit
-    )
+    exact = max(a.useful_samples_per_s for a in decision.found if not a.decouples and not a.unfit)
     ours = named(decision, "decoupled").useful_samples_per_s
     assert decision.verdict.speedup == pytest.approx(ours / exact)
     assert decision.verdict.decouple is (ours / exact > 1 + MARGIN)
@@ -141,7 +140,9 @@ def test_what_is_asked_for_is_what_is_planned(
         assert plan.schedule.microbatches > 1
 
 
-def plan_of(graph: Graph, device: DeviceProfile, request: PartitionRequest, decision: Decision):  # type: ignore[no-untyped-def]
+def plan_of(
+    graph: Graph, device: DeviceProfile, request: PartitionRequest, decision: Decision
+) -> Plan:
     training = PlannedTraining(batch_size=4, epochs=1, optimizer=PlannedOptimizer())
     placed = decision.chosen.placement
     costs = cost_model(graph, device)
@@ -198,7 +199,7 @@ def test_what_does_not_fit_says_by_how_much(
         assert "needs 0.0" in named(decision, name).unfit
         assert "and has 0.0186 GiB" in named(decision, name).unfit
     assert decision.chosen.placement.stages == 2
-    with pytest.raises(PartitionError, match="no way to train this model fits"):
+    with pytest.raises(PartitionError, match=r"stage \d needs .* MiB, device \d has 977 KiB"):
         decided(graph, device, PartitionRequest(2, memory_bytes=1_000_000))
     with pytest.raises(PartitionError, match="DDP cannot run: device 0 needs"):
         decided(graph, device, PartitionRequest(2, memory_bytes=20_000_000, schedule="ddp"))

@@ -69,7 +69,7 @@ def test_the_table_and_the_verdict(transformer_plan: MakePlan) -> None:
         [part for cell in row for part in cell.split("\N{NO-BREAK SPACE}")] for row in rows
     ]
     assert "1F1B, 8 microbatches" in text
-    assert "(predicted only)" in text
+    assert "interleaved 1F1B (predicted" in text
     assert "DDP does not fit: device 0 needs 3 GiB and has 2 GiB" in text
     assert "cool: because of the link" in text
     assert max(map(len, text.splitlines())) <= 80

@@ -107,15 +107,17 @@ _specs = _maybe(
         ),
         costs=st.sampled_from(["auto", "analytic", "measured"]),
     )
-    | _maybe(
-        groups=st.lists(
-            _maybe(count=_count, profile=_words, memory=st.just("80GiB"), link=_maybe()),
-            min_size=2,
-            max_size=3,
-        ),
-        links=_maybe(
-            between=st.just([{"groups": [0, 1], "bandwidth": "1Gbit/s", "latency": "20ms"}])
-        ),
+    | st.fixed_dictionaries(
+        {
+            "groups": st.lists(
+                _maybe(count=_count, profile=_words, memory=st.just("80GiB"), link=_maybe()),
+                min_size=2,
+                max_size=3,
+            ),
+            "links": st.just(
+                {"between": [{"groups": [0, 1], "bandwidth": "1Gbit/s", "latency": "20ms"}]}
+            ),
+        }
     ),
     partition=_maybe(
         stages=st.just("auto"),
