@@ -16,8 +16,8 @@ over the runs of a run's mean step, the ways taken in turns. **Pick**: the way t
 be fastest, and how much slower it was than the fastest one measured. Sizes: see the model files in
 `studies/predicted`.
 
-The machine itself drifts: the same program on the same pinned core took 35.8, 37.8 and 45.4 ms a step
-(mlp, size 1) within an hour in which nothing else ran. No prediction can be better than that.
+The machine itself drifts: the same program on the same pinned core took 35.8, 37.8 and 45.4 ms a
+step (mlp, size 1) within an hour in which nothing else ran. No prediction can be better than that.
 """
 
 
