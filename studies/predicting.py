@@ -1,10 +1,11 @@
 """How far predicted step times are from measured ones, and whether the plan's pick is the fastest.
 
-    python -m studies.predicting [--repeats 3] [--only mlp] [--sizes 0,1]
+    python -m studies.predicting [--rounds 3] [--only mlp] [--sizes 0,1]
 
-Every model is planned and compiled as a user would; the bundles are then trained on two processes,
-each pinned to a core of its own with one thread, one way after the other and that several times.
-Writes docs/prediction.json and docs/prediction.md. Needs a machine that does nothing else.
+In every round each model is planned and compiled as a user would, nothing known of it but the
+machine's calibration, and the bundles are then trained on two processes, one way after the other,
+each process pinned to a core of its own with one thread. Writes docs/prediction.json and
+docs/prediction.md. Needs a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from shutil import copy
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from dnic import __version__
 from dnic.compiler import compile_model
+from dnic.cost.machine import cache_file
 from dnic.partition.plan import Plan
 from dnic.runtime.launch import launch
 from dnic.spec import spec_from_mapping
@@ -56,49 +59,69 @@ def predicted(plan: Plan) -> dict[str, float]:
     return {a.name: a.step_us for a in plan.prediction.alternatives if a.name in WAYS}
 
 
-def bundles(family: str, size: int, folder: Path) -> tuple[dict[str, Path], dict[str, float], str]:
-    """Compile what runs each way; the predictions, and the way that `auto` picks of these."""
+def bundles(family: str, size: int, folder: Path) -> tuple[dict[str, Path], dict[str, float]]:
+    """Compile what runs each way, and what is predicted of it."""
     os.environ["DNIC_SIZE"] = str(size)
     free, _ = compile_model(spec_of(family, size, "decoupled"), folder / "decoupled")
     pipeline, _ = compile_model(spec_of(family, size, "1f1b"), folder / "1f1b")
     prediction = predicted(free.plan) | {"1f1b": predicted(pipeline.plan)["1f1b"]}
     where = {way: folder / ("1f1b" if way == "1f1b" else "decoupled") for way in WAYS}
-    return where, prediction, min(prediction, key=lambda way: prediction[way])
+    return where, prediction
 
 
-def measure(bundle: Path, mode: str, steps: int) -> float:
-    """Mean microseconds of a step of one run."""
+def measure(bundle: Path, mode: str, predicted_us: float) -> dict[str, float]:
+    """Median and mean microseconds of a step of one run."""
+    steps = min(max(int(SECONDS * 1e6 / predicted_us), FEWEST_STEPS), MOST_STEPS)
     extra = [f"--max-steps={steps}", "--no-evaluate", "--no-checkpoint"]
     run = launch(bundle, mode=mode, epochs=1, pin=True, quiet=True, extra=extra)  # type: ignore[arg-type]
-    mean: float = run.result["step_us"]["mean"]
-    return mean
+    step_us: dict[str, float] = run.result["step_us"]
+    return step_us
 
 
-def study(families: Sequence[str], sizes: Sequence[int], repeats: int) -> Iterator[dict[str, Any]]:
+def one_round(family: str, size: int) -> dict[str, dict[str, float]]:
+    """Predicted and measured microseconds of every way: a fresh plan, then a run of each."""
+    known = os.environ.get("XDG_CACHE_HOME")
+    with TemporaryDirectory(prefix="dnic-study-") as temporary:
+        folder = Path(temporary)
+        calibrated = cache_file("cpu", 1)
+        (folder / "cache" / "dnic").mkdir(parents=True)
+        copy(calibrated, folder / "cache" / "dnic" / calibrated.name)
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        try:
+            where, prediction = bundles(family, size, folder)
+        finally:
+            del os.environ["XDG_CACHE_HOME"]
+            if known is not None:
+                os.environ["XDG_CACHE_HOME"] = known
+        found = {}
+        for way, mode in WAYS.items():
+            step_us = measure(where[way], mode, prediction[way])
+            found[way] = {"predicted_us": prediction[way]} | {
+                f"{name}_us": step_us[name] for name in ("median", "mean")
+            }
+        return found
+
+
+def study(families: Sequence[str], sizes: Sequence[int], rounds: int) -> Iterator[dict[str, Any]]:
     """One entry for each model: predicted and measured step times of every way, and the pick."""
     for family in families:
         for size in sizes:
-            with TemporaryDirectory(prefix="dnic-study-") as temporary:
-                where, prediction, pick = bundles(family, size, Path(temporary))
-                times: dict[str, list[float]] = {way: [] for way in WAYS}
-                for _ in range(repeats):
-                    for way, mode in WAYS.items():
-                        steps = int(SECONDS * 1e6 / prediction[way])
-                        steps = min(max(steps, FEWEST_STEPS), MOST_STEPS)
-                        times[way].append(measure(where[way], mode, steps))
+            done = [one_round(family, size) for _ in range(rounds)]
+            ways = {
+                way: {
+                    "predicted_us": median(turn[way]["predicted_us"] for turn in done),
+                    "measured_us": median(turn[way]["median_us"] for turn in done),
+                    "mean_us": median(turn[way]["mean_us"] for turn in done),
+                    "rounds": [turn[way] for turn in done],
+                }
+                for way in WAYS
+            }
             entry = {
                 "model": family,
                 "size": size,
                 "optimizer": OPTIMIZERS[size % 2]["name"],
-                "pick": pick,
-                "ways": {
-                    way: {
-                        "predicted_us": prediction[way],
-                        "measured_us": median(times[way]),
-                        "runs_us": times[way],
-                    }
-                    for way in WAYS
-                },
+                "pick": min(ways, key=lambda way: ways[way]["predicted_us"]),
+                "ways": ways,
             }
             print(line(entry), flush=True)
             yield entry
@@ -117,7 +140,7 @@ def line(entry: Mapping[str, Any]) -> str:
 def main() -> None:
     """Run the study and write both files."""
     parser = ArgumentParser(prog="python -m studies.predicting")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default=",".join(FAMILIES))
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
     parser.add_argument("--dry", action="store_true", help="write nothing")
@@ -125,10 +148,10 @@ def main() -> None:
     load = os.getloadavg()[0]
     sizes = [int(size) for size in asked.sizes.split(",")]
     entries = earlier()
-    for entry in study(asked.only.split(","), sizes, asked.repeats):
+    for entry in study(asked.only.split(","), sizes, asked.rounds):
         entries[entry["model"], entry["size"]] = entry
         if not asked.dry:
-            write(entries, asked.repeats, load)
+            write(entries, asked.rounds, load)
 
 
 def earlier() -> dict[tuple[str, int], dict[str, Any]]:
@@ -138,7 +161,7 @@ def earlier() -> dict[tuple[str, int], dict[str, Any]]:
     return {(entry["model"], entry["size"]): entry for entry in models}
 
 
-def write(entries: Mapping[tuple[str, int], dict[str, Any]], repeats: int, load: float) -> None:
+def write(entries: Mapping[tuple[str, int], dict[str, Any]], rounds: int, load: float) -> None:
     """Both files, with what there is so far."""
     content = {
         "command": "python -m studies.predicting",
@@ -147,7 +170,7 @@ def write(entries: Mapping[tuple[str, int], dict[str, Any]], repeats: int, load:
         "torch": version("torch"),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "repeats": repeats,
+        "rounds": rounds,
         "load_before": round(load, 2),
         "models": [entries[key] for key in sorted(entries)],
     }

@@ -4,6 +4,7 @@ from dnic.cost.analytic import AnalyticModel, cost_model
 from dnic.cost.calibration import calibrate
 from dnic.cost.costs import CostModel, Costs, Crowding, SharePoint
 from dnic.cost.head import (
+    NARROWEST,
     choose_width,
     head_cost,
     head_features,
@@ -19,6 +20,7 @@ from dnic.cost.profile import Crowded, DeviceProfile, Efficiency, Link
 from dnic.cost.stock import is_stock, load_link, load_profile
 
 __all__ = [
+    "NARROWEST",
     "AnalyticModel",
     "CostModel",
     "Costs",

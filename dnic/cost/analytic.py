@@ -107,6 +107,9 @@ def cost_model(
         backward_flops=tuple(work.flops for work in backward),
         forward_bytes=tuple(work.nbytes for work in forward),
         backward_bytes=tuple(work.nbytes for work in backward),
+        gradient_tensors=tuple(
+            len(names) if nbytes else 0 for nbytes, (_, names) in zip(trained, owned, strict=True)
+        ),
     )
 
 

@@ -150,6 +150,8 @@ def _profile(
             ),
             "reduce_bytes_per_s": pair.reduce_bytes_per_s,
             "reduce_latency_us": pair.reduce_latency_us,
+            "reduce_tensor_us": pair.reduce_tensor_us,
+            "skew": pair.skew,
             "microbatch_us": pair.microbatch_us,
         }
     )

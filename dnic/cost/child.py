@@ -20,6 +20,8 @@ from typing import Any
 
 import torch
 
+from dnic.runtime.heap import keep_heap
+
 _CHUNK = 1 << 16
 
 
@@ -88,6 +90,7 @@ def _start(work: Callable[[], Any], core: int | None) -> tuple[int, int]:
         os.close(reader)
         # The threads of the parent's pool are not here: whoever waits for them waits forever.
         torch.set_num_threads(1)
+        keep_heap()  # As training does.
         if core is not None:
             with suppress(OSError, AttributeError):
                 os.sched_setaffinity(0, {core})

@@ -20,7 +20,13 @@ from dnic.graph.graph import Graph
 Kind = Literal["analytic", "measured"]
 
 _OPTIONAL_TIMES = ("forward_fixed_us", "backward_fixed_us", "arithmetic_share", "memory_share")
-_OPTIONAL_COUNTS = ("forward_flops", "backward_flops", "forward_bytes", "backward_bytes")
+_OPTIONAL_COUNTS = (
+    "forward_flops",
+    "backward_flops",
+    "forward_bytes",
+    "backward_bytes",
+    "gradient_tensors",
+)
 _COLUMNS = (
     "forward_us",
     "backward_us",
@@ -75,6 +81,7 @@ class Costs:
             by memory traffic, from 0 to 1; the rest is overhead.
         forward_flops, backward_flops: floating point operations.
         forward_bytes, backward_bytes: bytes read and written.
+        gradient_tensors: how many parameters `gradient_bytes` are of.
         kind: which model they come from.
         share: of the traced batch that they are for.
         curve: how the whole model ran at shares of the batch; empty where that is not known.
@@ -99,6 +106,7 @@ class Costs:
     backward_flops: tuple[int, ...] = ()
     forward_bytes: tuple[int, ...] = ()
     backward_bytes: tuple[int, ...] = ()
+    gradient_tensors: tuple[int, ...] = ()
     kind: Kind = "analytic"
     share: float = 1.0
     curve: tuple[SharePoint, ...] = ()

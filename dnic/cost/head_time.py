@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from dnic.cost.child import ChildFailed, can_fork, cores, in_child
 from dnic.cost.clock import Clock, repeated, threads_set, typical
 from dnic.cost.head import head_cost, samples_of
 from dnic.cost.head_parts import HeadCost, Source, TargetSize
@@ -56,18 +58,31 @@ def time_head(
     forward_us = train_us = 0.0
     for value in values:
         rows, sample = samples_of(value, batch_size)
-        key = f"head-between-{rows}-{sample}-{value.dtype}-{hidden_layers}-{width}-{target}"
+        key = f"head-between2-{rows}-{sample}-{value.dtype}-{hidden_layers}-{width}-{target}"
         if key not in known:
             try:
-                with threads_set(threads), torch.random.fork_rng(devices=[]):
-                    times = _time(rows, sample, value.dtype, hidden_layers, width, target, threads)
-            except (DnicError, RuntimeError, ValueError, TypeError):
+                times = _timed(rows, sample, value.dtype, hidden_layers, width, target, threads)
+            except (DnicError, RuntimeError, ValueError, TypeError, ChildFailed):
                 return computed
             known.put(key, times)
         forward_us += known[key][0]
         train_us += known[key][1]
     known.save()
     return HeadCost(computed.parameters, forward_us, train_us)
+
+
+def _timed(*head: Any) -> list[float]:
+    """Like `_time`: in a child with the memory and the core of a training process, if possible."""
+    threads: int = head[-1]
+    if can_fork() and threads == 1:
+        found: list[float] = in_child(lambda: _quiet(head), cores()[0])
+        return found
+    return _quiet(head)
+
+
+def _quiet(head: Sequence[Any]) -> list[float]:
+    with threads_set(head[-1]), torch.random.fork_rng(devices=[]):
+        return _time(*head)
 
 
 def _time(

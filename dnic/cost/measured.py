@@ -186,7 +186,7 @@ class MeasuredModel:
         spare = cores() if self.crowd else []
         facts = [*found.keys, optimizer, repr(sorted((options or {}).items()))]
         facts += [str(self.traced.batch_size), str(self.loss is not None), str(len(spare) > 1)]
-        key = _digest("whole", facts)
+        key = _digest("whole3", facts)
         if key not in known:
             self._tell("whole model")
             trial = try_whole(

@@ -34,7 +34,8 @@ class PairFigures:
         crowded_arithmetic, crowded_memory, crowded_overhead: see `Crowded`; at least 1.
         link_bytes_per_s, link_latency_us: of the engine's own transport, one way.
         message_bytes_per_s: bytes a second at which each side's CPU hands messages on.
-        reduce_bytes_per_s, reduce_latency_us: what DDP adds to a step; see `DeviceProfile`.
+        reduce_bytes_per_s, reduce_latency_us, reduce_tensor_us, skew: what DDP adds to a step; see
+            `DeviceProfile`.
         microbatch_us: see `DeviceProfile`.
     """
 
@@ -46,6 +47,8 @@ class PairFigures:
     message_bytes_per_s: float
     reduce_bytes_per_s: float
     reduce_latency_us: float
+    reduce_tensor_us: float
+    skew: float
     microbatch_us: float
 
 

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dnic.cost.clock import Clock, trimmed_mean, undisturbed
 from dnic.cost.kernels import matrix_product, tiny_chain, vector_walk
+from dnic.runtime.heap import keep_heap
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.plan import TensorSpec
 
@@ -35,7 +36,6 @@ _MESSAGES = 40
 _WIDE = 1024  # A layer of 4 MB.
 _DEEP = 5
 _SMALL_WIDTH = 256
-_ROWS = 128
 _PIPELINE_WIDTH = 8
 
 
@@ -45,6 +45,7 @@ def main(rank: int, threads: int, meet: str, on: list[int]) -> None:
         with suppress(OSError):
             os.sched_setaffinity(0, set(on))
     torch.set_num_threads(threads)
+    keep_heap()
     torch.set_flush_denormal(True)
     dist.init_process_group(
         "gloo",
@@ -72,7 +73,7 @@ def main(rank: int, threads: int, meet: str, on: list[int]) -> None:
     found["link_latency_us"] = latency_us(rank)
     found["link_bytes_per_s"], found["message_bytes_per_s"] = bandwidth(rank)
     tell("all-reduce")
-    found["reduce_latency_us"], found["reduce_bytes_per_s"] = reduction()
+    found |= reduction()
     tell("pipeline schedule")
     found["microbatch_us"] = microbatch_us(rank)
     dist.barrier()
@@ -147,26 +148,40 @@ def bandwidth(rank: int) -> tuple[float, float]:
     return _LARGE_BYTES / float(arrived_s), _LARGE_BYTES / _mean(cpu_s)
 
 
-def reduction() -> tuple[float, float]:
-    """Latency in microseconds and bytes a second of what DDP adds to a step of two ranks.
+def reduction() -> dict[str, float]:
+    """What DDP adds to a step of two ranks: for each all-reduce, byte, parameter, and in skew.
 
-    A straight line through a small and a large network, both with work enough to keep the core
-    busy: gloo's own thread must share it, which is most of what a small reduction costs.
+    From four steps: of a small network, of the same with more to compute, of one in many
+    parameters, of a large one. gloo's own thread shares the core with the computation, which is
+    most of what a small reduction costs.
     """
-    small_us, small_bytes = _ddp_extra_us(_SMALL_WIDTH, 8, rounds=120)
-    large_us, large_bytes = _ddp_extra_us(_WIDE, _DEEP, rounds=25)
-    us_per_byte = max(large_us - small_us, 1.0) / (large_bytes - small_bytes)
+    narrow, few, many = _SMALL_WIDTH // 4, 8, 128
+    small_us, short_us = _ddp_extra_us(_SMALL_WIDTH, few, rows=128, rounds=120)
+    busy_us, long_us = _ddp_extra_us(_SMALL_WIDTH, few, rows=2048, rounds=40)
+    many_us, _ = _ddp_extra_us(narrow, many, rows=128, rounds=120)
+    large_us, compute_us = _ddp_extra_us(_WIDE, _DEEP, rows=128, rounds=40)
+    skew = max(busy_us - small_us, 0.0) / max(long_us - short_us, 1.0)
+    tensor_us = max(many_us - small_us, 0.0) / (many - few)
+    small_bytes, large_bytes = 4 * few * _SMALL_WIDTH**2, 4 * _DEEP * _WIDE**2
+    more_us = large_us - small_us - skew * (compute_us - short_us)
+    us_per_byte = max(more_us, 1.0) / (large_bytes - small_bytes)
     # Two ranks: 2(n-1) = 2 latencies, 2(n-1)/n = 1 times the bytes.
-    return max(small_us - us_per_byte * small_bytes, 0.0) / 2, 1e6 / us_per_byte
+    rest_us = us_per_byte * small_bytes + tensor_us * few + skew * short_us
+    return {
+        "reduce_bytes_per_s": 1e6 / us_per_byte,
+        "reduce_latency_us": max(small_us - rest_us, 0.0) / 2,
+        "reduce_tensor_us": tensor_us,
+        "skew": skew,
+    }
 
 
-def _ddp_extra_us(width: int, depth: int, rounds: int) -> tuple[float, int]:
-    """What a step of a replica takes longer than one without reduction, and its gradients' bytes.
+def _ddp_extra_us(width: int, depth: int, rows: int, rounds: int) -> tuple[float, float]:
+    """What a step of a replica takes longer than one without reduction, and what that one takes.
 
     Means, not the least disturbed: waiting for the core is part of it.
     """
     layers = [m for _ in range(depth) for m in (nn.Linear(width, width, bias=False), nn.ReLU())]
-    net, x = nn.Sequential(*layers), torch.ones(_ROWS, width)
+    net, x = nn.Sequential(*layers), torch.ones(rows, width)
     parallel = DistributedDataParallel(net)
 
     def step() -> float:
@@ -183,8 +198,9 @@ def _ddp_extra_us(width: int, depth: int, rounds: int) -> tuple[float, int]:
         with parallel.no_sync():
             without_us.append(step())
     skipped = rounds // 10
-    extra = trimmed_mean(with_us[skipped:]) - trimmed_mean(without_us[skipped:])
-    return max(_mean(extra), 1.0), 4 * depth * width * width
+    alone = trimmed_mean(without_us[skipped:])
+    extra = trimmed_mean(with_us[skipped:]) - alone
+    return max(_mean(extra), 1.0), _mean(alone)
 
 
 def microbatch_us(rank: int) -> float:

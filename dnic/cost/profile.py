@@ -78,6 +78,9 @@ class DeviceProfile(BaseModel):
         reduce_bytes_per_s, reduce_latency_us: all-reduce between n ranks of this machine; it takes
             `reduce_latency_us * 2(n-1) + 2(n-1)/n * bytes / reduce_bytes_per_s`. None where it is
             not known: then the link's figures hold.
+        reduce_tensor_us: what averaging costs for each parameter, however small.
+        skew: share of its computing time that a process loses to waiting for another one, equally
+            fast in the mean but not in each step, where they meet in every step.
         microbatch_us: what `torch.distributed.pipelining` costs beside computing, for each forward
             or backward of a microbatch in a stage.
         step_us: fixed cost of a step of the training loop.
@@ -102,6 +105,8 @@ class DeviceProfile(BaseModel):
     crowded: Crowded = Crowded()
     reduce_bytes_per_s: float | None = Field(default=None, gt=0)
     reduce_latency_us: float | None = Field(default=None, ge=0)
+    reduce_tensor_us: float = Field(default=0.0, ge=0)
+    skew: float = Field(default=0.0, ge=0)
     microbatch_us: float = Field(default=300.0, ge=0)
     step_us: float = Field(default=30.0, ge=0)
     engine_us: float | None = Field(default=None, ge=0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dnic.cost.child import ChildFailed, in_child, in_children
-from dnic.cost.clock import Clock
+from dnic.cost.clock import Clock, typical
 from dnic.cost.costs import Crowding
 from dnic.cost.machine import available_bytes
 from dnic.cost.optimizer import update_rule
@@ -17,7 +17,7 @@ from dnic.trace import TracedModel, recorded
 
 _STEP_FIELDS = 6
 _SAFETY = 1.5
-_ROUNDS = 2
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,7 @@ def try_whole(
             )
     except ChildFailed:
         return Trial(steps)
-    # The least: what else the machine does now only adds to it.
-    forward, backward, update = (max(min(ratios), 1.0) for ratios in zip(*rounds, strict=True))
+    forward, backward, update = (max(typical(ratios), 1.0) for ratios in zip(*rounds, strict=True))
     return Trial(steps, Crowding(forward, backward, update))
 
 

@@ -14,6 +14,7 @@ from math import ceil
 from typing import Literal
 
 from dnic.cost import (
+    NARROWEST,
     Costs,
     HeadCost,
     choose_width,
@@ -312,12 +313,15 @@ def _head_estimate(
         values = [Value("", shape, "float32", 0, True) for shape in shapes]
         if not values:
             return HeadCost()
-        k = choice.hidden_layers
-        width = choice.width
-        if width == "auto":
-            width = choose_width(values, batch_size, k, slack_us, costs.profile)
+        k, width = choice.hidden_layers, choice.width
         size = target_size(target, values) if choice.context == "target" else None
         costing = time_head if request.timed_heads else head_cost
+        if width == "auto":
+            # Few heads are worth building: what one takes longer than computed, the others will.
+            given = (values, batch_size, k)
+            built = costing(*given, NARROWEST, costs.profile, size).total_us
+            factor = built / head_cost(*given, NARROWEST, costs.profile, size).total_us
+            width = choose_width(*given, slack_us / factor, costs.profile, size)
         return costing(values, batch_size, k, width, costs.profile, size)
 
     return lambda values, choice: estimate(tuple(value.shape for value in values), choice)

@@ -51,6 +51,7 @@ def stage_works(
     activations = stage_sums(costs.activation_bytes, cuts)
     columns = (costs.parameter_bytes, costs.gradient_bytes, costs.optimizer_bytes)
     parameters, gradients, state = (stage_sums(column, cuts) for column in columns)
+    tensors = stage_sums(costs.gradient_tensors, cuts)
     return tuple(
         StageWork(
             forward_us=forward[copies][i] * copies / share / speeds[i],
@@ -61,6 +62,7 @@ def stage_works(
             optimizer_bytes=state[i],
             activation_bytes=activations[i],
             replicas=copies,
+            gradient_tensors=tensors[i],
         )
         for i, copies in enumerate(replicas)
     )
@@ -114,6 +116,8 @@ def machine_of(costs: Costs, *, overlap: float) -> Machine:
         microbatch_us=profile.microbatch_us,
         reduce_bytes_per_s=profile.reduce_bytes_per_s,
         reduce_latency_us=profile.reduce_latency_us,
+        reduce_tensor_us=profile.reduce_tensor_us,
+        skew=profile.skew,
         overlap=overlap,
         overhead_us=profile.overhead_us,
         message_bytes_per_s=profile.message_bytes_per_s,

@@ -16,7 +16,8 @@ from dnic.runtime.batches import Header
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import own_loss
-from dnic.runtime.metrics import EpochFigures, StepClock
+from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
 
 
@@ -27,20 +28,24 @@ class Backprop(Trainer):
         figures = EpochFigures()
         device = self.worker.device
         started = time.perf_counter()
-        clock = StepClock()
+        watch = Stopwatch()
         for done, (batch, target) in zip(range(1, header.count.messages + 1), feed, strict=False):
+            watch.lap("data")
             output = self._inputs.call(self.module, batch, device)
             loss = self._loss_of(output, target.to(device, non_blocking=True))
             self.optimizer.zero_grad(set_to_none=True)
+            watch.lap("forward")
             backward([loss])
+            watch.lap("backward")
             self.optimizer.step()
+            watch.lap("update")
             self.step += 1
-            clock.tick()
+            watch.tick()
             self._count_loss(figures, loss, target.shape[0])
             if header.live and self._live.due():
                 self._show(header, done, started, {"train_loss": float(loss)})
         figures.seconds = time.perf_counter() - started
-        figures.step_us = clock.summary()
+        figures.timed(watch)
         return figures
 
     def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation | None:

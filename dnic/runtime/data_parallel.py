@@ -31,8 +31,9 @@ from dnic.runtime.evaluation import Evaluation
 from dnic.runtime.failure import lost_peers_named
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss
-from dnic.runtime.metrics import EpochFigures, StepClock
+from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.seeds import seed_everything, stage_seed
+from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.worker import Worker
 
 _UNREDUCED = "Expected to have finished reduction"
@@ -69,15 +70,17 @@ class DataParallel(Backprop):
         share = Share(self._rank, self._ranks)
         parts: list[Tensor] = []
         started = time.perf_counter()
-        clock = StepClock()
+        watch = Stopwatch()
         with lost_peers_named():
             for done in range(1, header.count.messages + 1):
                 size = header.count.size(done - 1)
                 begin, end = share.bounds(size)
                 weight = (end - begin) / size
-                loss = self._step(*next(feed), weight)
+                batch, target = next(feed)
+                watch.lap("data")
+                loss = self._step(batch, target, weight, watch)
                 parts.append(loss.detach().double() * weight)
-                clock.tick()
+                watch.tick()
                 if header.live and self._live.due():
                     self._show(header, done, started, {"train_loss": float(loss.detach())})
             # Of the whole batches; here, because it is one message for all steps.
@@ -85,7 +88,7 @@ class DataParallel(Backprop):
             if self._ranks > 1:
                 dist.all_reduce(losses)
         figures.seconds = time.perf_counter() - started
-        figures.step_us = clock.summary()
+        figures.timed(watch)
         if self._last:
             for message, mean in enumerate(losses):
                 self._count_loss(figures, mean, header.count.size(message))
@@ -94,7 +97,7 @@ class DataParallel(Backprop):
     def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation | None:
         return super()._evaluate(header, feed) if self._first else None
 
-    def _step(self, batch: object, target: Tensor, weight: float) -> Tensor:
+    def _step(self, batch: object, target: Tensor, weight: float, watch: Stopwatch) -> Tensor:
         device = self.worker.device
         model = self._parallel or self.module
         try:
@@ -103,12 +106,15 @@ class DataParallel(Backprop):
             raise _changed() if _UNREDUCED in str(error) else error from error
         loss = self._loss_of(output, target.to(device, non_blocking=True))
         self.optimizer.zero_grad(set_to_none=True)
+        watch.lap("forward")
         # DDP divides the sum by the number of processes.
         backward([loss * (weight * self._ranks)])
         if self._parallel is None and self._ranks > 1:
             unused = average_gradients(self.module)
             self._parallel = DistributedDataParallel(self.module, find_unused_parameters=unused)
+        watch.lap("backward")
         self.optimizer.step()
+        watch.lap("update")
         self.step += 1
         return loss
 

@@ -48,9 +48,10 @@ from dnic.runtime.edges import connect
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss, own_loss
-from dnic.runtime.metrics import EpochFigures, StepClock
+from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.shared import connect_shared
 from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource, warmup_steps
+from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
 from dnic.runtime.worker import Worker
 
@@ -99,10 +100,10 @@ class Engine(Trainer):
         self._shared.begin(header.count.messages)
         waited_before = self._waited_s()
         started = time.perf_counter()
-        clock = StepClock()
+        watch = Stopwatch(self._waited_s)
         for done in range(1, header.count.messages + 1):
-            loss = self._step(feed)
-            clock.tick()
+            loss = self._step(feed, watch)
+            watch.tick()
             if loss is not None:
                 self._count_loss(figures, loss, header.count.size(done - 1))
             if header.live and self._live.due():
@@ -112,36 +113,44 @@ class Engine(Trainer):
         self._shared.drain(self.optimizer)
         self._finish()
         figures.seconds = time.perf_counter() - started
-        figures.step_us = clock.summary()
+        figures.timed(watch)
         figures.waited_s = self._waited_s() - waited_before
         figures.interfaces = self._interface_figures()
         return figures
 
-    def _step(self, feed: Iterator[Batch]) -> Tensor | None:
+    def _step(self, feed: Iterator[Batch], watch: Stopwatch) -> Tensor | None:
         self._shared.exchange_values()  # 0
+        watch.lap("share")
         inputs, target = self._receive(feed, gradients=True)  # 1
+        watch.lap("data" if self._first else "receive")
         output = self.module(*inputs.values())  # 2
-        if self._last:
-            loss = self._loss_of(output, target)
-            self.optimizer.zero_grad(set_to_none=True)
-            backward([loss])  # 5
-        else:
-            loss = None
+        loss = self._loss_of(output, target) if self._last else None
+        self.optimizer.zero_grad(set_to_none=True)
+        watch.lap("forward")
+        if loss is None:
             outputs = self._named(output)
             self._send(outputs, target)  # 3
+            watch.lap("send")
             roots, gradients = self._gradients(outputs, target)  # 4
-            self.optimizer.zero_grad(set_to_none=True)
+            watch.lap("head")
             backward(roots, gradients)  # 5
+        else:
+            backward([loss])  # 5
+        watch.lap("backward")
         for below in self._below:  # 6
             below.send_back(inputs)
         self._shared.send_gradients()
+        watch.lap("send back")
         for source in self._sources:  # 7
             source.take(self.step, self.version)
         self._shared.take_gradients()
+        watch.lap("take")
         self.optimizer.step()  # 8
+        watch.lap("update")
         self.version += 1
         for source in self._sources:  # 9
             source.learn()
+        watch.lap("learn")
         self.step += 1
         return loss
 

@@ -55,8 +55,12 @@ class RunningNorm(nn.Module):
     @torch.no_grad()
     def observe(self, x: Tensor, momentum: float) -> None:
         """Moves the statistics towards those of `x` by `momentum`, 0 to 1."""
-        variance, mean = torch.var_mean(x, self._others, correction=0, keepdim=True)
-        self.mean.lerp_(mean, momentum)
+        # Far from the mean squares would cancel. `torch.var_mean` would do, in ten times the time.
+        away = x - self.mean
+        shift = away.mean(self._others, keepdim=True)
+        square = away.square_().mean(self._others, keepdim=True)
+        variance = square.sub_(shift.square()).clamp_(min=0)
+        self.mean.lerp_(self.mean + shift, momentum)
         self.variance.lerp_(variance, momentum)
         floor = self._floor * self.variance.mean() + _TINY
         torch.rsqrt(self.variance + floor, out=self.factor)

@@ -13,20 +13,18 @@ import resource
 import sys
 import time
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnic.runtime.board import Board
+from dnic.runtime.stopwatch import Stopwatch
 
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 LIVE_INTERVAL_S = 0.5
-WARMUP_STEPS = 3
 
 
 @dataclass
@@ -40,6 +38,7 @@ class EpochFigures:
         loss_sum: sum over the samples (last stage only).
         interfaces: figures of each interface that this rank sends over, by name.
         step_us: `median`, `min` and `mean` of this rank's steps, in microseconds.
+        parts_us: mean microseconds of each part of a step.
     """
 
     samples: int = 0
@@ -48,6 +47,11 @@ class EpochFigures:
     loss_sum: Tensor | float = 0.0
     interfaces: dict[str, dict[str, Any]] = field(default_factory=dict)
     step_us: dict[str, float] | None = None
+    parts_us: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, watch: Stopwatch) -> None:
+        """Takes the times of an epoch that is over."""
+        self.step_us, self.parts_us = watch.step_us(), watch.parts_us()
 
     def to_json(self, *, last: bool) -> dict[str, Any]:
         """For the board; waits for the device."""
@@ -59,32 +63,8 @@ class EpochFigures:
             "interfaces": self.interfaces,
             "memory_bytes": peak_memory_bytes(),
             "step_us": self.step_us,
+            "parts_us": self.parts_us,
         }
-
-
-class StepClock:
-    """Times of the steps of one epoch, from one `tick` to the next.
-
-    The first steps of an epoch fill the pipeline and warm up caches, so they do not count where
-    there are enough others. On CUDA it is what the host waits for, which in the long run is the
-    device's time.
-    """
-
-    def __init__(self) -> None:
-        self._times_s = [time.perf_counter()]
-
-    def tick(self) -> None:
-        """A step is over."""
-        self._times_s.append(time.perf_counter())
-
-    def summary(self) -> dict[str, float] | None:
-        """`median`, `min` and `mean` in microseconds; None before the first step is over."""
-        steps = [(b - a) * 1e6 for a, b in pairwise(self._times_s)]
-        if len(steps) > 2 * WARMUP_STEPS:
-            steps = steps[WARMUP_STEPS:]
-        if not steps:
-            return None
-        return {"median": median(steps), "min": min(steps), "mean": fmean(steps)}
 
 
 def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
@@ -104,6 +84,7 @@ def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
         "memory_bytes": [figures["memory_bytes"] for figures in ranks],
         # The rank that takes longest holds the others.
         "step_us": max(steps, key=lambda step: step["mean"], default=None),
+        "parts_us": [figures["parts_us"] for figures in ranks],
     }
 
 

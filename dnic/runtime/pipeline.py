@@ -33,9 +33,10 @@ from dnic.runtime.failure import lost_peers_named
 from dnic.runtime.inputs import Batch
 from dnic.runtime.links import Link, Receiver, Sender
 from dnic.runtime.loss import Loss, own_loss
-from dnic.runtime.metrics import EpochFigures, StepClock
+from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, Plan
+from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
 from dnic.runtime.worker import Worker
 
@@ -84,12 +85,12 @@ class Pipelined(Trainer):
         check_microbatches(mode, header.count.batch_size, asked, self._stages)
         self._begin(header)
         started = time.perf_counter()
-        clock = StepClock()
+        watch = Stopwatch()
         with lost_peers_named():
             for done in range(1, header.count.messages + 1):
                 size = header.count.size(done - 1)
-                loss = self._step(self._batch(size), feed)
-                clock.tick()
+                loss = self._step(self._batch(size), feed, watch)
+                watch.tick()
                 if loss is not None:
                     self._count_loss(figures, loss, size)
                 if header.live and self._live.due():
@@ -97,19 +98,22 @@ class Pipelined(Trainer):
                     self._show(header, done, started, shown)
             self._finish()
         figures.seconds = time.perf_counter() - started
-        figures.step_us = clock.summary()
+        figures.timed(watch)
         return figures
 
-    def _step(self, batch: _Batch, feed: Iterator[Batch]) -> Tensor | None:
+    def _step(self, batch: _Batch, feed: Iterator[Batch], watch: Stopwatch) -> Tensor | None:
         target = self._prepare(batch, feed)
         losses: list[Tensor] = []
         if target is not None:
             self._targets.extend(target.chunk(batch.microbatches))
         self.optimizer.zero_grad(set_to_none=True)
+        watch.lap("data" if self._first else "receive")
         batch.schedule.step(target=target, losses=losses, return_outputs=False)
+        watch.lap("schedule")
         if target is not None:
             self._receiver.release()
         self.optimizer.step()
+        watch.lap("update")
         self.step += 1
         return torch.stack(losses).mean().detach() if losses else None
 

@@ -41,6 +41,10 @@ if TYPE_CHECKING:
     from dnic.runtime.worker import Worker
 
 
+# Of an epoch's record, what the result of the run repeats.
+_KEPT = ("train_loss", "interfaces", "waited_share", "memory_bytes", "step_us", "parts_us")
+
+
 class Trainer(ABC):
     """Trains one process's part of a model.
 
@@ -290,6 +294,13 @@ class Trainer(ABC):
             return
         self._metrics.append(self._row)
         self._progress.epoch(self._row)
-        for key in ("train_loss", "interfaces", "waited_share", "memory_bytes", "step_us"):
+        for key in (
+            "train_loss",
+            "interfaces",
+            "waited_share",
+            "memory_bytes",
+            "step_us",
+            "parts_us",
+        ):
             self._result[key] = self._row[key]
         self._row = None

@@ -28,6 +28,7 @@ from dnic.runtime.board import Board
 from dnic.runtime.bundle import Bundle, check_stages, load_bundle
 from dnic.runtime.checkpoint import find_checkpoint, read_status
 from dnic.runtime.failure import Guard
+from dnic.runtime.heap import keep_heap
 from dnic.runtime.names import INIT_FILE, StateNames, load_initial
 from dnic.runtime.options import PIPELINES, WHOLE, Options, parse_options
 from dnic.runtime.place import Place, check_processes, pin_to_core
@@ -197,6 +198,7 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
         RuntimeFault: the bundle is broken, an option wrong, or the number of processes.
     """
     pin_to_core(place)
+    keep_heap()
     torch.set_flush_denormal(True)
     bundle = load_bundle(folder)
     options = parse_options(arguments, bundle)

@@ -53,7 +53,9 @@ def data_parallel(
     if devices < 1:
         raise PartitionError(f"data parallel on {devices} devices", expected="1 or more")
     own_us = _own_us(work, 1 / devices, machine)
+    passes_us = work.forward_at(1 / devices) + work.backward_at(1 / devices)
     waits_us = reduction_us(work, devices, machine)
+    waits_us += machine.skew * passes_us if devices > 1 else 0.0
     # Where nothing overlaps, the reduction is the core's own work; a GPU only waits for it.
     busy_us = own_us + waits_us * (1 - machine.overlap)
     moved = round(2 * (devices - 1) / devices * work.gradient_bytes)
@@ -77,7 +79,8 @@ def reduction_us(work: StageWork, devices: int, machine: Machine) -> float:
 
     The gradients of `k` equal buckets become ready evenly during backward and are averaged one
     after the other. With full overlap the wait ends with the last of them: either the first bucket
-    decides (all `k` after it) or the last one (ready when backward is over).
+    decides (all `k` after it) or the last one (ready when backward is over). What each parameter
+    costs is the processor's own work.
     """
     buckets = ceil(work.gradient_bytes / BUCKET_BYTES)
     if devices == 1 or buckets == 0:
@@ -86,7 +89,8 @@ def reduction_us(work: StageWork, devices: int, machine: Machine) -> float:
     total_us = buckets * one_us
     hidden_us = work.backward_at(1 / devices) * (buckets - 1) / buckets
     rest_us = max(one_us, total_us - hidden_us)
-    return (1 - machine.overlap) * total_us + machine.overlap * rest_us
+    tensors_us = machine.reduce_tensor_us * work.gradient_tensors
+    return tensors_us + (1 - machine.overlap) * total_us + machine.overlap * rest_us
 
 
 def _own_us(work: StageWork, share: float, machine: Machine) -> float:

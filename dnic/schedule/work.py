@@ -33,6 +33,7 @@ class StageWork:
         loader_us: fetching the batch; counts where the stage is the first.
         parameter_bytes, gradient_bytes, optimizer_bytes: do not depend on the batch.
         activation_bytes: kept from forward to backward, at the full batch.
+        gradient_tensors: how many parameters `gradient_bytes` are of.
         replicas: devices that share the batch of this stage.
     """
 
@@ -47,6 +48,7 @@ class StageWork:
     optimizer_bytes: int = 0
     activation_bytes: int = 0
     replicas: int = 1
+    gradient_tensors: int = 0
 
     def __post_init__(self) -> None:
         _none_negative(self)
@@ -147,6 +149,8 @@ class Machine:
             microbatch.
         reduce_bytes_per_s, reduce_latency_us: of an all-reduce, see `allreduce_us`; None: the
             link's.
+        reduce_tensor_us: of an all-reduce, for each parameter.
+        skew: share of computing time that replicas lose where they meet in every step.
         overlap: part of the all-reduce that runs beside backward, 0 to 1. 0 where the reduction
             needs the core that computes (gloo), 1 where it has a stream of its own (NCCL).
         overhead_us, message_bytes_per_s: of handing a message over, see `message_us`.
@@ -157,6 +161,8 @@ class Machine:
     microbatch_us: float = 0.0
     reduce_bytes_per_s: float | None = None
     reduce_latency_us: float | None = None
+    reduce_tensor_us: float = 0.0
+    skew: float = 0.0
     overlap: float = 0.0
     overhead_us: float = 0.0
     message_bytes_per_s: float = 1e30

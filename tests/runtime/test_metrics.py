@@ -16,12 +16,12 @@ from dnic.runtime.metrics import (
     EpochFigures,
     LiveFigures,
     MetricsFile,
-    StepClock,
     merged,
     read_metrics,
     replace_text,
 )
 from dnic.runtime.progress import Progress, line
+from dnic.runtime.stopwatch import Stopwatch
 
 ROW = {"cosine": 0.5, "lateness": 2.0}
 
@@ -60,10 +60,10 @@ def test_steps_but_the_first_ones(
 ) -> None:
     times = iter(accumulate([0.0, *steps_s]))
     monkeypatch.setattr(time, "perf_counter", lambda: next(times))
-    clock = StepClock()
+    watch = Stopwatch()
     for _ in steps_s:
-        clock.tick()
-    assert clock.summary() == (expected_us and pytest.approx(expected_us, rel=1e-6))
+        watch.tick()
+    assert watch.step_us() == (expected_us and pytest.approx(expected_us, rel=1e-6))
 
 
 def test_a_resumed_run_keeps_the_epochs_that_it_builds_on(tmp_path: Path) -> None:

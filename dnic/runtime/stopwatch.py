@@ -1,0 +1,103 @@
+"""Where the time of a training step goes, part by part.
+
+A process calls `lap` at the end of every part of a step. Sums over the epoch tell what a step is
+made of; where a trace is asked for, every lap is kept. A lap costs a look at the clock and an
+addition (half a microsecond), so it always runs. Waiting for other processes is a part of its own:
+the links count it, and it is taken out of the part in which it happened. On CUDA the times are
+those of the host, which runs ahead of its device.
+
+The first steps of an epoch fill the pipeline and warm caches up; where there are enough others
+they do not count.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, median
+from typing import Any
+
+WARMUP_STEPS = 3
+WAIT = "wait"
+
+
+@dataclass(frozen=True)
+class Lap:
+    """One part of one step; times are seconds of the machine's monotonic clock.
+
+    Attributes:
+        part: its name.
+        start_s, end_s: when.
+        wait_s: of it spent waiting for other processes.
+    """
+
+    part: str
+    start_s: float
+    end_s: float
+    wait_s: float
+
+
+class Stopwatch:
+    """Times of the steps of one epoch and of their parts.
+
+    Args:
+        waited_s: seconds for which this process has waited for others so far.
+        keep: whether to keep every lap.
+    """
+
+    def __init__(self, waited_s: Callable[[], float] = lambda: 0.0, *, keep: bool = False) -> None:
+        self._waited_s = waited_s
+        self._waited = waited_s()
+        self._sums: dict[str, float] = {}
+        self._at_warm: tuple[dict[str, float], int] = ({}, 0)
+        self.laps: list[Lap] | None = [] if keep else None
+        self._last = time.perf_counter()
+        self._ticks_s = [self._last]
+
+    def lap(self, part: str) -> None:
+        """What went on since the last lap was this part."""
+        now, waited = time.perf_counter(), self._waited_s()
+        wait = waited - self._waited
+        sums = self._sums
+        sums[part] = sums.get(part, 0.0) + (now - self._last - wait)
+        if wait:
+            sums[WAIT] = sums.get(WAIT, 0.0) + wait
+        if self.laps is not None:
+            self.laps.append(Lap(part, self._last, now, wait))
+        self._last, self._waited = now, waited
+
+    def tick(self) -> None:
+        """A step is over; what went on since the last lap is `rest`."""
+        self.lap("rest")
+        self._ticks_s.append(self._last)
+        if len(self._ticks_s) - 1 == WARMUP_STEPS:
+            self._at_warm = dict(self._sums), WARMUP_STEPS
+
+    def step_us(self) -> dict[str, float] | None:
+        """`median`, `min` and `mean` of a step, in microseconds; None before the first is over.
+
+        Of the host's time between two ticks, which in the long run is the device's.
+        """
+        steps = [(b - a) * 1e6 for a, b in pairwise(self._ticks_s)]
+        if len(steps) > 2 * WARMUP_STEPS:
+            steps = steps[WARMUP_STEPS:]
+        if not steps:
+            return None
+        return {"median": median(steps), "min": min(steps), "mean": fmean(steps)}
+
+    def parts_us(self) -> dict[str, float]:
+        """Mean microseconds of each part of a step; together they are the mean step."""
+        steps = len(self._ticks_s) - 1
+        before, skipped = self._at_warm if steps > 2 * WARMUP_STEPS else ({}, 0)
+        if steps <= skipped:
+            return {}
+        return {
+            part: (total - before.get(part, 0.0)) / (steps - skipped) * 1e6
+            for part, total in self._sums.items()
+        }
+
+    def to_json(self) -> list[list[Any]]:
+        """The kept laps, as lists."""
+        return [[lap.part, lap.start_s, lap.end_s, lap.wait_s] for lap in self.laps or ()]
