@@ -65,6 +65,14 @@ class DataParallel(Backprop):
             del state["optimizer"]
         return state
 
+    def finish(self) -> None:
+        """Writes the result, and lets go of the process group: its threads must end before us.
+
+        A thread of gloo that still holds the last message when Python ends aborts the process.
+        """
+        super().finish()
+        self._parallel = None
+
     def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
         figures = EpochFigures(waited_s=None if self._ranks > 1 else 0.0)
         share = Share(self._rank, self._ranks)

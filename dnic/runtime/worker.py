@@ -9,6 +9,7 @@ global rank is the stage (with `--mode ddp`: the number of the copy). Restarts b
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -169,6 +170,7 @@ class Worker:
             self.trainer_.finish()
         self.board.leave(self.place.rank, self.place.world_size)
         if dist.is_initialized():
+            gc.collect()  # What lies in cycles may hold the group, and with it its threads.
             dist.destroy_process_group()
 
 

@@ -106,6 +106,20 @@ def test_resumed_run_gives_the_same_bits_and_writes_the_weights_once(
         launch(folder, extra=[f"--resume={folder / 'runs' / 'exact'}"])
 
 
+def test_no_thread_of_the_process_group_outlives_the_run(bundle: Make, run_ranks: Run) -> None:
+    left = """
+    from pathlib import Path
+
+    names = [comm.read_text() for comm in Path("/proc/self/task").glob("*/comm")]
+    assert not any("gloo" in name for name in names), names
+"""
+
+    def checked(name: str, text: str) -> str:
+        return text.rstrip() + left if name == "train.py" else text
+
+    run_ranks(bundle("mlp2", edit=checked), 2, "--mode=ddp", "--epochs=1")
+
+
 def test_one_process_is_backprop(bundle: Make, run_ranks: Run, same: Run, tmp_path: Path) -> None:
     folder = bundle("mlp2")
     for mode in ("ddp", "backprop"):

@@ -87,6 +87,15 @@ def test_what_is_only_waited_for_is_not_busy() -> None:
     assert done.bottleneck == "all-reduce"
 
 
+def test_many_parameters_and_unequal_steps_cost_time() -> None:
+    work = StageWork(10, 20, update_us=1, gradient_bytes=1000, gradient_tensors=8)
+    plain = Machine(reduce_bytes_per_s=10e6)
+    machine = Machine(reduce_bytes_per_s=10e6, reduce_tensor_us=2, skew=0.1)
+    more_us = data_parallel(work, 2, machine=machine).step_us
+    assert more_us == data_parallel(work, 2, machine=plain).step_us + 8 * 2 + 0.1 * 15
+    assert data_parallel(work, 1, machine=machine).step_us == one_device(work).step_us
+
+
 def test_no_devices() -> None:
     with pytest.raises(PartitionError, match="0 devices"):
         data_parallel(WORK, 0)
