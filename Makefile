@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint format format-check types imports check models scaling \
-	prediction partitioning maps wheel clean
+	large prediction partitioning maps wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ models: $(INSTALLED) ## Split every model of the zoo and prove it; docs/models.m
 
 scaling: $(INSTALLED) ## Measure how long large models take to compile; see docs/scaling.md
 	$(BIN)/python -m studies.scaling
+
+large: $(INSTALLED) ## Measure how long planning GPT-3 on 512 devices takes; see docs/large.md
+	$(BIN)/python -m studies.large_plans
 
 prediction: $(INSTALLED) ## Compare predicted with measured step times; needs a quiet machine
 	$(BIN)/dnic calibrate --refresh

@@ -151,7 +151,7 @@ def main() -> None:
     for entry in study(asked.only.split(","), sizes, asked.rounds):
         entries[entry["model"], entry["size"]] = entry
         if not asked.dry:
-            write(entries, asked.rounds, load)
+            write(entries, load)
 
 
 def earlier() -> dict[tuple[str, int], dict[str, Any]]:
@@ -161,7 +161,7 @@ def earlier() -> dict[tuple[str, int], dict[str, Any]]:
     return {(entry["model"], entry["size"]): entry for entry in models}
 
 
-def write(entries: Mapping[tuple[str, int], dict[str, Any]], rounds: int, load: float) -> None:
+def write(entries: Mapping[tuple[str, int], dict[str, Any]], load: float) -> None:
     """Both files, with what there is so far."""
     content = {
         "command": "python -m studies.predicting",
@@ -170,7 +170,7 @@ def write(entries: Mapping[tuple[str, int], dict[str, Any]], rounds: int, load: 
         "torch": version("torch"),
         "python": platform.python_version(),
         "cores": os.cpu_count(),
-        "rounds": rounds,
+        "rounds": sorted({len(e["ways"]["ddp"]["rounds"]) for e in entries.values()}),
         "load_before": round(load, 2),
         "models": [entries[key] for key in sorted(entries)],
     }

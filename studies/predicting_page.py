@@ -76,13 +76,14 @@ def _absolute(signed: list[float]) -> tuple[float, float]:
 def page(study: Mapping[str, Any]) -> str:
     """The study as Markdown."""
     figures = summary(study)
+    rounds = " or ".join(map(str, study["rounds"]))
     mean = _absolute(errors(study, measured="mean_us"))
     single = _absolute(single_errors(study))
     lines = [
         "# Predicted against measured",
         "",
         f"`{study['command']}`, {study['date']}: dnic {study['dnic']}, torch {study['torch']}, "
-        f"Python {study['python']}, {study['cores']} cores, {study['rounds']} rounds, "
+        f"Python {study['python']}, {study['cores']} cores, {rounds} rounds, "
         f"load {study['load_before']} before it began.",
         "",
         LEGEND,
@@ -93,7 +94,7 @@ def page(study: Mapping[str, Any]) -> str:
         f"Against mean steps, which count every hiccup of the machine, it is {mean[0]:.1%} and "
         f"{mean[1]:.1%}; of single plans against the single run that followed, {single[0]:.1%} and "
         f"{single[1]:.1%}. Equal runs lay {spread(study):.1%} apart (largest over smallest of "
-        f"{study['rounds']}, median over the cases).",
+        f"{rounds}, median over the cases).",
         "",
         "| model | size | optimizer | " + " | ".join(TITLES.values()) + " | pick | slower by |",
         "|---" * (5 + len(TITLES)) + "|",
