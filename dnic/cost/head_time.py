@@ -58,7 +58,7 @@ def time_head(
     forward_us = train_us = 0.0
     for value in values:
         rows, sample = samples_of(value, batch_size)
-        key = f"head-between2-{rows}-{sample}-{value.dtype}-{hidden_layers}-{width}-{target}"
+        key = f"head-between3-{rows}-{sample}-{value.dtype}-{hidden_layers}-{width}-{target}"
         if key not in known:
             try:
                 times = _timed(rows, sample, value.dtype, hidden_layers, width, target, threads)

@@ -90,18 +90,26 @@ class HeadTrainer:
             RuntimeFault: when `h` or the targets are not what the head was built for.
         """
         h = self._axis.to_front(h.detach())
+        true = self._axis.to_front(gradient.detach()).to(self.head.dtype)
         self._steps += 1
-        wanted = self._axis.to_front(gradient.detach()).to(self.head.dtype) * h.shape[0]
-        self._mean_square.lerp_(wanted.square().mean(), max(1 / self._steps, SCALE_MOMENTUM))
-        wanted.mul_(torch.rsqrt(self._mean_square + _TINY))
+        # Every walk through the gradient counts: the head learns on the core that computes.
+        square = _dot(true, true)
+        batch = h.shape[0]
+        mean_square = square * (batch * batch / true.numel())
+        self._mean_square.lerp_(mean_square, max(1 / self._steps, SCALE_MOMENTUM))
+        unit = batch * torch.rsqrt(self._mean_square + _TINY)
         self.head.observe(h, target, max(1 / self._steps, INPUT_MOMENTUM))
 
         predicted = self.head(h.to(self.head.dtype), target)
         known = predicted.detach()
-        error = known - wanted
-        statistics = _compare(known.flatten(), wanted.flatten(), error.flatten())
+        error = torch.addcmul(known, true, unit, value=-1)
+        products = torch.stack((_dot(known, known), _dot(known, true), _dot(error, error)))
+        statistics = _compare(products, square, unit, error.numel())
         self._optimizer.zero_grad(set_to_none=True)
-        predicted.backward(error.mul_(2 / error.numel()))
+        predicted.backward(error)
+        for parameter in self.head.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(2 / error.numel())
         self._optimizer.step()
         return statistics
 
@@ -122,10 +130,21 @@ class HeadTrainer:
         self._steps = int(state["steps"])
 
 
-def _compare(predicted: Tensor, true: Tensor, error: Tensor) -> HeadStatistics:
-    squares = torch.stack([torch.dot(v, v) for v in (predicted, true, error)])
-    norms = squares.sqrt()
-    tiny = torch.finfo(predicted.dtype).tiny
-    cosine = torch.dot(predicted, true) / (norms[0] * norms[1]).clamp(min=tiny)
-    ratio = norms[0] / norms[1].clamp(min=tiny)
-    return HeadStatistics(cosine, ratio, squares[2] / predicted.numel())
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+def _compare(products: Tensor, square: Tensor, unit: Tensor, elements: int) -> HeadStatistics:
+    """Statistics from what the prediction, the true gradient and their difference multiply to.
+
+    Args:
+        products: predicted with itself, predicted with true, error with itself.
+        square: true with itself; the true gradient in units of the prediction is `unit` times it.
+        unit: see there.
+        elements: of the gradient.
+    """
+    tiny = torch.finfo(products.dtype).tiny
+    norms = products[0].sqrt(), square.sqrt()
+    cosine = products[1] / (norms[0] * norms[1]).clamp(min=tiny)
+    ratio = norms[0] / (norms[1] * unit).clamp(min=tiny)
+    return HeadStatistics(cosine, ratio, products[2] / elements)
