@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 LAYERS = int(os.environ.get("DNIC_LAYERS", "96"))
-SEQUENCES = 64
+SEQUENCES = 8
 POSITIONS = 2048
 
 
@@ -18,6 +18,6 @@ def build_model() -> nn.Module:
 
 
 def example_inputs() -> dict[str, Tensor]:
-    """A batch of 64 sequences."""
+    """A batch of eight sequences: what a stage of one device can hold."""
     tokens = torch.zeros(SEQUENCES, POSITIONS, dtype=torch.long)
     return {"input_ids": tokens, "labels": tokens}
