@@ -149,6 +149,8 @@ class _Runs:
         if kept.is_dir():
             return read_record(kept)
         extra = ("--no-dropout", "--no-evaluate", "--no-checkpoint", f"--max-steps={STEPS}")
+        # Rounding to bfloat16 would hide a difference; a scheduler may need evaluations.
+        extra += ("--precision=fp32", "--no-scheduler")
         launch(
             self.folder,
             epochs=STEPS,
