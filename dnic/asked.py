@@ -11,7 +11,7 @@ from typing import Any
 from dnic.codegen.planfile import read_plan_file
 from dnic.cost import is_stock
 from dnic.errors import SpecError
-from dnic.partition.plan import Plan, PlannedInterface, PlannedScheduler
+from dnic.partition.plan import Plan, PlannedInterface, PlannedLrScheduler
 from dnic.spec import Spec, load_spec, override, spec_from_mapping, starter
 from dnic.spec.modelfile import load_model_file
 
@@ -97,7 +97,7 @@ def spec_of_plan(path: Path) -> Spec:
     )
 
 
-def _scheduler_again(scheduler: PlannedScheduler | None) -> dict[str, Any] | None:
+def _scheduler_again(scheduler: PlannedLrScheduler | None) -> dict[str, Any] | None:
     """A planned scheduler as a spec has it: its arguments beside its name."""
     if scheduler is None:
         return None

@@ -6,9 +6,9 @@ from dnic.cost import DeviceProfile, Link, cost_model, load_profile
 from dnic.graph.graph import Graph
 from dnic.partition import InterfaceChoice, Links, PartitionRequest
 from dnic.partition.plan import (
+    PlannedLrScheduler,
     PlannedNames,
     PlannedOptimizer,
-    PlannedScheduler,
     PlannedTraining,
 )
 from dnic.partition.request import DeviceGroup
@@ -39,7 +39,7 @@ def training_of(spec: Spec, batch_size: int) -> PlannedTraining:
         ),
         scheduler=None
         if scheduler is None
-        else PlannedScheduler(
+        else PlannedLrScheduler(
             name=scheduler.name, options=scheduler.options, interval=scheduler.interval
         ),
         clip_norm=spec.train.clip_norm,

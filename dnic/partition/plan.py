@@ -93,7 +93,7 @@ class PlannedOptimizer(Part):
     options: dict[str, Any] = Field(default_factory=lambda: {"lr": 1e-3})
 
 
-class PlannedScheduler(Part):
+class PlannedLrScheduler(Part):
     """A `torch.optim.lr_scheduler` class by name, its arguments, and after what it is stepped.
 
     Schedulers that it joins are mappings of `name` and `options` among its arguments.
@@ -122,7 +122,7 @@ class PlannedTraining(Part):
     batch_size: int
     epochs: int
     optimizer: PlannedOptimizer
-    scheduler: PlannedScheduler | None = None
+    scheduler: PlannedLrScheduler | None = None
     clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool | tuple[int, ...] = False

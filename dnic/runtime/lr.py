@@ -17,12 +17,12 @@ from torch.optim import lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.plan import Interval, SchedulerPlan, TrainPlan
+from dnic.runtime.plan import Interval, LrSchedulerPlan, TrainPlan
 
 _WHERE = "plan.yaml: train: scheduler"
 
 
-def build_scheduler(plan: SchedulerPlan, optimizer: torch.optim.Optimizer) -> LRScheduler:
+def build_scheduler(plan: LrSchedulerPlan, optimizer: torch.optim.Optimizer) -> LRScheduler:
     """The planned scheduler, for one optimizer.
 
     Raises:
@@ -51,7 +51,7 @@ def _built(name: str, options: Mapping[str, Any], optimizer: torch.optim.Optimiz
     return kind(optimizer=optimizer, **given)
 
 
-class Schedule:
+class LearningRate:
     """When one process's scheduler is stepped.
 
     Args:
@@ -146,15 +146,15 @@ class Schedule:
             ) from error
 
 
-def planned_schedule(plan: TrainPlan, optimizer: torch.optim.Optimizer) -> Schedule:
+def planned_learning_rate(plan: TrainPlan, optimizer: torch.optim.Optimizer) -> LearningRate:
     """The planned scheduler, and when it is stepped.
 
     Raises:
         RuntimeFault: torch has no such scheduler, or it takes other arguments.
     """
     if plan.scheduler is None:
-        return Schedule()
-    return Schedule(build_scheduler(plan.scheduler, optimizer), plan.scheduler.interval)
+        return LearningRate()
+    return LearningRate(build_scheduler(plan.scheduler, optimizer), plan.scheduler.interval)
 
 
 def _as_before(kept: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class SchedulerPlan:
+class LrSchedulerPlan:
     """A `torch.optim.lr_scheduler` class by name, and after what it is stepped.
 
     Among its options `schedulers` are those that it joins: mappings of `name` and `options`.
@@ -106,7 +106,7 @@ class TrainPlan:
     seed: int
     optimizer: str
     optimizer_options: Mapping[str, Any]
-    scheduler: SchedulerPlan | None = None
+    scheduler: LrSchedulerPlan | None = None
     clip_norm: float | None = None
     precision: Precision = "fp32"
     recompute: bool | tuple[int, ...] = False

@@ -27,7 +27,7 @@ from dnic.runtime.clipping import gradient_norm, joined_norm, planned_limits, sc
 from dnic.runtime.forward import sent_dtypes
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
-from dnic.runtime.lr import Schedule, planned_schedule
+from dnic.runtime.lr import LearningRate, planned_learning_rate
 from dnic.runtime.names import StateNames
 from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import Mode
@@ -69,7 +69,7 @@ class _Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     optimizer: torch.optim.Optimizer
-    schedule: Schedule
+    learning_rate: LearningRate
     limit: float | None  # of the norm of its own gradients
     above: list[_Interface]
     random: dict[str, Any]
@@ -186,11 +186,11 @@ class Reference:
                 heads = [] if exact else build_trainers(plan, self._plan.target, cpu, self._seed)
                 above.append(_Interface(plan, exact, oracle, 1 if oracle else plan.window, heads))
         row = self._plan.stages[index]
-        schedule = planned_schedule(train, optimizer)
-        if schedule.needs_evaluation:
+        learning_rate = planned_learning_rate(train, optimizer)
+        if learning_rate.needs_evaluation:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
         return _Stage(
-            module, row.inputs, row.outputs, optimizer, schedule, limit, above, random_state()
+            module, row.inputs, row.outputs, optimizer, learning_rate, limit, above, random_state()
         )
 
     def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
@@ -248,7 +248,7 @@ class Reference:
         for tie in self._ties:
             tie.share()
         for stage in self._stages:
-            stage.schedule.trained(epoch)
+            stage.learning_rate.trained(epoch)
 
     def _update_late(self) -> None:
         """The update with the holders' last gradients, of the shared parameters alone."""
@@ -343,7 +343,7 @@ class Reference:
         """Update and head training of one stage."""
         self._clip(stage)
         stage.optimizer.step()
-        stage.schedule.updated()
+        stage.learning_rate.updated()
         for interface in stage.above:
             lag = 0 if self._step < interface.warmup else interface.window
             while interface.waiting and interface.waiting[0][0] <= self._step - lag:

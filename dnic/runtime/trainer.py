@@ -26,7 +26,7 @@ from dnic.runtime.clipping import Clipping
 from dnic.runtime.evaluation import Evaluation
 from dnic.runtime.inputs import Batch, Inputs
 from dnic.runtime.loss import Loss, total_loss
-from dnic.runtime.lr import Schedule
+from dnic.runtime.lr import LearningRate
 from dnic.runtime.metrics import (
     RESULT_FILE,
     EpochFigures,
@@ -58,7 +58,7 @@ class Trainer(ABC):
         optimizer: over the module's parameters.
         epoch: epochs begun, over the whole run.
         step: steps done, over the whole run.
-        schedule: of the optimizer's learning rate.
+        learning_rate: of the optimizer's learning rate.
         clipping: of the gradients.
     """
 
@@ -74,7 +74,7 @@ class Trainer(ABC):
         self.loss = loss
         self.epoch = 0
         self.step = 0
-        self.schedule = Schedule()
+        self.learning_rate = LearningRate()
         self.clipping = Clipping(module.parameters(), None)
         self._stepped = False
         self._inputs = Inputs(worker.bundle.plan.samples)
@@ -117,7 +117,7 @@ class Trainer(ABC):
         Args:
             batches: what `worker.batches` returned.
         """
-        self.schedule.check_evaluated()
+        self.learning_rate.check_evaluated()
         share = None
         if self.shares_batches:
             share = Share(self.worker.place.rank, self.worker.place.world_size)
@@ -127,7 +127,7 @@ class Trainer(ABC):
         self.module.train()
         figures = self._train(header, feed)
         lr = float(self.optimizer.param_groups[0]["lr"])
-        self.schedule.trained(self.epoch)
+        self.learning_rate.trained(self.epoch)
         self._progress.end()
         figures.samples = header.count.samples
         ranks = self._gathered(figures.to_json(last=self._last))
@@ -167,7 +167,7 @@ class Trainer(ABC):
         if score is not None:
             self.worker.board.publish(key, score.to_json())
         figures = Evaluation.from_json(self.worker.board.read(key))
-        self.schedule.evaluated(figures.test_loss)
+        self.learning_rate.evaluated(figures.test_loss)
         if self._row is not None:
             self._row.update(figures.to_json())
         self._result.update(figures.to_json())
@@ -177,7 +177,7 @@ class Trainer(ABC):
         """Writes a checkpoint of the run; None with `--no-checkpoint`."""
         if not self.worker.options.checkpoint:
             return None
-        self.schedule.check_evaluated()
+        self.learning_rate.check_evaluated()
         return checkpoints.save(self.worker, self.epoch, self.step, self.module, self.state_dict())
 
     def restore(self, folder: Path) -> None:
@@ -194,7 +194,7 @@ class Trainer(ABC):
             "epoch": self.epoch,
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.schedule.state_dict(),
+            "scheduler": self.learning_rate.state_dict(),
             "random": random_state(),
         }
 
@@ -202,7 +202,7 @@ class Trainer(ABC):
         """Restores what `state_dict` returned."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state.get("scheduler"))
+        self.learning_rate.load_state_dict(state.get("scheduler"))
         restore_random_state(state["random"])
 
     def finish(self) -> None:
@@ -289,7 +289,7 @@ class Trainer(ABC):
         else:
             first_step(self.optimizer)
             self._stepped = True
-        self.schedule.updated()
+        self.learning_rate.updated()
 
     def _count_loss(self, figures: EpochFigures, loss: Tensor, size: int) -> None:
         detached = loss.detach()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.plan import Interval, Precision, SchedulerPlan, TrainPlan
+from dnic.runtime.plan import Interval, LrSchedulerPlan, Precision, TrainPlan
 
 
 def read_training(content: Mapping[str, Any]) -> TrainPlan:
@@ -74,10 +74,10 @@ def check_training(train: TrainPlan, stages: int, path: Path) -> None:
         )
 
 
-def _scheduler(content: Mapping[str, Any] | None) -> SchedulerPlan | None:
+def _scheduler(content: Mapping[str, Any] | None) -> LrSchedulerPlan | None:
     if content is None:
         return None
-    return SchedulerPlan(
+    return LrSchedulerPlan(
         name=str(content["name"]),
         options=dict(content.get("options") or {}),
         interval=content.get("interval", "epoch"),

@@ -32,7 +32,7 @@ from dnic.runtime.clipping import connect_clipping, parameter_share
 from dnic.runtime.failure import Guard
 from dnic.runtime.forward import prepare_model, prepare_stage
 from dnic.runtime.heap import keep_heap
-from dnic.runtime.lr import Schedule, build_scheduler
+from dnic.runtime.lr import LearningRate, build_scheduler
 from dnic.runtime.names import INIT_FILE, StateNames, load_initial
 from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import PIPELINES, WHOLE, Options, parse_options
@@ -204,18 +204,18 @@ class Worker:
             RuntimeFault: the planned scheduler cannot be made, or needs what this run lacks.
         """
         planned = self.bundle.plan.train.scheduler
-        schedule = Schedule(
+        rate = LearningRate(
             scheduler if scheduler is not None else self.scheduler(optimizer),
             interval or (planned.interval if planned is not None else "epoch"),
         )
-        if schedule.needs_evaluation and not self.options.evaluate:
+        if rate.needs_evaluation and not self.options.evaluate:
             raise RuntimeFault(
                 "ReduceLROnPlateau follows the loss of evaluations",
                 where="--no-evaluate",
                 hint="--no-scheduler",
             )
         trainer = _kind(self.options.mode)(self, module, optimizer, loss=loss)
-        trainer.schedule = schedule
+        trainer.learning_rate = rate
         trainer.clipping = connect_clipping(self, module)
         self.trainer_ = trainer
         return trainer

@@ -11,7 +11,7 @@ import yaml
 from dnic.codegen.planfile import plan_text, read_plan_file
 from dnic.codegen.train import train_source
 from dnic.errors import SpecError
-from dnic.partition.plan import Plan, PlannedScheduler
+from dnic.partition.plan import Plan, PlannedLrScheduler
 from dnic.runtime.bundle import structure_digest
 
 
@@ -95,7 +95,7 @@ def test_train_py_says_how_it_is_run(planned: Plan, title: str, command: str) ->
 
 def test_a_planned_scheduler_is_seen_in_train_py() -> None:
     planned = plan(2)
-    training = planned.train.model_copy(update={"scheduler": PlannedScheduler(name="StepLR")})
+    training = planned.train.model_copy(update={"scheduler": PlannedLrScheduler(name="StepLR")})
     text = train_source(planned.model_copy(update={"train": training}))
     assert "    scheduler = worker.scheduler(optimizer)  # the same; or any of torch's\n" in text
     assert "optimizer, loss=model.loss, scheduler=scheduler)\n" in text

@@ -18,7 +18,7 @@ from dnic.runtime.bundle import (
     read_plan,
     structure_digest,
 )
-from dnic.runtime.plan import Mode, SchedulePlan, SchedulerPlan, TensorSpec, batch_multiple
+from dnic.runtime.plan import LrSchedulerPlan, Mode, SchedulePlan, TensorSpec, batch_multiple
 
 Make = Callable[..., Path]
 Plan = dict[str, Any]
@@ -60,7 +60,7 @@ def test_how_it_trains(bundle: Make) -> None:
     plan["train"] |= {"clip_norm": 2, "precision": "bf16", "recompute": [2, 0], "compile": True}
     rewrite(folder, plan)
     train = load_bundle(folder).plan.train
-    assert train.scheduler == SchedulerPlan("StepLR", {"step_size": 2}, "epoch")
+    assert train.scheduler == LrSchedulerPlan("StepLR", {"step_size": 2}, "epoch")
     assert (train.clip_norm, train.precision) == (2, "bf16")
     assert (train.recompute, train.compile) == ((2, 0), True)
 
