@@ -73,11 +73,9 @@ def _prepare(
     train = plan.train
     check_precision(train.precision, device)
     if train.compile:
-        module.forward = compiled_forward(module.forward, device)  # type: ignore[method-assign]
+        module.forward = compiled_forward(module.forward, device)
     if recompute:
         # The blocks of a compiled forward are in its graph, where none can be got hold of.
         recompute_blocks(module, whole=train.compile)
     if train.precision != "fp32":
-        module.forward = autocast_forward(  # type: ignore[method-assign]
-            module.forward, train.precision, device, sent
-        )
+        module.forward = autocast_forward(module.forward, train.precision, device, sent)

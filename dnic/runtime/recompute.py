@@ -41,7 +41,7 @@ def recompute_blocks(module: nn.Module, *, whole: bool = False) -> None:
     """
     found = [] if whole else blocks(module)
     for block in found or [module]:
-        block.forward = _recomputed(block, block.forward)  # type: ignore[method-assign]
+        block.forward = _recomputed(block, block.forward)
 
 
 def blocks(module: nn.Module) -> list[nn.Module]:

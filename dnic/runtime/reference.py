@@ -172,9 +172,7 @@ class Reference:
         cpu = torch.device("cpu")
         if train.precision != "fp32":
             sent = sent_dtypes(self._plan, index)
-            module.forward = autocast_forward(  # type: ignore[method-assign]
-                module.forward, train.precision, cpu, sent
-            )
+            module.forward = autocast_forward(module.forward, train.precision, cpu, sent)
         others = borrowed_parameters(module, self._plan, index)
         optimizer = build_optimizer(train.optimizer, train.optimizer_options, module, others)
         seed_everything(stage_seed(self._seed, index))
