@@ -82,8 +82,9 @@ class SchedulerSpec(Section):
                 self.make(optimizer)
         # torch refuses bad values with errors of many types, some from plain arithmetic.
         except Exception as error:
+            told = str(error).removeprefix(f"{self.name}.__init__() ")
             raise complaint(
-                f"{{}} is refused by torch.optim.lr_scheduler.{self.name}: {error}",
+                f"{{}} is refused by torch.optim.lr_scheduler.{self.name}: {told}",
                 expected="arguments that the scheduler accepts for this optimizer",
                 at=("scheduler",),
             ) from error

@@ -89,7 +89,7 @@ def plain(folder: Path, load_module: Run) -> Record:
                 norm = nn.utils.clip_grad_norm_(model.parameters(), plan["clip_norm"])
                 assert norm > plan["clip_norm"]  # or the test could not fail
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
             if scheduler is not None and plan["scheduler"]["interval"] == "step":
                 scheduler.step()
         if scheduler is not None and plan["scheduler"]["interval"] == "epoch":
@@ -104,6 +104,12 @@ def made(row: dict[str, Any] | None, optimizer: torch.optim.Optimizer) -> Any:
     if "schedulers" in options:
         options["schedulers"] = [made(inner, optimizer) for inner in options["schedulers"]]
     return getattr(torch.optim.lr_scheduler, row["name"])(optimizer, **options)
+
+
+def failure(out: Path) -> str:
+    """What a run that failed has told."""
+    message: str = json.loads((out / "failure.json").read_text())["message"]
+    return message
 
 
 def close(run: Record, expected: Record, tolerance: float = 1e-5) -> None:
@@ -176,10 +182,11 @@ def test_parts_of_batches_in_bf16(
     bundle: Make, run_ranks: Run, load_module: Run, mode: str, tmp_path: Path
 ) -> None:
     """Sums of bfloat16 gradients round differently in parts of a batch."""
-    folder = bundle("mlp2", plan_keys={"train": train(precision="bf16", recompute=True)})
+    slow = {"name": "SGD", "options": {"lr": 0.02}}
+    folder = bundle("mlp2", plan_keys={"train": train(slow, precision="bf16", recompute=True)})
     record = tmp_path / "record"
     run_ranks(folder, 2, f"--mode={mode}", "--no-dropout", f"--record={record}")
-    close(read_record(record), plain(folder, load_module), 2e-2)
+    close(read_record(record), plain(folder, load_module), 2e-3)
 
 
 @pytest.mark.processes
@@ -261,20 +268,19 @@ def test_a_resumed_run_gives_the_same_bits(
 
 @pytest.mark.processes
 def test_a_checkpoint_of_another_scheduler_is_refused(
-    bundle: Make, run_ranks: Run, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    bundle: Make, run_ranks: Run, tmp_path: Path
 ) -> None:
     folder = bundle("mlp2", plan_keys={"train": train(scheduler=STEP)})
     run_ranks(folder, 1, "--mode=backprop", f"--out={tmp_path}", "--epochs=1")
     resume = ("--mode=backprop", f"--resume={tmp_path}", "--no-scheduler")
     assert run_ranks(folder, 1, *resume, fails=True) == [2]
-    assert (
-        "was trained with the scheduler StepLR, and plan.yaml says None" in capfd.readouterr().err
-    )
+    told = failure(folder / "runs/backprop")
+    assert "was trained with the scheduler StepLR, and plan.yaml says None" in told
 
 
 @pytest.mark.processes
 def test_plateau_follows_what_every_process_evaluates(
-    bundle: Make, run_ranks: Run, capfd: pytest.CaptureFixture[str], tmp_path: Path
+    bundle: Make, run_ranks: Run, tmp_path: Path
 ) -> None:
     """As if larger losses were better: the second epoch disappoints, then every further one."""
     plateau = {
@@ -290,11 +296,11 @@ def test_plateau_follows_what_every_process_evaluates(
     assert [row["lr"] for row in rows] == [0.1, 0.1, 0.05, 0.025]
 
     assert run_ranks(folder, 2, "--no-evaluate", fails=True) == [2, 2]
-    assert "ReduceLROnPlateau follows the loss of evaluations" in capfd.readouterr().err
+    assert "ReduceLROnPlateau follows the loss of evaluations" in failure(folder / "runs/decoupled")
     script = folder / "train.py"
     script.write_text(script.read_text().replace("        trainer.evaluate(test_batches)\n", ""))
-    assert run_ranks(folder, 2, fails=True) == [2, 2]
-    assert "nothing was evaluated after epoch 1" in capfd.readouterr().err
+    assert run_ranks(folder, 2, "--mode=exact", fails=True) == [2, 2]
+    assert "nothing was evaluated after epoch 1" in failure(folder / "runs/exact")
 
 
 @pytest.mark.processes
