@@ -150,14 +150,14 @@ class _Runs:
             return read_record(kept)
         extra = ("--no-dropout", "--no-evaluate", "--no-checkpoint", f"--max-steps={STEPS}")
         # Rounding to bfloat16 would hide a difference; a scheduler may need evaluations.
-        extra += ("--precision=fp32", "--no-scheduler")
+        plain = ("--precision=fp32", "--no-scheduler")
         launch(
             self.folder,
             epochs=STEPS,
             mode=mode,
             out=self.temporary / f"run-{mode}",
             quiet=True,
-            extra=(*extra, f"--record={kept}", "--device=cpu"),
+            extra=(*extra, *plain, f"--record={kept}", "--device=cpu"),
         )
         return read_record(kept)
 
