@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dnic.codegen.planfile import read_plan_file
 from dnic.cost import is_stock
 from dnic.errors import SpecError
-from dnic.partition.plan import Plan, PlannedInterface
+from dnic.partition.plan import Plan, PlannedInterface, PlannedLrScheduler
 from dnic.spec import Spec, load_spec, override, spec_from_mapping, starter
 from dnic.spec.modelfile import load_model_file
 
@@ -81,10 +82,9 @@ def spec_of_plan(path: Path) -> Spec:
                 **names,
             },
             "train": {
-                "batch_size": plan.train.batch_size,
-                "epochs": plan.train.epochs,
-                "seed": plan.train.seed,
+                **plan.train.model_dump(exclude={"optimizer", "scheduler"}),
                 "optimizer": {"name": plan.train.optimizer.name, **plan.train.optimizer.options},
+                "scheduler": _scheduler_again(plan.train.scheduler),
             },
             "devices": {
                 "count": plan.schedule.processes or len(plan.cuts) + 1,
@@ -95,6 +95,22 @@ def spec_of_plan(path: Path) -> Spec:
         },
         str(path),
     )
+
+
+def _scheduler_again(scheduler: PlannedLrScheduler | None) -> dict[str, Any] | None:
+    """A planned scheduler as a spec has it: its arguments beside its name."""
+    if scheduler is None:
+        return None
+
+    def flat(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        given = dict(options)
+        if "schedulers" in given:
+            given["schedulers"] = [
+                flat(row["name"], row.get("options") or {}) for row in given["schedulers"]
+            ]
+        return {"name": name, **given}
+
+    return {**flat(scheduler.name, scheduler.options), "interval": scheduler.interval}
 
 
 def default_folder(spec: Spec, plan: Path | None) -> Path:

@@ -29,7 +29,7 @@ def train_source(plan: Plan) -> str:
         f"    # {_part(plan)}",
         f"    part = worker.build(stages, model.{names.build})",
         "    optimizer = worker.optimizer(part)  # as plan.yaml says; or any of torch.optim",
-        f"    trainer = worker.trainer(part, optimizer, loss={loss})",
+        *_scheduler(plan, loss),
         f"    train = worker.batches(model.{train}, shuffle=True)",
         *([f"    test = worker.batches(model.{names.test_data})"] if names.test_data else []),
         "    for _ in trainer.epochs():",
@@ -43,6 +43,16 @@ def train_source(plan: Plan) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _scheduler(plan: Plan, loss: str) -> list[str]:
+    """The trainer, and its scheduler where one is planned; `worker.trainer` finds a later one."""
+    if plan.train.scheduler is None:
+        return [f"    trainer = worker.trainer(part, optimizer, loss={loss})"]
+    return [
+        "    scheduler = worker.scheduler(optimizer)  # the same; or any of torch's",
+        f"    trainer = worker.trainer(part, optimizer, loss={loss}, scheduler=scheduler)",
+    ]
 
 
 def _way(plan: Plan) -> str:

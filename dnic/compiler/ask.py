@@ -5,7 +5,12 @@ from __future__ import annotations
 from dnic.cost import DeviceProfile, Link, cost_model, load_profile
 from dnic.graph.graph import Graph
 from dnic.partition import InterfaceChoice, Links, PartitionRequest
-from dnic.partition.plan import PlannedNames, PlannedOptimizer, PlannedTraining
+from dnic.partition.plan import (
+    PlannedLrScheduler,
+    PlannedNames,
+    PlannedOptimizer,
+    PlannedTraining,
+)
 from dnic.partition.request import DeviceGroup
 from dnic.spec import InterfaceSpec, LinkSpec, Spec
 from dnic.spec.devices import GroupSpec
@@ -25,13 +30,22 @@ def names_of(spec: Spec, source: ModelFile) -> PlannedNames:
 
 def training_of(spec: Spec, batch_size: int) -> PlannedTraining:
     """How the bundle trains."""
+    scheduler = spec.train.scheduler
     return PlannedTraining(
         batch_size=spec.train.batch_size or batch_size,
         epochs=spec.train.epochs,
         optimizer=PlannedOptimizer(
             name=spec.train.optimizer.name, options=dict(spec.train.optimizer.options)
         ),
+        scheduler=None
+        if scheduler is None
+        else PlannedLrScheduler(
+            name=scheduler.name, options=scheduler.options, interval=scheduler.interval
+        ),
+        clip_norm=spec.train.clip_norm,
         precision=spec.train.precision,
+        recompute=spec.train.recompute,
+        compile=spec.train.compile,
         seed=spec.train.seed,
     )
 

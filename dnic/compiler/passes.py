@@ -162,8 +162,15 @@ def check_runs(planned: Planned) -> None:
     """Refuse to emit what a bundle cannot run yet.
 
     Raises:
-        PartitionError: stages with replicas were asked for.
+        PartitionError: stages with replicas were asked for, or stages that are not there.
     """
+    recompute, stages = planned.plan.train.recompute, len(planned.plan.stages)
+    if not isinstance(recompute, bool) and any(number >= stages for number in recompute):
+        raise PartitionError(
+            f"train.recompute names stage {max(recompute)}, and there are {stages} stages",
+            where="train.recompute",
+            expected=f"true, false or a list of stages, each from 0 to {stages - 1}",
+        )
     if planned.decision.request.replicas not in ("auto", 1):
         raise PartitionError(
             f"{planned.decision.request.replicas} replicas of a stage can be planned, not run yet",

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 from dnic.compiler.ask import measures
 from dnic.compiler.load import Loaded, output_shapes
 from dnic.cost import Costs, DeviceProfile, MeasuredModel, cost_model
+from dnic.cost.recompute import recomputed
 from dnic.cost.surroundings import analytic_loss, measure_loader_us, with_loader
 from dnic.graph.graph import Graph
 from dnic.graph.shape import elements
@@ -41,12 +42,26 @@ def price(
         loaded: the model file, run.
         fine, graph: the fine capture.
         profile: of the device.
-        training: optimizer and batch size.
+        training: optimizer, batch size, precision, and whether activations are recomputed.
         progress: told what is being measured.
 
     Returns:
         The costs, and how much of them is reading a batch, in microseconds.
     """
+    costs, reading_us = _price(spec, loaded, fine, graph, profile, training, progress)
+    return recomputed(costs) if training.recompute is True else costs, reading_us
+
+
+def _price(
+    spec: Spec,
+    loaded: Loaded,
+    fine: TracedModel,
+    graph: Graph,
+    profile: DeviceProfile,
+    training: PlannedTraining,
+    progress: Callable[[str], None] | None,
+) -> tuple[Costs, float]:
+    """The same without recomputation."""
     name, options = training.optimizer.name, training.optimizer.options
     if not measures(spec):
         costs = cost_model(graph, profile, name, options)
@@ -63,6 +78,7 @@ def price(
         loaded.inputs,
         loss=None if target is None else loaded.source.loss,
         target=target,
+        precision=training.precision,
         progress=progress,
     )
     costs = model.costs(graph, name, options)

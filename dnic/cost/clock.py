@@ -22,9 +22,13 @@ class Clock:
     Args:
         device: where the work runs.
         threads: that it runs in, on a CPU.
+
+    Attributes:
+        device: as given.
     """
 
     def __init__(self, device: torch.device, threads: int = 1) -> None:
+        self.device = device
         self._cuda = device.type == "cuda"
         alone = threads == 1 and not self._cuda
         self._read = time.thread_time_ns if alone else time.perf_counter_ns

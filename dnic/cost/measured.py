@@ -31,6 +31,7 @@ from dnic.cost.update import update_times
 from dnic.cost.walk import smaller
 from dnic.cost.whole import Loss, StepTimes
 from dnic.graph.graph import Graph
+from dnic.runtime.plan import Precision
 from dnic.trace import TracedModel
 
 _WHOLE_TIMEOUT_S = 180.0
@@ -48,6 +49,7 @@ class MeasuredModel:
         threads: that one process computes with.
         loss, target: loss function of output and targets, and one batch of targets; what the loss
             takes is then part of the costs of the graph's `output`.
+        precision: of forward and loss, where operations are measured in place and in whole steps.
         whole: whether to measure whole steps too.
         crowd: whether to measure two of them at once, on two cores.
         budget_us: for each operation at each batch size.
@@ -61,6 +63,7 @@ class MeasuredModel:
     threads: int = 1
     loss: Loss | None = None
     target: Any = None
+    precision: Precision = "fp32"
     whole: bool = True
     crowd: bool = True
     budget_us: float = BUDGET_US
@@ -122,7 +125,8 @@ class MeasuredModel:
         for count, times in ((batch, found.times), (found.count, found.smaller)):
             if count == 0:
                 continue
-            key = _digest("standing", [*found.keys, str(batch), str(count)])
+            facts = [*found.keys, str(batch), str(count), *self._precision_facts()]
+            key = _digest("standing", facts)
             if key not in known:
                 self._tell(f"operations in place, {count} samples")
                 standing = self._standing(count)
@@ -140,7 +144,7 @@ class MeasuredModel:
 
         def work() -> dict[str, tuple[float, float]]:
             clock = Clock(_device(self.traced), self.threads)
-            found = time_standing(self.traced, part, count, clock)
+            found = time_standing(self.traced, part, count, clock, precision=self.precision)
             return {name: (t.forward_us, t.backward_us) for name, t in found.items()}
 
         try:
@@ -186,6 +190,7 @@ class MeasuredModel:
         spare = cores() if self.crowd else []
         facts = [*found.keys, optimizer, repr(sorted((options or {}).items()))]
         facts += [str(self.traced.batch_size), str(self.loss is not None), str(len(spare) > 1)]
+        facts += self._precision_facts()
         key = _digest("whole3", facts)
         if key not in known:
             self._tell("whole model")
@@ -197,11 +202,15 @@ class MeasuredModel:
                 self.loss,
                 spare,
                 _WHOLE_TIMEOUT_S,
+                self.precision,
             )
             if trial is None:
                 return None
             known.put(key, trial.numbers(), lasting=found.lasting and self.loss is None)
         return Trial.of(known[key])
+
+    def _precision_facts(self) -> list[str]:
+        return [] if self.precision == "fp32" else [self.precision]
 
     def _tell(self, what: str) -> None:
         if self.progress is not None:

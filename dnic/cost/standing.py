@@ -20,6 +20,8 @@ from dnic.cost.clock import Clock, repeated, typical
 from dnic.cost.operation import Timing, empty_backward_us, map_leaves
 from dnic.cost.survey import as_captured
 from dnic.cost.walk import Call, walk
+from dnic.runtime.plan import Precision
+from dnic.runtime.precision import autocast
 from dnic.trace import TracedModel, tensors_in
 
 _BUDGET_US = 0.6e6
@@ -27,7 +29,12 @@ _MOST = 40
 
 
 def time_standing(
-    traced: TracedModel, inputs: Any, batch_size: int, clock: Clock, budget_us: float = _BUDGET_US
+    traced: TracedModel,
+    inputs: Any,
+    batch_size: int,
+    clock: Clock,
+    budget_us: float = _BUDGET_US,
+    precision: Precision = "fp32",
 ) -> dict[str, Timing]:
     """Every operation of one training step at this batch size; model and chance stay as they are.
 
@@ -37,6 +44,7 @@ def time_standing(
         batch_size: samples in it.
         clock: of the device.
         budget_us: for all repetitions together; one is always made.
+        precision: in which operations run.
 
     Raises:
         DnicError, RuntimeError: the capture does not run on these inputs, or not backward.
@@ -44,7 +52,7 @@ def time_standing(
     names: list[str] = []
 
     def once() -> list[float]:
-        run = _Run(clock)
+        run = _Run(clock, precision)
         output = walk(traced, inputs, batch_size, run.forward)
         run.backward(output)
         names[:] = [done.name for done in run.done]
@@ -76,8 +84,9 @@ class _Done:
 class _Run:
     """One training step, each operation cut off from the one before."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, precision: Precision = "fp32") -> None:
         self._clock = clock
+        self._precision = precision
         self._gradients: dict[int, Tensor] = {}
         self._held: list[Any] = []
         self.done: list[_Done] = []
@@ -105,7 +114,10 @@ class _Run:
             args, kwargs = map_leaves(args, _copied), map_leaves(kwargs, _copied)
         if isinstance(call.function, nn.Module):
             done.weights += [p for p in call.function.parameters() if p.requires_grad]
-        with torch.set_grad_enabled(call.grad):
+        with (
+            torch.set_grad_enabled(call.grad),
+            autocast(self._precision, self._clock.device),
+        ):
             start = self._clock()
             out = call.function(*args, **kwargs)
             done.forward_us = self._clock.between(start, self._clock())

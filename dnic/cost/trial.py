@@ -13,6 +13,7 @@ from dnic.cost.costs import Crowding
 from dnic.cost.machine import available_bytes
 from dnic.cost.optimizer import update_rule
 from dnic.cost.whole import Loss, Step, StepTimes, step_times, steps_until
+from dnic.runtime.plan import Precision
 from dnic.trace import TracedModel, recorded
 
 _STEP_FIELDS = 6
@@ -59,6 +60,7 @@ def try_whole(
     loss: Loss | None,
     on: Sequence[int],
     timeout_s: float,
+    precision: Precision = "fp32",
 ) -> Trial | None:
     """Train the model in children for a few seconds.
 
@@ -70,6 +72,7 @@ def try_whole(
         loss: of output and targets.
         on: cores; from two on, two children also run at once.
         timeout_s: for each of the two measurements.
+        precision: of forward and loss.
 
     Returns:
         None where memory does not suffice or the model does not train.
@@ -84,11 +87,11 @@ def try_whole(
     inputs, target = batch
 
     def alone() -> list[StepTimes]:
-        step = Step(traced, optimizer, options, _clock(), loss)
+        step = Step(traced, optimizer, options, _clock(), loss, precision)
         return step_times(step, inputs, target, traced.batch_size)
 
     def together() -> tuple[float, float, float]:
-        step = Step(traced, optimizer, options, _clock(), loss)
+        step = Step(traced, optimizer, options, _clock(), loss, precision)
         return steps_until(step, inputs, target, start_s)
 
     try:

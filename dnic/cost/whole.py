@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from dnic.cost.clock import Clock, repeated, typical
 from dnic.cost.walk import smaller
+from dnic.runtime.plan import Precision
+from dnic.runtime.precision import autocast
 from dnic.trace import TracedModel, as_compilers_see_it, fresh, has_own_loss, tensors_in
 from dnic.trace import without_cache as without_kv
 
@@ -63,6 +66,7 @@ class Step:
         options: its keyword arguments.
         clock: of the device.
         loss: of the model's output and the targets; without it, each output's gradient is noise.
+        precision: of forward and loss.
     """
 
     def __init__(
@@ -72,8 +76,10 @@ class Step:
         options: Mapping[str, Any] | None,
         clock: Clock,
         loss: Loss | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         self._traced = traced
+        self._precision = precision
         self._clock = clock
         self._loss = loss
         self._own_loss = has_own_loss(traced)
@@ -136,7 +142,8 @@ class Step:
 
         def once() -> tuple[float, float]:
             start = clock()
-            end = loss(alone, target)  # type: ignore[misc]  # only called with a loss
+            with self._autocast():
+                end = loss(alone, target)  # type: ignore[misc]  # only called with a loss
             ran = clock()
             torch.autograd.backward([end])
             return clock.between(start, ran), clock.between(ran, clock())
@@ -144,14 +151,18 @@ class Step:
         return once
 
     def _settings(self) -> _Settings:
-        return _Settings(self._traced)
+        return _Settings(self._traced, self._autocast())
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return autocast(self._precision, self._clock.device)
 
 
 class _Settings:
-    """The settings under which the model was captured."""
+    """The settings under which the model was captured, and the precision of a run."""
 
-    def __init__(self, traced: TracedModel) -> None:
-        self._held = (without_kv(traced.module), as_compilers_see_it(bool(traced.compiling)))
+    def __init__(self, traced: TracedModel, precision: AbstractContextManager[object]) -> None:
+        compiling = as_compilers_see_it(bool(traced.compiling))
+        self._held = (without_kv(traced.module), compiling, precision)
 
     def __enter__(self) -> None:
         for manager in self._held:

@@ -93,13 +93,40 @@ class PlannedOptimizer(Part):
     options: dict[str, Any] = Field(default_factory=lambda: {"lr": 1e-3})
 
 
+class PlannedLrScheduler(Part):
+    """A `torch.optim.lr_scheduler` class by name, its arguments, and after what it is stepped.
+
+    Schedulers that it joins are mappings of `name` and `options` among its arguments.
+    """
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+    interval: Literal["step", "epoch"] = "epoch"
+
+
 class PlannedTraining(Part):
-    """How the bundle trains; every key may be edited without compiling again."""
+    """How the bundle trains; every key may be edited without compiling again.
+
+    Attributes:
+        batch_size, epochs, seed: of a run, unless its command line says otherwise.
+        optimizer: the same for every stage.
+        scheduler: of its learning rate.
+        clip_norm: largest norm of the gradients: of all stages together where they wait for one
+            another anyway; where they do not, each stage's is at most
+            `clip_norm * sqrt(its share of the parameters)`.
+        precision: of forward passes and losses; `bf16` is torch's autocast.
+        recompute: whether activations are computed again in the backward pass; or which stages'.
+        compile: whether `torch.compile` compiles the stages.
+    """
 
     batch_size: int
     epochs: int
     optimizer: PlannedOptimizer
-    precision: Literal["fp32"] = "fp32"
+    scheduler: PlannedLrScheduler | None = None
+    clip_norm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    recompute: bool | tuple[int, ...] = False
+    compile: bool = False
     seed: int = 0
 
 

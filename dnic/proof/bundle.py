@@ -149,13 +149,15 @@ class _Runs:
         if kept.is_dir():
             return read_record(kept)
         extra = ("--no-dropout", "--no-evaluate", "--no-checkpoint", f"--max-steps={STEPS}")
+        # Rounding to bfloat16 would hide a difference; a scheduler may need evaluations.
+        plain = ("--precision=fp32", "--no-scheduler")
         launch(
             self.folder,
             epochs=STEPS,
             mode=mode,
             out=self.temporary / f"run-{mode}",
             quiet=True,
-            extra=(*extra, f"--record={kept}", "--device=cpu"),
+            extra=(*extra, *plain, f"--record={kept}", "--device=cpu"),
         )
         return read_record(kept)
 

@@ -37,7 +37,7 @@ class Backprop(Trainer):
             watch.lap("forward")
             backward([loss])
             watch.lap("backward")
-            self.optimizer.step()
+            self._update()
             watch.lap("update")
             self.step += 1
             watch.tick()

@@ -35,9 +35,9 @@ from dnic.runtime.plan import (
     StagePlan,
     TargetPlan,
     TensorSpec,
-    TrainPlan,
     batch_multiple,
 )
+from dnic.runtime.trainplan import check_training, read_training
 
 PLANNED_MODES = tuple(mode for mode in get_args(Mode) if mode != "oracle")
 COMPILE_AGAIN = "dnic compile --plan plan.yaml writes the generated files anew"
@@ -193,10 +193,7 @@ def check_plan(plan: Plan, path: Path) -> None:
         raise RuntimeFault(
             "processes and microbatches must be 1 or more", where=f"{path}: schedule"
         )
-    if plan.train.batch_size < 1 or plan.train.epochs < 0:
-        raise RuntimeFault(
-            "batch_size must be 1 or more and epochs 0 or more", where=f"{path}: train"
-        )
+    check_training(plan.train, len(plan.stages), path)
 
 
 @contextmanager
@@ -214,7 +211,6 @@ def _wrong_keys_named(path: Path) -> Iterator[None]:
 
 
 def _plan(content: Mapping[str, Any]) -> Plan:
-    train = content["train"]
     model = content["model"]
     weights = model.get("weights", "file")
     if weights not in ("file", "seed"):
@@ -229,13 +225,7 @@ def _plan(content: Mapping[str, Any]) -> Plan:
             target=model.get("target"),
         ),
         weights=weights,
-        train=TrainPlan(
-            batch_size=int(train["batch_size"]),
-            epochs=int(train["epochs"]),
-            seed=int(train.get("seed", 0)),
-            optimizer=str(train["optimizer"]["name"]),
-            optimizer_options=dict(train["optimizer"].get("options") or {}),
-        ),
+        train=read_training(content["train"]),
         target=_target(content.get("target")),
         stages=tuple(
             StagePlan(str(stage["name"]), tuple(stage["inputs"]), tuple(stage["outputs"]))

@@ -62,7 +62,7 @@ class DataParallel(Backprop):
         """What this process must remember; the optimizer is the same in all, and kept once."""
         state = super().state_dict()
         if self._rank:
-            del state["optimizer"]
+            del state["optimizer"], state["scheduler"]
         return state
 
     def finish(self) -> None:
@@ -121,7 +121,7 @@ class DataParallel(Backprop):
             unused = average_gradients(self.module)
             self._parallel = DistributedDataParallel(self.module, find_unused_parameters=unused)
         watch.lap("backward")
-        self.optimizer.step()
+        self._update()
         watch.lap("update")
         self.step += 1
         return loss

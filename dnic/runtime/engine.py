@@ -110,7 +110,7 @@ class Engine(Trainer):
                 self._show(header, done, started, self._live_figures(loss))
         for source in self._sources:
             source.drain(self.version)
-        self._shared.drain(self.optimizer)
+        self._shared.drain(self.optimizer, self.clipping)
         self._finish()
         figures.seconds = time.perf_counter() - started
         figures.timed(watch)
@@ -145,7 +145,7 @@ class Engine(Trainer):
             source.take(self.step, self.version)
         self._shared.take_gradients()
         watch.lap("take")
-        self.optimizer.step()  # 8
+        self._update()  # 8
         watch.lap("update")
         self.version += 1
         for source in self._sources:  # 9
@@ -246,7 +246,8 @@ class Engine(Trainer):
 
     def _waited_s(self) -> float:
         below = sum(edge.waited_s for edge in self._below)
-        return below + sum(edge.waited_s for edge in self._above) + self._shared.waited_s
+        above = sum(edge.waited_s for edge in self._above)
+        return below + above + self._shared.waited_s + self.clipping.waited_s
 
     def _interface_figures(self) -> dict[str, dict[str, Any]]:
         return {

@@ -82,6 +82,8 @@ class Score:
             self._here.add(predicted, target)
             return
         scores = scores.detach()
+        if scores.dtype in (torch.bfloat16, torch.float16):
+            scores = scores.float()  # a sum of many small exponentials
         certain = scores.logsumexp(-1)
         self._here.add(predicted, target, scores, certain)
         self._next.add(predicted[:, :-1], target[:, 1:], scores[:, :-1], certain[:, :-1])

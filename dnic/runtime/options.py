@@ -15,6 +15,7 @@ from typing import Literal, NoReturn, get_args
 from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import Bundle
 from dnic.runtime.plan import Mode as Mode
+from dnic.runtime.plan import Precision
 
 # The undivided model; and torch's pipeline schedules over the stages.
 WHOLE: tuple[Mode, ...] = ("backprop", "ddp")
@@ -42,6 +43,8 @@ class Options:
         record: folder for every step's loss and the final parameters.
         timeout_s: how long a rank waits for another before it gives up.
         dropout: False makes every dropout module pass its input through.
+        scheduler: False leaves the learning rate as it is.
+        precision: of the forward passes; None takes the plan's.
         device: `auto` takes CUDA where there is one.
     """
 
@@ -57,6 +60,8 @@ class Options:
     record: Path | None
     timeout_s: float
     dropout: bool
+    scheduler: bool
+    precision: Precision | None
     device: Literal["auto", "cpu", "cuda"]
 
 
@@ -93,6 +98,13 @@ def parse_options(arguments: Sequence[str], bundle: Bundle) -> Options:
         help="longest wait for another rank; default: %(default).0f",
     )
     add("--no-dropout", dest="dropout", action="store_false", help="dropout modules do nothing")
+    add(
+        "--no-scheduler",
+        dest="scheduler",
+        action="store_false",
+        help="leave the learning rate as it is",
+    )
+    add("--precision", choices=get_args(Precision), help=f"default: {bundle.plan.train.precision}")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: %(default)s")
     values = parser.parse_args(arguments)
     if values.out is None:

@@ -112,7 +112,7 @@ class Pipelined(Trainer):
         watch.lap("schedule")
         if target is not None:
             self._receiver.release()
-        self.optimizer.step()
+        self._update()
         watch.lap("update")
         self.step += 1
         return torch.stack(losses).mean().detach() if losses else None

@@ -14,6 +14,8 @@ from dnic.errors import RuntimeFault
 
 Size = int | str
 Gradient = Literal["exact", "synthetic"]
+Precision = Literal["fp32", "bf16"]
+Interval = Literal["step", "epoch"]
 Mode = Literal["decoupled", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b"]
 Key = str | int
 Path = tuple[Key, ...]
@@ -74,14 +76,41 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
+class LrSchedulerPlan:
+    """A `torch.optim.lr_scheduler` class by name, and after what it is stepped.
+
+    Among its options `schedulers` are those that it joins: mappings of `name` and `options`.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    interval: Interval = "epoch"
+
+
+@dataclass(frozen=True)
 class TrainPlan:
-    """How the bundle trains."""
+    """How the bundle trains.
+
+    Attributes:
+        batch_size, epochs, seed: of a run, unless the command line says otherwise.
+        optimizer, optimizer_options: a class of `torch.optim` and its arguments.
+        scheduler: of the learning rate.
+        clip_norm: largest norm of the gradients (`dnic.runtime.clipping`).
+        precision: of the forward passes.
+        recompute: which stages compute their activations again in the backward pass.
+        compile: whether `torch.compile` compiles the stages.
+    """
 
     batch_size: int
     epochs: int
     seed: int
     optimizer: str
     optimizer_options: Mapping[str, Any]
+    scheduler: LrSchedulerPlan | None = None
+    clip_norm: float | None = None
+    precision: Precision = "fp32"
+    recompute: bool | tuple[int, ...] = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)

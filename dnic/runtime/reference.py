@@ -23,17 +23,22 @@ from torch.utils.data import Dataset
 
 from dnic.runtime.batches import Batches
 from dnic.runtime.bundle import Bundle, check_stages
+from dnic.runtime.clipping import gradient_norm, joined_norm, planned_limits, scale_gradients
+from dnic.runtime.forward import sent_dtypes
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
+from dnic.runtime.lr import LearningRate, planned_learning_rate
 from dnic.runtime.names import StateNames
+from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan
+from dnic.runtime.precision import autocast, autocast_forward
 from dnic.runtime.record import Record
 from dnic.runtime.seeds import random_state, restore_random_state, seed_everything, stage_seed
 from dnic.runtime.shared import Channel, borrowed_parameters, channels, take_gradient
 from dnic.runtime.sources import build_trainers, warmup_steps
 from dnic.runtime.stage import check_ownership
-from dnic.runtime.worker import build_optimizer, initial_model
+from dnic.runtime.worker import initial_model
 
 if TYPE_CHECKING:
     from dnic.runtime.head_training import HeadTrainer
@@ -64,8 +69,14 @@ class _Stage:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     optimizer: torch.optim.Optimizer
+    learning_rate: LearningRate
+    limit: float | None  # of the norm of its own gradients
     above: list[_Interface]
     random: dict[str, Any]
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.module.parameters())
 
     @contextmanager
     def own_random_numbers(self) -> Iterator[None]:
@@ -136,8 +147,9 @@ class Reference:
         model, parts = models[0], [stage(models[0]) for stage in stages.STAGES]
         check_ownership(parts, bundle.plan.shared)
         self._names = StateNames.of(model, parts)
+        self._limit, limits = planned_limits(bundle.plan, mode, parts)
         parts = [stage(model) for stage, model in zip(stages.STAGES, models, strict=True)]
-        self._stages = [self._stage(index, part, mode) for index, part in enumerate(parts)]
+        self._stages = [self._stage(i, part, mode, limits[i]) for i, part in enumerate(parts)]
         self._ties = [
             _Tie(self._stages[channel.owner], self._stages[channel.holder], channel)
             for channel in channels(bundle.plan, mode)
@@ -155,8 +167,12 @@ class Reference:
         self._step = 0
         self.losses: list[float] = []
 
-    def _stage(self, index: int, module: nn.Module, mode: Mode) -> _Stage:
+    def _stage(self, index: int, module: nn.Module, mode: Mode, limit: float | None) -> _Stage:
         train = self._plan.train
+        cpu = torch.device("cpu")
+        if train.precision != "fp32":
+            sent = sent_dtypes(self._plan, index)
+            module.forward = autocast_forward(module.forward, train.precision, cpu, sent)
         others = borrowed_parameters(module, self._plan, index)
         optimizer = build_optimizer(train.optimizer, train.optimizer_options, module, others)
         seed_everything(stage_seed(self._seed, index))
@@ -165,11 +181,15 @@ class Reference:
             if plan.source == index and plan.differentiable:
                 exact = mode == "exact" or plan.gradient == "exact"
                 oracle = mode == "oracle" and not exact
-                cpu = torch.device("cpu")
                 heads = [] if exact else build_trainers(plan, self._plan.target, cpu, self._seed)
                 above.append(_Interface(plan, exact, oracle, 1 if oracle else plan.window, heads))
         row = self._plan.stages[index]
-        return _Stage(module, row.inputs, row.outputs, optimizer, above, random_state())
+        learning_rate = planned_learning_rate(train, optimizer)
+        if learning_rate.needs_evaluation:
+            raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
+        return _Stage(
+            module, row.inputs, row.outputs, optimizer, learning_rate, limit, above, random_state()
+        )
 
     def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
         """Trains from the beginning.
@@ -222,6 +242,14 @@ class Reference:
                 for interface in stage.above:
                     while interface.waiting:
                         self._learn(interface, *interface.waiting.popleft()[1:])
+        self._update_late()
+        for tie in self._ties:
+            tie.share()
+        for stage in self._stages:
+            stage.learning_rate.trained(epoch)
+
+    def _update_late(self) -> None:
+        """The update with the holders' last gradients, of the shared parameters alone."""
         for stage in self._stages:
             late = [tie for tie in self._ties if tie.owner is stage and tie.waiting]
             if late:
@@ -229,9 +257,8 @@ class Reference:
                 for tie in late:
                     while tie.waiting:
                         tie.take()
+                self._clip(stage)
                 stage.optimizer.step()
-        for tie in self._ties:
-            tie.share()
 
     def _train_step(self, batch: Any, target: Tensor) -> None:
         values: dict[str, Tensor] = {}  # every tensor that crosses, with its stage's graph
@@ -250,14 +277,22 @@ class Reference:
                 output = stage.module(*leaves.values())
                 given.append(leaves)
                 if stage is self._stages[-1]:
-                    loss = total_loss(self._loss, output, target)
+                    with autocast(self._plan.train.precision, torch.device("cpu")):
+                        loss = total_loss(self._loss, output, target)
                 else:
                     outputs = output if isinstance(output, (tuple, list)) else (output,)
                     values.update(zip(stage.outputs, outputs, strict=True))
         self.losses.append(float(loss.detach()))
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
-                self._update(stage, values, given, target, loss)
+                self._backward(stage, values, given, target, loss)
+        if self._limit is not None:
+            norm = joined_norm([gradient_norm(stage.parameters) for stage in self._stages])
+            for stage in self._stages:
+                scale_gradients(stage.parameters, self._limit, norm)
+        for stage in self._stages:
+            with stage.own_random_numbers():
+                self._update(stage)
         self._step += 1
 
     def _leaves(self, stage: _Stage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
@@ -271,7 +306,7 @@ class Reference:
             for name in stage.inputs
         }
 
-    def _update(
+    def _backward(
         self,
         stage: _Stage,
         values: Mapping[str, Tensor],
@@ -279,11 +314,11 @@ class Reference:
         target: Tensor,
         loss: Tensor,
     ) -> None:
-        """Backward, update and head training of one stage; the stages above have done theirs."""
+        """Backward of one stage; the stages above have done theirs."""
         stage.optimizer.zero_grad(set_to_none=True)
         if stage is self._stages[-1]:
             backward([loss])
-            self._apply(stage)
+            self._tie(stage)
             return
         sums: dict[str, Tensor] = {}
         for interface in stage.above:
@@ -300,20 +335,31 @@ class Reference:
             for name, gradient in zip(interface.names, used, strict=True):
                 sums[name] = sums[name] + gradient if name in sums else gradient
         backward([values[name] for name in sums], list(sums.values()))
-        self._apply(stage)
+        self._tie(stage)
+
+    def _update(self, stage: _Stage) -> None:
+        """Update and head training of one stage."""
+        self._clip(stage)
+        stage.optimizer.step()
+        stage.learning_rate.updated()
         for interface in stage.above:
             lag = 0 if self._step < interface.warmup else interface.window
             while interface.waiting and interface.waiting[0][0] <= self._step - lag:
                 self._learn(interface, *interface.waiting.popleft()[1:])
 
-    def _apply(self, stage: _Stage) -> None:
-        """One update, with what the holders of this stage's parameters have found."""
+    def _clip(self, stage: _Stage) -> None:
+        """Clips one stage's own gradients, where that is what the limit is of."""
+        if stage.limit is not None:
+            norm = gradient_norm(stage.parameters)
+            scale_gradients(stage.parameters, stage.limit, norm)
+
+    def _tie(self, stage: _Stage) -> None:
+        """Gives and takes the gradients of parameters that several stages use."""
         for tie in self._ties:
             if tie.holder is stage:
                 tie.give()
             if tie.owner is stage and len(tie.waiting) > tie.channel.lag:
                 tie.take()
-        stage.optimizer.step()
 
     def _learn(
         self, interface: _Interface, tensors: list[Tensor], target: Tensor, true: list[Tensor]

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.clipping import Clipping
 from dnic.runtime.edges import groups, lag, pairs
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.options import Mode
@@ -211,12 +212,13 @@ class SharedParameters:
         for lent in self._lent:
             lent.take()
 
-    def drain(self, optimizer: torch.optim.Optimizer) -> None:
+    def drain(self, optimizer: torch.optim.Optimizer, clipping: Clipping) -> None:
         """At the end of an epoch: the update with the last gradients, and the final values."""
         if any(lent.behind for lent in self._lent):
             optimizer.zero_grad(set_to_none=True)
             for lent in self._lent:
                 lent.drain()
+            clipping.clip()
             optimizer.step()
         self.exchange_values()
 

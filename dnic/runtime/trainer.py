@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from dnic.errors import RuntimeFault
 from dnic.runtime import checkpoint as checkpoints
 from dnic.runtime.batches import Batches, Header, Share, target_spec
+from dnic.runtime.clipping import Clipping
 from dnic.runtime.evaluation import Evaluation
 from dnic.runtime.inputs import Batch, Inputs
 from dnic.runtime.loss import Loss, total_loss
+from dnic.runtime.lr import LearningRate
 from dnic.runtime.metrics import (
     RESULT_FILE,
     EpochFigures,
@@ -33,6 +35,8 @@ from dnic.runtime.metrics import (
     merged,
     replace_text,
 )
+from dnic.runtime.optimizer import first_step
+from dnic.runtime.precision import autocast
 from dnic.runtime.progress import Progress
 from dnic.runtime.record import clear_record, write_record
 from dnic.runtime.seeds import random_state, restore_random_state
@@ -54,6 +58,8 @@ class Trainer(ABC):
         optimizer: over the module's parameters.
         epoch: epochs begun, over the whole run.
         step: steps done, over the whole run.
+        learning_rate: of the optimizer's learning rate.
+        clipping: of the gradients.
     """
 
     # Whether every process reads the data, and takes its share of every batch.
@@ -68,6 +74,9 @@ class Trainer(ABC):
         self.loss = loss
         self.epoch = 0
         self.step = 0
+        self.learning_rate = LearningRate()
+        self.clipping = Clipping(module.parameters(), None)
+        self._stepped = False
         self._inputs = Inputs(worker.bundle.plan.samples)
         self._first = worker.place.rank == 0
         self._last = worker.place.rank == worker.place.world_size - 1
@@ -108,6 +117,7 @@ class Trainer(ABC):
         Args:
             batches: what `worker.batches` returned.
         """
+        self.learning_rate.check_evaluated()
         share = None
         if self.shares_batches:
             share = Share(self.worker.place.rank, self.worker.place.world_size)
@@ -116,6 +126,8 @@ class Trainer(ABC):
         self._progress.begin(f"epoch {self.epoch}", header.count.messages)
         self.module.train()
         figures = self._train(header, feed)
+        lr = float(self.optimizer.param_groups[0]["lr"])
+        self.learning_rate.trained(self.epoch)
         self._progress.end()
         figures.samples = header.count.samples
         ranks = self._gathered(figures.to_json(last=self._last))
@@ -128,6 +140,7 @@ class Trainer(ABC):
             "epoch": self.epoch,
             "step": self.step,
             "mode": self.worker.options.mode,
+            "lr": lr,
             **row,
         }
 
@@ -154,6 +167,7 @@ class Trainer(ABC):
         if score is not None:
             self.worker.board.publish(key, score.to_json())
         figures = Evaluation.from_json(self.worker.board.read(key))
+        self.learning_rate.evaluated(figures.test_loss)
         if self._row is not None:
             self._row.update(figures.to_json())
         self._result.update(figures.to_json())
@@ -163,6 +177,7 @@ class Trainer(ABC):
         """Writes a checkpoint of the run; None with `--no-checkpoint`."""
         if not self.worker.options.checkpoint:
             return None
+        self.learning_rate.check_evaluated()
         return checkpoints.save(self.worker, self.epoch, self.step, self.module, self.state_dict())
 
     def restore(self, folder: Path) -> None:
@@ -179,6 +194,7 @@ class Trainer(ABC):
             "epoch": self.epoch,
             "step": self.step,
             "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.learning_rate.state_dict(),
             "random": random_state(),
         }
 
@@ -186,6 +202,7 @@ class Trainer(ABC):
         """Restores what `state_dict` returned."""
         self.epoch, self.step = state["epoch"], state["step"]
         self.optimizer.load_state_dict(state["optimizer"])
+        self.learning_rate.load_state_dict(state.get("scheduler"))
         restore_random_state(state["random"])
 
     def finish(self) -> None:
@@ -261,7 +278,18 @@ class Trainer(ABC):
         return header, chain((first,), feed)
 
     def _loss_of(self, output: Any, target: Tensor) -> Tensor:
-        return total_loss(self.loss, output, target)
+        with autocast(self.worker.bundle.plan.train.precision, self.worker.device):
+            return total_loss(self.loss, output, target)
+
+    def _update(self) -> None:
+        """One update with the gradients that the parameters hold."""
+        self.clipping.clip()
+        if self._stepped:
+            self.optimizer.step()
+        else:
+            first_step(self.optimizer)
+            self._stepped = True
+        self.learning_rate.updated()
 
     def _count_loss(self, figures: EpochFigures, loss: Tensor, size: int) -> None:
         detached = loss.detach()

@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
+from torch import nn
 from torch.distributed.rendezvous import rendezvous
 from torch.utils.data import Dataset
 
@@ -28,9 +29,13 @@ from dnic.runtime.batches import Batches, read_dataset
 from dnic.runtime.board import Board
 from dnic.runtime.bundle import Bundle, check_stages, load_bundle
 from dnic.runtime.checkpoint import find_checkpoint, read_status
+from dnic.runtime.clipping import connect_clipping, parameter_share
 from dnic.runtime.failure import Guard
+from dnic.runtime.forward import prepare_model, prepare_stage
 from dnic.runtime.heap import keep_heap
+from dnic.runtime.lr import LearningRate, build_scheduler
 from dnic.runtime.names import INIT_FILE, StateNames, load_initial
+from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import PIPELINES, WHOLE, Options, parse_options
 from dnic.runtime.place import Place, check_processes, pin_to_core
 from dnic.runtime.seeds import seed_everything, stage_seed
@@ -38,8 +43,10 @@ from dnic.runtime.shared import borrowed_parameters
 from dnic.runtime.stage import check_ownership
 
 if TYPE_CHECKING:
+    from torch.optim.lr_scheduler import LRScheduler
+
     from dnic.runtime.loss import Loss
-    from dnic.runtime.plan import Mode
+    from dnic.runtime.plan import Interval, Mode
     from dnic.runtime.trainer import Trainer
 
 
@@ -54,6 +61,7 @@ class Worker:
         seed: of everything random in this run.
         guard: reports its failure.
         board: what ranks tell one another outside the steps.
+        parameter_share: this process's part of all parameters that train, 0 to 1.
     """
 
     def __init__(self, bundle: Bundle, options: Options, place: Place, guard: Guard) -> None:
@@ -63,7 +71,9 @@ class Worker:
         self.guard = guard
         self.seed = _seed(bundle, options)
         self.names = StateNames({}, {}, {})
+        self.parameter_share = 1.0
         self.trainer_: Trainer | None = None
+        self._scheduler: LRScheduler | None = None
         self.device = _device(options, place)
         store = None
         if place.world_size > 1:
@@ -90,6 +100,8 @@ class Worker:
     def build(self, stages: ModuleType, build_model: Callable[[], nn.Module]) -> nn.Module:
         """This process's part of the model, with the initial weights, on its device.
 
+        Its forward is compiled, recomputed and in the precision that `plan.yaml` says.
+
         Args:
             stages: the emitted module, with `PLAN` and `STAGES`.
             build_model: the model file's `build_model`, or its module class.
@@ -106,7 +118,12 @@ class Worker:
         check_ownership(parts, self.bundle.plan.shared if self.staged else ())
         self.names = StateNames.of(model, parts)
         index = self.place.rank if self.staged else 0
+        self.parameter_share = parameter_share(parts, index)
         part: nn.Module = parts[index].to(self.device)
+        if self.staged:
+            prepare_stage(part, self.bundle.plan, index, self.device)
+        else:
+            prepare_model(part, self.bundle.plan, self.device)
         seed_everything(stage_seed(self.seed, index))
         return part
 
@@ -117,11 +134,26 @@ class Worker:
         an optimizer that has nothing to do, which torch's own refuse.
 
         Raises:
-            RuntimeFault: torch has no such optimizer, or it takes other options.
+            RuntimeFault: torch has no such optimizer, or it takes other options or parameters.
         """
         plan = self.bundle.plan
         others = borrowed_parameters(module, plan, self.place.rank) if self.staged else []
         return build_optimizer(plan.train.optimizer, plan.train.optimizer_options, module, others)
+
+    def scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
+        """The learning-rate scheduler that `plan.yaml` names under `train`; None without one.
+
+        Asked twice for the same optimizer, it is the same scheduler.
+
+        Raises:
+            RuntimeFault: torch has no such scheduler, or it takes other options.
+        """
+        plan = self.bundle.plan.train.scheduler
+        if plan is None or not self.options.scheduler:
+            return None
+        if self._scheduler is None or self._scheduler.optimizer is not optimizer:
+            self._scheduler = build_scheduler(plan, optimizer)
+        return self._scheduler
 
     def batches(
         self,
@@ -151,7 +183,13 @@ class Worker:
         )
 
     def trainer(
-        self, module: nn.Module, optimizer: torch.optim.Optimizer, *, loss: Loss
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        loss: Loss,
+        scheduler: LRScheduler | None = None,
+        interval: Interval | None = None,
     ) -> Trainer:
         """What trains the module: an `Engine`, or what `--mode` asks for.
 
@@ -160,9 +198,28 @@ class Worker:
             optimizer: over its parameters.
             loss: the model file's `loss(output, target)`: the mean over the batch, a scalar or
                 several; or `runtime.own_loss`, where the model computes it.
+            scheduler: of the optimizer's learning rate; None: what `plan.yaml` names.
+            interval: after what it is stepped; None: as `plan.yaml` says, else every epoch.
+
+        Raises:
+            RuntimeFault: the planned scheduler cannot be made, or needs what this run lacks.
         """
-        self.trainer_ = _kind(self.options.mode)(self, module, optimizer, loss=loss)
-        return self.trainer_
+        planned = self.bundle.plan.train.scheduler
+        rate = LearningRate(
+            scheduler if scheduler is not None else self.scheduler(optimizer),
+            interval or (planned.interval if planned is not None else "epoch"),
+        )
+        if rate.needs_evaluation and not self.options.evaluate:
+            raise RuntimeFault(
+                "ReduceLROnPlateau follows the loss of evaluations",
+                where="--no-evaluate",
+                hint="--no-scheduler",
+            )
+        trainer = _kind(self.options.mode)(self, module, optimizer, loss=loss)
+        trainer.learning_rate = rate
+        trainer.clipping = connect_clipping(self, module)
+        self.trainer_ = trainer
+        return trainer
 
     def finish(self) -> None:
         """Ends a run that went well."""
@@ -204,6 +261,9 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
     torch.set_flush_denormal(True)
     bundle = load_bundle(folder)
     options = parse_options(arguments, bundle)
+    if options.precision is not None:
+        train = replace(bundle.plan.train, precision=options.precision)
+        bundle = replace(bundle, plan=replace(bundle.plan, train=train))
     guard.run_dir = options.out
     guard.staged = options.mode not in WHOLE
     check_processes(place, bundle.plan, options.mode)
@@ -234,33 +294,6 @@ def initial_model(
     if not dropout:
         disable_dropout(model)
     return model
-
-
-def build_optimizer(
-    name: str, options: Any, module: nn.Module, others: Sequence[Tensor] = ()
-) -> torch.optim.Optimizer:
-    """A `torch.optim` class by name, over a module's parameters but `others`.
-
-    Raises:
-        RuntimeFault: torch has no such optimizer, or it takes other options.
-    """
-    kind = getattr(torch.optim, name, None)
-    if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
-        raise RuntimeFault(
-            f"torch.optim has no optimizer {name!r}",
-            where="plan.yaml: train: optimizer: name",
-            expected="AdamW, Adam, SGD, ...",
-        )
-    left_out = {id(other) for other in others}
-    parameters: list[Tensor] = [p for p in module.parameters() if id(p) not in left_out]
-    if not parameters:
-        parameters = [nn.Parameter(torch.empty(0))]
-    try:
-        return kind(parameters, **options)
-    except (TypeError, ValueError) as error:
-        raise RuntimeFault(
-            f"{name} refuses its options: {error}", where="plan.yaml: train: optimizer: options"
-        ) from error
 
 
 def disable_dropout(model: nn.Module) -> None:

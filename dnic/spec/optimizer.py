@@ -82,6 +82,11 @@ class OptimizerSpec(Section):
         given = {"lr": self.lr, **(self.model_extra or {})}
         return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
 
+    def make(self) -> torch.optim.Optimizer:
+        """The optimizer, for one tiny parameter."""
+        parameter = torch.nn.Parameter(torch.zeros(1, 1))
+        return OPTIMIZERS[self.name]([parameter], **self.options)
+
     @model_validator(mode="after")
     def _accepted_by_torch(self) -> Self:
         signature = inspect.signature(OPTIMIZERS[self.name])
@@ -99,11 +104,10 @@ class OptimizerSpec(Section):
         return self
 
     def _make_once(self) -> None:
-        parameter = torch.nn.Parameter(torch.zeros(1, 1))
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                OPTIMIZERS[self.name]([parameter], **self.options)
+                self.make()
         # torch refuses bad values with errors of many types, some from plain arithmetic.
         except Exception as error:
             raise complaint(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from types import NoneType
+from typing import get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -96,7 +98,10 @@ def _general(path: KeyPath) -> KeyPath:
 
 def _sections(section: type[Section], at: KeyPath) -> Iterator[tuple[KeyPath, tuple[str, ...]]]:
     """Path and keys of a section and of those in it, keys as they are written in the file."""
-    fields = {info.alias or name: info.annotation for name, info in section.model_fields.items()}
+    fields = {
+        info.alias or name: _without_none(info.annotation)
+        for name, info in section.model_fields.items()
+    }
     yield at, tuple(fields)
     for key, kind in fields.items():
         if (*at, key) == _INTERFACES:
@@ -104,6 +109,12 @@ def _sections(section: type[Section], at: KeyPath) -> Iterator[tuple[KeyPath, tu
             yield from _sections(InterfaceSpec, (*_INTERFACES, DEFAULT))
         elif isinstance(kind, type) and issubclass(kind, Section):
             yield from _sections(kind, (*at, key))
+
+
+def _without_none(kind: object) -> object:
+    """`X` of `X | None`; any other type as it is."""
+    parts = [part for part in get_args(kind) if part is not NoneType]
+    return parts[0] if len(parts) == 1 and NoneType in get_args(kind) else kind
 
 
 _INTERFACES: KeyPath = ("interfaces",)

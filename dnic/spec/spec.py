@@ -26,6 +26,7 @@ from dnic.spec.expect import (
     shown,
 )
 from dnic.spec.optimizer import OptimizerSpec
+from dnic.spec.scheduler import SchedulerSpec
 from dnic.spec.section import Section, overlay
 
 DEFAULT = "default"
@@ -86,7 +87,16 @@ def _groups(value: object) -> tuple[tuple[str, ...], ...]:
     return tuple(_paths(group, index) for index, group in enumerate(value))
 
 
-Precision = Literal["fp32"]
+def _stage_numbers(value: object) -> object:
+    if isinstance(value, bool):
+        return value
+    numbers = value if isinstance(value, list | tuple) else None
+    if numbers is None or not all(type(n) is int and 0 <= n < 2**31 for n in numbers):
+        raise ValueError
+    return tuple(sorted(set(numbers)))
+
+
+Precision = Literal["fp32", "bf16"]
 Gradient = Literal["auto", "exact", "synthetic"]
 Source = Literal["exact", "synthetic"]
 # What a bundle can run as; `backprop` is the undivided model on one device.
@@ -128,14 +138,38 @@ class TrainSpec(Section):
     optimizer: OptimizerSpec = Field(
         default=OptimizerSpec(), description="the same for every stage"
     )
+    scheduler: SchedulerSpec | None = Field(
+        default=None, description="of lr: {name: CosineAnnealingLR, T_max: 5, interval: epoch}"
+    )
+    clip_norm: Annotated[
+        Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] | None,
+        expected("a number above 0, or null"),
+    ] = Field(
+        default=None,
+        description="largest norm of gradients; decoupled: * sqrt(stage's share)",
+    )
     precision: Annotated[
         Precision,
-        expected("fp32", get_args(Precision), later=("bf16", "fp16", "tf32", "fp64", "fp8")),
-    ] = Field(default="fp32", description="of parameters and activations: fp32")
+        expected("fp32 or bf16", get_args(Precision), later=("fp16", "tf32", "fp64", "fp8")),
+    ] = Field(default="fp32", description="fp32, or bf16: autocast of forward and loss")
+    recompute: Annotated[
+        bool | tuple[int, ...],
+        BeforeValidator(_stage_numbers),
+        expected("true, false or a list of stage numbers, such as [0, 1]"),
+    ] = Field(default=False, description="activations, going back: true, or stages [0, 2]")
+    compile: Annotated[Annotated[bool, Field(strict=True)], expected("true or false")] = Field(
+        default=False, description="torch.compile every stage"
+    )
     seed: Annotated[
         Annotated[int, Field(strict=True, ge=0, lt=2**32)],
         expected("a whole number from 0 to 4294967295"),
     ] = Field(default=0, description="of initial weights, shuffling and dropout")
+
+    @model_validator(mode="after")
+    def _scheduler_suits_optimizer(self) -> Self:
+        if self.scheduler is not None:
+            self.scheduler.check_with(self.optimizer.make())
+        return self
 
 
 class PartitionSpec(Section):

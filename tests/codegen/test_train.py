@@ -11,7 +11,7 @@ import yaml
 from dnic.codegen.planfile import plan_text, read_plan_file
 from dnic.codegen.train import train_source
 from dnic.errors import SpecError
-from dnic.partition.plan import Plan
+from dnic.partition.plan import Plan, PlannedLrScheduler
 from dnic.runtime.bundle import structure_digest
 
 
@@ -93,12 +93,23 @@ def test_train_py_says_how_it_is_run(planned: Plan, title: str, command: str) ->
     compile(text, "train.py", "exec")
 
 
+def test_a_planned_scheduler_is_seen_in_train_py() -> None:
+    planned = plan(2)
+    training = planned.train.model_copy(update={"scheduler": PlannedLrScheduler(name="StepLR")})
+    text = train_source(planned.model_copy(update={"train": training}))
+    assert "    scheduler = worker.scheduler(optimizer)  # the same; or any of torch's\n" in text
+    assert "optimizer, loss=model.loss, scheduler=scheduler)\n" in text
+    compile(text, "train.py", "exec")
+    assert "scheduler" not in train_source(planned)
+
+
 def test_a_schedule_is_written_where_it_is_not_the_default(tmp_path: Path) -> None:
     planned = plan(1, mode="ddp", processes=3)
     text = plan_text(planned)
     assert yaml.safe_load(text)["schedule"] == {"mode": "ddp", "processes": 3, "microbatches": 1}
     assert "# `schedule` may be edited too" in text
-    assert "schedule" not in plan_text(plan(1))
+    assert "schedule" not in yaml.safe_load(plan_text(plan(1)))
+    assert "`schedule`" not in plan_text(plan(1))
     (tmp_path / "plan.yaml").write_text(text)
     assert read_plan_file(tmp_path) == planned
     for key, value in (("mode", "oracle"), ("processes", 0), ("microbatches", 0)):

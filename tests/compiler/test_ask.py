@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dnic.compiler.ask import device_profile, is_gpu, measures, request_of
+from dnic.asked import _scheduler_again
+from dnic.compiler.ask import device_profile, is_gpu, measures, request_of, training_of
 from dnic.cost import load_profile
 from dnic.graph.graph import Graph, Operation
 from dnic.spec import Spec, spec_from_mapping
@@ -23,6 +24,26 @@ def graph() -> Graph:
         Operation("output", "output", "output", inputs=("layer",)),
     )
     return Graph("Net", 4, operations)
+
+
+def test_how_to_train_reaches_the_plan_and_comes_back() -> None:
+    scheduler = {
+        "name": "SequentialLR",
+        "milestones": [2],
+        "schedulers": [{"name": "LinearLR", "total_iters": 2}, {"name": "StepLR", "step_size": 1}],
+        "interval": "step",
+    }
+    given = {"clip_norm": 0.5, "precision": "bf16", "recompute": [1], "compile": True}
+    training = training_of(spec(train={"scheduler": scheduler, **given}), 8)
+    assert training.scheduler is not None
+    assert training.scheduler.options["schedulers"][1] == {
+        "name": "StepLR",
+        "options": {"step_size": 1},
+    }
+    assert (training.clip_norm, training.precision) == (0.5, "bf16")
+    assert (training.recompute, training.compile) == ((1,), True)
+    assert _scheduler_again(training.scheduler) == scheduler
+    assert _scheduler_again(training_of(spec(), 8).scheduler) is None
 
 
 def test_groups_become_sorts_of_devices(graph: Graph) -> None:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from dnic.cost import AnalyticModel, Costs, Crowded, Crowding, DeviceProfile, Link, SharePoint
 from dnic.cost.measured import add_up
+from dnic.cost.recompute import recomputed
 from dnic.cost.whole import StepTimes
 from dnic.errors import DnicError
 from dnic.graph.graph import Graph, Operation, Value
@@ -81,6 +82,15 @@ def test_the_curve_is_met_where_it_was_measured() -> None:
 def test_no_share(share: float) -> None:
     with pytest.raises(DnicError, match="a share of"):
         COSTS.at(share)
+
+
+def test_recomputation_is_one_more_forward() -> None:
+    costs = recomputed(COSTS)
+    assert costs.forward_us == COSTS.forward_us
+    assert costs.backward_us == (300.0, 40.0)
+    assert costs.backward_fixed_us == (20.0, 20.0)
+    assert costs.backward_flops == (1000, 0)
+    assert costs.memory_bytes == COSTS.memory_bytes
 
 
 def test_a_crowded_machine_by_class() -> None:

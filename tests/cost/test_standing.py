@@ -88,7 +88,9 @@ def test_times_in_place_replace_those_alone(
 ) -> None:
     runs: list[int] = []
 
-    def standing(traced: object, inputs: object, count: int, clock: Clock) -> dict[str, Timing]:
+    def standing(
+        traced: object, inputs: object, count: int, clock: Clock, **options: object
+    ) -> dict[str, Timing]:
         runs.append(count)
         names = [op.name for op in blocks.graph.operations if op.kind in ("module", "function")]
         return {name: Timing(count * 10.0, count * 20.0 + 8) for name in names}

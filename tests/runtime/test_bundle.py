@@ -18,7 +18,7 @@ from dnic.runtime.bundle import (
     read_plan,
     structure_digest,
 )
-from dnic.runtime.plan import Mode, SchedulePlan, TensorSpec, batch_multiple
+from dnic.runtime.plan import LrSchedulerPlan, Mode, SchedulePlan, TensorSpec, batch_multiple
 
 Make = Callable[..., Path]
 Plan = dict[str, Any]
@@ -48,6 +48,21 @@ def test_reads_what_a_run_needs(bundle: Make) -> None:
     assert [tensor.name for tensor in plan.interfaces[1].differentiable] == ["stem"]
     assert plan.target is not None
     assert (plan.target.sample_shape, plan.target.classes) == ((), 5)
+
+
+def test_how_it_trains(bundle: Make) -> None:
+    folder = bundle("mlp3")
+    train = load_bundle(folder).plan.train
+    assert (train.scheduler, train.clip_norm, train.precision) == (None, None, "fp32")
+    assert (train.recompute, train.compile) == (False, False)
+    plan = content(folder)
+    plan["train"] |= {"scheduler": {"name": "StepLR", "options": {"step_size": 2}}}
+    plan["train"] |= {"clip_norm": 2, "precision": "bf16", "recompute": [2, 0], "compile": True}
+    rewrite(folder, plan)
+    train = load_bundle(folder).plan.train
+    assert train.scheduler == LrSchedulerPlan("StepLR", {"step_size": 2}, "epoch")
+    assert (train.clip_norm, train.precision) == (2, "bf16")
+    assert (train.recompute, train.compile) == ((2, 0), True)
 
 
 def test_a_schedule(bundle: Make) -> None:
@@ -125,6 +140,18 @@ BROKEN: list[tuple[Callable[[Plan], Any], str]] = [
     (lambda p: p["train"].pop("epochs"), "the key 'epochs' is missing"),
     (lambda p: p["train"].update(batch_size="many"), "wrong type"),
     (lambda p: p["train"].update(batch_size=0), "batch_size must be 1 or more"),
+    (lambda p: p["train"].update(precision="fp16"), "precision 'fp16' is not known"),
+    (lambda p: p["train"].update(clip_norm=0), "clip_norm cannot be 0"),
+    (lambda p: p["train"].update(clip_norm="1"), "clip_norm cannot be '1'"),
+    (lambda p: p["train"].update(clip_norm=float("inf")), "clip_norm cannot be inf"),
+    (lambda p: p["train"].update(scheduler={"options": {}}), "the key 'name' is missing"),
+    (
+        lambda p: p["train"].update(scheduler={"name": "StepLR", "interval": "day"}),
+        "interval 'day'",
+    ),
+    (lambda p: p["train"].update(recompute=[0, 9]), r"recompute cannot be \[0, 9\]"),
+    (lambda p: p["train"].update(recompute="yes"), "recompute cannot be 'yes'"),
+    (lambda p: p["train"].update(compile=1), "compile cannot be 1"),
     (lambda p: p.update(schedule={"mode": "oracle"}), "mode 'oracle' is not known"),
     (lambda p: p.update(schedule={"processes": 0}), "processes and microbatches must be 1"),
     (lambda p: p.update(schedule={"microbatches": 0}), "processes and microbatches must be 1"),

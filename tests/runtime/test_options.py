@@ -35,6 +35,13 @@ def test_switches(loaded: Bundle) -> None:
     assert (options.max_steps, options.out) == (3, Path("x"))
 
 
+def test_what_overrules_the_plans_training(loaded: Bundle) -> None:
+    options = parse_options([], loaded)
+    assert (options.scheduler, options.precision) == (True, None)
+    options = parse_options(["--no-scheduler", "--precision=bf16"], loaded)
+    assert (options.scheduler, options.precision) == (False, "bf16")
+
+
 def test_the_plan_says_the_mode_and_the_microbatches(bundle: Callable[..., Path]) -> None:
     def options(*arguments: str, **schedule: Any) -> tuple[str, int]:
         loaded = load_bundle(bundle("mlp2", plan_keys={"schedule": schedule}))

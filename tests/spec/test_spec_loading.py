@@ -117,6 +117,42 @@ def test_optimizer_arguments() -> None:
     }
 
 
+def test_a_scheduler_and_those_that_it_joins() -> None:
+    spec = spec_from_text(
+        """
+        train:
+          optimizer: {name: SGD, lr: 0.1, momentum: 0.9}
+          scheduler:
+            name: SequentialLR
+            milestones: [5]
+            schedulers:
+              - {name: LinearLR, start_factor: 0.1}
+              - {name: CyclicLR, base_lr: 0.01, max_lr: 0.1, mode: triangular2}
+            interval: step
+          clip_norm: 1
+          precision: bf16
+          recompute: [2, 0]
+          compile: true
+        """,
+        "s",
+    )
+    train = spec.train
+    assert train.scheduler is not None
+    assert (train.scheduler.name, train.scheduler.interval) == ("SequentialLR", "step")
+    assert train.scheduler.options == {
+        "milestones": [5],
+        "schedulers": [
+            {"name": "LinearLR", "options": {"start_factor": 0.1}},
+            {
+                "name": "CyclicLR",
+                "options": {"base_lr": 0.01, "max_lr": 0.1, "mode": "triangular2"},
+            },
+        ],
+    }
+    assert (train.clip_norm, train.precision, train.recompute) == (1.0, "bf16", (0, 2))
+    assert train.compile
+
+
 def test_paths_are_relative_to_the_spec(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text("model: {file: m.py, loss: criterion}\ndevices: {profile: gpus/a.yaml}")

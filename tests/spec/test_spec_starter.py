@@ -86,6 +86,18 @@ _specs = _maybe(
         batch_size=_count_or_auto | st.none(),
         epochs=_count,
         seed=st.integers(0, 2**32 - 1),
+        scheduler=st.none()
+        | st.sampled_from(
+            [
+                {"name": "OneCycleLR", "max_lr": 0.1, "total_steps": 9, "interval": "step"},
+                {"name": "ChainedScheduler", "schedulers": [{"name": "ConstantLR"}]},
+                {"name": "ReduceLROnPlateau", "mode": "max", "min_lr": [0.1]},
+            ]
+        ),
+        clip_norm=st.none() | st.floats(1e-6, 1e6),
+        precision=st.sampled_from(["fp32", "bf16"]),
+        recompute=st.booleans() | st.lists(st.integers(0, 9), max_size=3),
+        compile=st.booleans(),
         optimizer=_maybe(
             lr=_rate,
             betas=st.tuples(st.floats(0, 0.99), st.floats(0, 0.99)).map(list),
