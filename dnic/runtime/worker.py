@@ -38,7 +38,6 @@ from dnic.runtime.stage import check_ownership
 
 if TYPE_CHECKING:
     from dnic.runtime.loss import Loss
-    from dnic.runtime.plan import Mode
     from dnic.runtime.trainer import Trainer
 
 
@@ -160,7 +159,7 @@ class Worker:
             loss: the model file's `loss(output, target)`: the mean over the batch, a scalar or
                 several; or `runtime.own_loss`, where the model computes it.
         """
-        self.trainer_ = _kind(self.options.mode)(self, module, optimizer, loss=loss)
+        self.trainer_ = _kind(self)(self, module, optimizer, loss=loss)
         return self.trainer_
 
     def finish(self) -> None:
@@ -270,8 +269,9 @@ def disable_dropout(model: nn.Module) -> None:
             setattr(module, "dropout", 0.0)  # noqa: B010  # nn.Module types attributes as modules
 
 
-def _kind(mode: Mode) -> type[Trainer]:
+def _kind(worker: Worker) -> type[Trainer]:
     # Imported where they are needed: torch's pipelines alone take a second.
+    mode = worker.options.mode
     if mode == "backprop":
         from dnic.runtime.backprop import Backprop
 
@@ -284,9 +284,12 @@ def _kind(mode: Mode) -> type[Trainer]:
         from dnic.runtime.pipeline import Pipelined
 
         return Pipelined
+    from dnic.runtime.crossing import crossings
     from dnic.runtime.engine import Engine
+    from dnic.runtime.late_engine import LateEngine
 
-    return Engine
+    late = crossings(worker.bundle.plan, mode).late[worker.place.rank]
+    return LateEngine if late else Engine
 
 
 def _seed(bundle: Bundle, options: Options) -> int:
