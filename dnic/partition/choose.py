@@ -169,10 +169,10 @@ def _problem(
     preferences: list[tuple[int, ...]] = [(0,) * 6] * (n + 1)
     for gap, point in table.points.items():
         here = choice(gap)
-        waits = bool(point.differentiable) and not _may_predict(here, point.differentiable)
+        waits = bool(point.differentiable) and not _may_part(here, point.differentiable)
         predicted[gap] = not waits
         awaited[gap] = waits or _may_wait(here, request)
-        heads = HeadCost() if waits else head(point.differentiable, here)
+        heads = HeadCost() if waits or here.stale else head(point.differentiable, here)
         returned = sum(value.nbytes for value in point.differentiable)
         forth[gap] = point.nbytes + point.shared_nbytes
         back[gap] = returned + point.shared_nbytes
@@ -183,7 +183,8 @@ def _problem(
         head_us[gap] = heads.total_us
         buffers[gap] = point.nbytes * (SMALLEST_WINDOW + 1)
         head_bytes[gap] = buffers[gap] + head_memory_bytes(heads)
-        penalty[gap] = round(here.penalty_of(SYNTHETIC) / _PENALTY_UNIT)
+        source = "stale" if here.stale else SYNTHETIC
+        penalty[gap] = round(here.penalty_of(source) / _PENALTY_UNIT)
         if not point.differentiable:
             penalty[gap] = 0
         buffers[gap] += _SHARED_COPIES * point.shared_nbytes
@@ -262,7 +263,10 @@ def _sums(*columns: Sequence[float]) -> tuple[float, ...]:
     return tuple(map(sum, zip(*columns, strict=True)))
 
 
-def _may_predict(choice: InterfaceChoice, values: tuple[Value, ...]) -> bool:
+def _may_part(choice: InterfaceChoice, values: tuple[Value, ...]) -> bool:
+    """Whether the stages may go on without one another: a gradient is predicted, or is late."""
+    if choice.stale:
+        return True
     asked = choice.gradient == SYNTHETIC or (
         choice.gradient == "auto" and SYNTHETIC in choice.sources
     )
