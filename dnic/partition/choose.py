@@ -29,6 +29,7 @@ from dnic.graph.shape import Shape
 from dnic.partition.cuts import CutTable, cut_points, resolve_cuts, resolve_groups
 from dnic.partition.exact import DeviceClass, Option, Problem, Solution, solve_exact
 from dnic.partition.heads import head_misfit, target_size
+from dnic.partition.messages import asked_message
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.prediction import SMALLEST_WINDOW
 from dnic.partition.request import InterfaceChoice, PartitionRequest
@@ -173,15 +174,17 @@ def _problem(
         predicted[gap] = not waits
         awaited[gap] = waits or _may_wait(here, request)
         heads = HeadCost() if waits or here.stale else head(point.differentiable, here)
-        returned = sum(value.nbytes for value in point.differentiable)
-        forth[gap] = point.nbytes + point.shared_nbytes
+        message = asked_message(point.tensors, here)
+        every = 1 if waits else here.return_every
+        returned = ceil(message.gradient_nbytes / every)
+        forth[gap] = message.nbytes + point.shared_nbytes
         back[gap] = returned + point.shared_nbytes
-        messages_us[gap] = message_us(point.nbytes, costs.profile)
-        messages_us[gap] += message_us(returned, costs.profile)
+        messages_us[gap] = message_us(message.nbytes, costs.profile)
+        messages_us[gap] += message_us(message.gradient_nbytes, costs.profile) / every
         if point.shared:
             messages_us[gap] += 2 * message_us(point.shared_nbytes, costs.profile)
-        head_us[gap] = heads.total_us
-        buffers[gap] = point.nbytes * (SMALLEST_WINDOW + 1)
+        head_us[gap] = heads.forward_us + heads.train_us / every
+        buffers[gap] = message.nbytes * (SMALLEST_WINDOW + 1)
         head_bytes[gap] = buffers[gap] + head_memory_bytes(heads)
         source = "stale" if here.stale else SYNTHETIC
         penalty[gap] = round(here.penalty_of(source) / _PENALTY_UNIT)

@@ -138,7 +138,7 @@ def decide_interfaces(
         _gradient(c, choice, placement) for c, choice in zip(crossings, choices, strict=True)
     ]
     open_flows = _open_flows(crossings, choices, gradients, request, profile, placement)
-    messages = _messages(crossings, choices, open_flows, stage_us, profile)
+    messages = _messages(crossings, choices, gradients, open_flows, stage_us, profile)
     flows = [
         replace(flow, nbytes=message.nbytes, gradient_nbytes=message.gradient_nbytes)
         for flow, message in zip(open_flows, messages, strict=True)
@@ -277,6 +277,7 @@ def _open_flows(
 def _messages(
     crossings: Sequence[Crossing],
     choices: Sequence[InterfaceChoice],
+    gradients: Sequence[Gradient],
     flows: Sequence[Flow],
     stage_us: Sequence[float],
     profile: DeviceProfile,
@@ -285,8 +286,10 @@ def _messages(
     busy_us = _with_messages(stage_us, flows, profile)
     step_us = max(limits_us(busy_us, [flow for flow in flows if flow.locked]).values())
     return [
-        plan_message(crossing.values, choice, flow.link, step_us, apart=not flow.locked)
-        for crossing, choice, flow in zip(crossings, choices, flows, strict=True)
+        plan_message(crossing.values, choice, flow.link, step_us, apart=gradient != "exact")
+        for crossing, choice, gradient, flow in zip(
+            crossings, choices, gradients, flows, strict=True
+        )
     ]
 
 

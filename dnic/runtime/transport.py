@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 TRANSPORT = "DNIC_TRANSPORT"
 _KNOWN = ("auto", "gloo", "memory")
+_NAMESPACES = "/proc/self/ns"
 
 
 class Transport:
@@ -124,4 +125,4 @@ class Transport:
 def _host() -> list[str]:
     """What two processes have in common that can share memory and would not use a network."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return [boot, *(os.readlink(f"/proc/self/ns/{kind}") for kind in ("pid", "net", "uts"))]
+    return [boot, *(os.readlink(f"{_NAMESPACES}/{kind}") for kind in ("pid", "net", "uts"))]
