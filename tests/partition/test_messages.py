@@ -37,8 +37,9 @@ MEGABYTE = Link(bandwidth_bytes_per_s=1e6, latency_us=1e6)
 
 
 def plan_of(graph: Graph, device: DeviceProfile, links: Links | None = None, **keys: Any) -> Plan:
+    cuts = ("layers.3",)
     request = PartitionRequest(
-        2, stages=2, links=links or Links(), default=InterfaceChoice(**keys)
+        2, cuts=cuts, links=links or Links(), default=InterfaceChoice(**keys)
     )
     costs = cost_model(graph, device)
     placed = place(graph, costs, request)
