@@ -136,12 +136,6 @@ class InEdge:
         if self._backward is not None:
             self._backward.finish()
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting for this edge since the run began."""
-        sent = self._backward.waited_s if self._backward is not None else 0.0
-        return self._forward.waited_s + sent
-
 
 class OutEdge:
     """What a stage gives to one stage above.
@@ -149,21 +143,13 @@ class OutEdge:
     Args:
         pair: the two stages.
         forward: where activations leave.
-        backward: where gradients arrive; None without differentiable tensors.
         source: of the gradients; None without differentiable tensors.
     """
 
-    def __init__(
-        self,
-        pair: Pair,
-        forward: Sender,
-        backward: Receiver | None,
-        source: GradientSource | None,
-    ) -> None:
+    def __init__(self, pair: Pair, forward: Sender, source: GradientSource | None) -> None:
         self.source = source
         self._pair = pair
         self._forward = forward
-        self._backward = backward
 
     def begin(self, header: Header, step: int, *, gradients: bool) -> None:
         """Prepares the links for an epoch, or for an evaluation without gradients.
@@ -185,12 +171,6 @@ class OutEdge:
     def finish(self) -> None:
         """Waits until everything has left."""
         self._forward.finish()
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting for this edge since the run began."""
-        received = self._backward.waited_s if self._backward is not None else 0.0
-        return self._forward.waited_s + received
 
 
 def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[OutEdge]]:
@@ -217,12 +197,12 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
             below.append(InEdge(pair, arriving, leaving))
             continue
         sender = transport.sender(forward, pair.slots, kept)
-        receiver, source = None, None
+        source = None
         if returns and pair.interface is not None:
             receiver = transport.receiver(backward, pair.slots)
             given = receiver, mode, plan.target, worker.device, worker.seed, late[pair.to]
             source = build_source(pair.interface, *given)
-        above.append(OutEdge(pair, sender, receiver, source))
+        above.append(OutEdge(pair, sender, source))
     return below, above
 
 

@@ -76,6 +76,7 @@ class Engine(Trainer):
         self._below, self._above = connect(worker, transport)
         self._sources = [edge.source for edge in self._above if edge.source is not None]
         self._shared = connect_shared(worker, stage, transport)
+        self._ends = transport.ends
 
     def state_dict(self) -> dict[str, Any]:
         """What this process must remember beside the model's parameters and buffers."""
@@ -255,8 +256,7 @@ class Engine(Trainer):
         self._shared.finish()
 
     def _waited_s(self) -> float:
-        below = sum(edge.waited_s for edge in self._below)
-        return below + sum(edge.waited_s for edge in self._above) + self._shared.waited_s
+        return sum([end.waited_s for end in self._ends])
 
     def _interface_figures(self) -> dict[str, dict[str, Any]]:
         return {

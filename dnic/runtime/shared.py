@@ -127,11 +127,6 @@ class Lent:
         """Waits until everything has left."""
         self._values.finish()
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting since the run began."""
-        return self._values.waited_s + self._gradients.waited_s
-
     def _add(self) -> None:
         for parameter, gradient in zip(self._parameters, self._gradients.receive(), strict=True):
             add_gradient(parameter, gradient)
@@ -175,11 +170,6 @@ class Borrowed:
     def finish(self) -> None:
         """Waits until everything has left."""
         self._gradients.finish()
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting since the run began."""
-        return self._values.waited_s + self._gradients.waited_s
 
 
 class SharedParameters:
@@ -230,11 +220,6 @@ class SharedParameters:
         """Waits until everything has left."""
         for end in self._ends:
             end.finish()
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting since the run began."""
-        return sum(end.waited_s for end in self._ends)
 
 
 def connect_shared(worker: Worker, stage: nn.Module, transport: Transport) -> SharedParameters:

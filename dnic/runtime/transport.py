@@ -32,6 +32,9 @@ _NAMESPACES = "/proc/self/ns"
 class Transport:
     """Makes the ends of a rank's links; both ends of all links must ask in the same order.
 
+    Attributes:
+        ends: all that were made.
+
     Args:
         board: where the ranks find one another.
         timeout_s: how long a rank waits for another.
@@ -43,6 +46,7 @@ class Transport:
             raise RuntimeFault(
                 f"{wanted!r} is no transport", where=TRANSPORT, expected=", ".join(_KNOWN)
             )
+        self.ends: list[Sender | Receiver] = []
         self._board = board
         self._timeout_s = timeout_s
         self._wanted = wanted
@@ -59,6 +63,13 @@ class Transport:
         Raises:
             RuntimeFault: `memory` was asked for and cannot be had.
         """
+        ring = self._agreed(link, slots)
+        end = Receiver(link, slots) if ring is None else MemoryReceiver(link, slots, ring)
+        self.ends.append(end)
+        return end
+
+    def _agreed(self, link: Link, slots: int) -> Ring | None:
+        """The ring that a receiving rank has made and the sending one has opened."""
         ring = self._made(link, slots)
         offer = None
         if ring is not None:
@@ -69,9 +80,9 @@ class Transport:
             sender = self._board.read(f"link/{link.tag}/process")
             if sender is not None:
                 ring.watch(sender)
-                return MemoryReceiver(link, slots, ring)
+                return ring
         self._refuse(link)
-        return Receiver(link, slots)
+        return None
 
     def sender(self, link: Link, slots: int, received: int) -> Sender:
         """The sending end of a link.
@@ -85,14 +96,16 @@ class Transport:
             RuntimeFault: `memory` was asked for and cannot be had.
         """
         offer = self._board.read(f"link/{link.tag}/offer")
+        ring = None
         if offer is not None:
             ring = self._taken(link, offer, received)
             answer = os.getpid() if ring is not None else None
             self._board.publish(f"link/{link.tag}/process", answer)
-            if ring is not None:
-                return MemorySender(link, received, ring)
-        self._refuse(link)
-        return Sender(link, slots)
+        if ring is None:
+            self._refuse(link)
+        end = Sender(link, slots) if ring is None else MemorySender(link, received, ring)
+        self.ends.append(end)
+        return end
 
     def _made(self, link: Link, slots: int) -> Ring | None:
         if self._wanted == "gloo" or link.device.type != "cpu" or not available():

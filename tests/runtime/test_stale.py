@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dnic.runtime.batches import Batches
+from dnic.runtime.inputs import Inputs
 from dnic.runtime.plan import SamplePlan
 from dnic.runtime.record import Record, read_record
 from dnic.runtime.stash import WeightStash
@@ -139,7 +140,8 @@ def test_stale_equals_plain_torch(
         user.train_data(), 16, shuffle=True, seed=3, loader_options={}, samples=SamplePlan()
     )
     for epoch in (1, 2):
-        for inputs, target in batches.epoch(epoch):
+        for batch, target in batches.epoch(epoch):
+            (inputs,) = Inputs(SamplePlan()).take(batch, len(target))
             then = copy.deepcopy(low)
             then.zero_grad()
             hidden = then(inputs)
