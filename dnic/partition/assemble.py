@@ -192,7 +192,8 @@ def _stages(
     kept_bytes = stage_sums(costs.memory_bytes, cuts)
     stage_us = stage_sums(working_us, cuts)
     open_bytes = [
-        a + p for a, p in zip(stage_sums(costs.activation_bytes, cuts), parameter_bytes, strict=True)
+        a + p
+        for a, p in zip(stage_sums(costs.activation_bytes, cuts), parameter_bytes, strict=True)
     ]
     late = _lateness(decided.interfaces, total)
     planned = []
@@ -216,7 +217,11 @@ def _stages(
                 operations=tuple(
                     _operation(op, shares, first=stage[op.name][0] == i) for op in operations
                 ),
-                memory_bytes=kept_bytes[i] + buffers + head_bytes + copies + late[i] * open_bytes[i],
+                memory_bytes=kept_bytes[i]
+                + buffers
+                + head_bytes
+                + copies
+                + late[i] * open_bytes[i],
                 time_share=stage_us[i] / whole_us if whole_us else 1 / total,
                 parameters=parameters[i],
                 parameter_bytes=parameter_bytes[i],

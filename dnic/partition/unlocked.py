@@ -122,8 +122,9 @@ def _outcome(
 ) -> Outcome:
     """The engine's steady state.
 
-    A late stage copies its weights before each update. What skips stages and brings nothing back (labels, masks) holds nobody up: only the time that
-    its messages take counts, so that the rest is a chain.
+    A late stage copies its weights before each update. What skips stages and brings nothing back
+    (labels, masks) holds nobody up: only the time that its messages take counts, so that the rest
+    is a chain.
     """
     loose = [cut for cut in cuts if cut.back_nbytes == 0 and cut.to != (cut.source_stage or 0) + 1]
     stages = [

@@ -226,7 +226,9 @@ class Receiver:
         self._before += self._taken
         self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
         self._cast = [
-            (place, dtype_named(spec.dtype)) for place, spec in enumerate(specs) if spec.message_dtype
+            (place, dtype_named(spec.dtype))
+            for place, spec in enumerate(specs)
+            if spec.message_dtype
         ]
         self._count, self._posted, self._taken, self._released = count, 0, 0, 0
         for _ in range(min(self._number, count.messages)):

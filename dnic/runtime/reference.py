@@ -69,7 +69,7 @@ class _Interface:
     oracle: bool
     window: int
     heads: list[HeadTrainer]
-    returns: Returns = Returns()
+    returns: Returns = field(default_factory=Returns)
     waiting: deque[tuple[_Batch, list[Tensor]]] = field(default_factory=deque)
 
     @property
@@ -168,9 +168,7 @@ class Reference:
         self._names = StateNames.of(model, parts)
         parts = [stage(model) for stage, model in zip(stages.STAGES, models, strict=True)]
         crossed = crossings(bundle.plan, mode)
-        self._stages = [
-            self._stage(index, part, mode, crossed) for index, part in enumerate(parts)
-        ]
+        self._stages = [self._stage(index, part, mode, crossed) for index, part in enumerate(parts)]
         self._ties = [
             _Tie(self._stages[channel.owner], self._stages[channel.holder], channel)
             for channel in channels(bundle.plan, mode)
@@ -255,6 +253,10 @@ class Reference:
             self._train_step(*batch)
             if self._step == total:
                 break
+        self._drain()
+
+    def _drain(self) -> None:
+        """What is still to come when the steps of an epoch are over."""
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
                 for now in range(self._step, self._step + len(stage.open)):

@@ -138,4 +138,5 @@ class Transport:
 def _host() -> list[str]:
     """What two processes have in common that can share memory and would not use a network."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return [boot, *(os.readlink(f"{_NAMESPACES}/{kind}") for kind in ("pid", "net", "uts"))]
+    spaces = (Path(_NAMESPACES, kind).readlink() for kind in ("pid", "net", "uts"))
+    return [boot, *map(str, spaces)]

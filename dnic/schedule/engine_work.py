@@ -174,8 +174,8 @@ class EngineWork:
         """Of one device of each stage.
 
         Weights and their state; activations of one batch, and of each batch more that a stale
-        gradient is late, with the weights that it went forward with; `window + 1` buffers of each message on both of its ends; heads with
-        Adam's state.
+        gradient is late, with the weights that it went forward with; `window + 1` buffers of each
+        message on both of its ends; heads with Adam's state.
         """
         peaks = []
         late = self.staleness()

@@ -237,8 +237,7 @@ class InterfaceSpec(Section):
         Message,
         expected(
             "one of auto, fp32, bf16",
-            {name: name for name in get_args(Message)}
-            | {"float32": "fp32", "bfloat16": "bf16"},
+            {name: name for name in get_args(Message)} | {"float32": "fp32", "bfloat16": "bf16"},
         ),
     ] = Field(default="auto", description="auto, fp32 or bf16: of tensors on the way")
     return_every: Count = Field(

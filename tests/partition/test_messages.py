@@ -173,9 +173,7 @@ def test_sources_say_whether_late_gradients_may_be_taken(
     assert alone.schedule.mode in ("decoupled", "stale")
 
 
-def test_a_schedule_of_late_gradients_can_be_asked_for(
-    chain: Chain, device: DeviceProfile
-) -> None:
+def test_a_schedule_of_late_gradients_can_be_asked_for(chain: Chain, device: DeviceProfile) -> None:
     graph = chain(LAYERS)
     request = replace(PartitionRequest(2), schedule="stale")
     decision = decide(graph, cost_model(graph, device), request, LABELS)

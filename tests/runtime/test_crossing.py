@@ -76,7 +76,9 @@ def test_stages_that_only_follow_one_another_may_be_two_apart() -> None:
 def test_no_warm_up_before_a_stage_that_is_late() -> None:
     rows = crossings(plan_of(*CHAIN), "decoupled").interfaces
     assert [row.warmup_steps for row in rows] == [0, 5, 5]
-    rows = crossings(plan_of((0, 1, "synthetic", 3), (0, 2, "stale", 2), (1, 2, "stale", 1)), "decoupled")
+    rows = crossings(
+        plan_of((0, 1, "synthetic", 3), (0, 2, "stale", 2), (1, 2, "stale", 1)), "decoupled"
+    )
     assert rows.interfaces[0].warmup_steps == 5, "stage 0 is later than stage 1"
 
 

@@ -116,7 +116,7 @@ def test_other_memory_is_refused() -> None:
     ring, other = Ring.create(2, 1, 1.0), Ring.create(2, 1, 1.0)
     with pytest.raises(OSError, match="another one"):
         Ring.open(os.getpid(), ring.descriptor, other.token, 2, 0, 1.0)
-    with Path(__file__).open() as file, pytest.raises(OSError, match="another one|denied"):
+    with Path(__file__).open() as file, pytest.raises(OSError, match="another one"):
         Ring.open(os.getpid(), file.fileno(), ring.token, 2, 0, 1.0)
 
 

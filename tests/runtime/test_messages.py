@@ -47,9 +47,7 @@ def test_bfloat16_equals_reference(
     assert reference(folder).run().losses != expected.losses, "rounding must matter"
 
 
-def test_exact_mode_sends_what_backpropagation_has(
-    bundle: Make, reference: Run, same: Run
-) -> None:
+def test_exact_mode_sends_what_backpropagation_has(bundle: Make, reference: Run, same: Run) -> None:
     folder = bundle("mlp2", message="bfloat16", return_every=2)
     records = [reference(folder, mode=mode).run() for mode in ("exact", "oracle")]
     text = (folder / "plan.yaml").read_text()

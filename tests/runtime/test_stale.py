@@ -47,7 +47,7 @@ def test_stale_equals_reference(
     window: int,
     tmp_path: Path,
 ) -> None:
-    """Two epochs of seven steps; the last stage but one of three is late by 1 or 2, the first 2, 4."""
+    """Two epochs of seven steps; of three stages the first is late by twice the window."""
     folder = bundle(kind, window=window)
     run_ranks(folder, int(kind[-1]), "--mode=stale", f"--record={tmp_path / 'record'}")
     record = read_record(tmp_path / "record")
@@ -96,9 +96,7 @@ def test_an_epoch_shorter_than_the_lateness(
 
 
 @pytest.mark.processes
-def test_stale_resumes_bit_for_bit(
-    bundle: Make, run_ranks: Run, same: Run, tmp_path: Path
-) -> None:
+def test_stale_resumes_bit_for_bit(bundle: Make, run_ranks: Run, same: Run, tmp_path: Path) -> None:
     folder = bundle("conv2")
     whole, out = tmp_path / "whole", tmp_path / "b"
     stale = "--mode=stale"
