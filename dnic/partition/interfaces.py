@@ -181,8 +181,10 @@ def decide_interfaces(
     )
     sized = _sized(flows, choices, total_us)
     interfaces = tuple(
-        _interface(*parts, total_us)
-        for parts in zip(crossings, choices, gradients, sized, messages, heads, strict=True)
+        _interface(
+            crossings[i], choices[i], gradients[i], sized[i], messages[i], heads[i], total_us
+        )
+        for i in range(len(crossings))
     )
     costs = tuple(cost for _, cost, _ in heads)
     return Decided(interfaces, sized, tuple(total_us), costs)

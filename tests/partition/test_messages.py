@@ -149,22 +149,23 @@ def test_a_plan_with_late_gradients(chain: Chain, device: DeviceProfile) -> None
 def test_sources_say_whether_late_gradients_may_be_taken(
     chain: Chain, device: DeviceProfile
 ) -> None:
-    """They are as fast as predicted ones or faster; what they cost in quality is not known."""
-    graph = chain([20_000_000_000] * 8)
-    unasked = decision_of(graph, device)
+    """A head takes half a stage's time here; what late gradients cost in quality is not known."""
+    graph, wide = chain(LAYERS), 10**7
+    unasked = decision_of(graph, device, width=wide)
     stale = next(a for a in unasked.found if a.name == "stale")
     ours = next(a for a in unasked.found if a.name == "decoupled")
     assert stale.runs and not stale.eligible
-    assert stale.samples_per_s >= ours.samples_per_s
+    assert stale.samples_per_s > 1.1 * ours.samples_per_s
     assert (unasked.verdict.best, unasked.schedule.mode) == ("decoupled", "decoupled")
 
-    allowed = decision_of(graph, device, sources=("synthetic", "stale"))
+    allowed = decision_of(graph, device, width=wide, sources=("synthetic", "stale"))
     assert (allowed.verdict.best, allowed.schedule.mode) == ("stale", "stale")
     assert allowed.verdict.decouple
     assert allowed.verdict.reason.startswith("decouple here, stale gradients: ")
 
     dear = (("stale", 0.5),)
-    costly = decision_of(graph, device, sources=("synthetic", "stale"), penalty=dear)
+    both = {"width": wide, "sources": ("synthetic", "stale")}
+    costly = decision_of(graph, device, **both, penalty=dear)
     assert costly.verdict.best == "decoupled"
 
     alone = decision_of(graph, device, sources=("stale",))
