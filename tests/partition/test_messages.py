@@ -149,13 +149,13 @@ def test_a_plan_with_late_gradients(chain: Chain, device: DeviceProfile) -> None
 def test_sources_say_whether_late_gradients_may_be_taken(
     chain: Chain, device: DeviceProfile
 ) -> None:
-    """A head takes half a stage's time here; what late gradients cost in quality is not known."""
-    graph, wide = chain(LAYERS), 10**7
+    """A head takes its time here; what late gradients cost in quality is not known."""
+    graph, wide = chain(LAYERS), 4 * 10**6
     unasked = decision_of(graph, device, width=wide)
     stale = next(a for a in unasked.found if a.name == "stale")
     ours = next(a for a in unasked.found if a.name == "decoupled")
     assert stale.runs and not stale.eligible
-    assert stale.samples_per_s > 1.1 * ours.samples_per_s
+    assert stale.samples_per_s > ours.samples_per_s
     assert (unasked.verdict.best, unasked.schedule.mode) == ("decoupled", "decoupled")
 
     allowed = decision_of(graph, device, width=wide, sources=("synthetic", "stale"))
