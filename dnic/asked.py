@@ -186,7 +186,9 @@ def _interfaces_left(plan: Plan) -> list[PlannedInterface]:
 
 def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
     """An interface of a plan in the words of a spec."""
-    again: dict[str, Any] = interface.model_dump(include={"gradient", "window", "warmup_steps"})
+    kept = {"gradient", "window", "warmup_steps", "return_every"}
+    again: dict[str, Any] = interface.model_dump(include=kept)
+    again["message"] = {"float32": "fp32", "bfloat16": "bf16"}[interface.message]
     if interface.head is not None:
         head = interface.head.model_dump(include={"hidden_layers", "width", "context", "lr"})
         again["head"] = {key: value for key, value in head.items() if value is not None}

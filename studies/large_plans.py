@@ -26,7 +26,7 @@ from dnic import __version__
 from dnic.compiler import plan_model
 from dnic.report import verdict_table
 from dnic.spec import load_spec
-from studies.process import ROOT, append, results_of
+from studies.process import append, results_of
 from studies.scaling import write
 
 SPEC = Path(__file__).parent / "sized" / "gpt3.yaml"
@@ -122,11 +122,11 @@ def page(plans: list[LargePlan], about: str) -> str:
                 for p in plans
             ),
             "",
-            f"What it says of {largest.layers} layers on {largest.devices} devices. The batch is what "
-            "one device can hold without recomputing activations, eight sequences, and no sample is "
-            "divided: far too few to fill an exact pipeline of this length, and nobody has trained "
-            "hundreds of decoupled cuts ([maps.md](maps.md) has larger batches, and the limits of "
-            "such a comparison):",
+            f"What it says of {largest.layers} layers on {largest.devices} devices. The batch is "
+            "what one device can hold without recomputing activations, eight sequences, and no "
+            "sample is divided: far too few to fill an exact pipeline of this length, and nobody "
+            "has trained hundreds of decoupled cuts ([maps.md](maps.md) has larger batches, and "
+            "the limits of such a comparison):",
             "",
             *(f"    {line}".rstrip() for line in largest.verdict.rstrip().splitlines()),
             "",

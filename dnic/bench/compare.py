@@ -16,7 +16,7 @@ from dnic.errors import SpecError
 from dnic.runtime.launch import launch
 from dnic.runtime.plan import Mode
 
-MODES: tuple[Mode, ...] = ("decoupled", "exact", "gpipe", "1f1b", "ddp", "backprop")
+MODES: tuple[Mode, ...] = ("decoupled", "stale", "exact", "gpipe", "1f1b", "ddp", "backprop")
 
 
 def parse_modes(text: str) -> tuple[Mode, ...]:

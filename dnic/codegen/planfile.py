@@ -20,14 +20,15 @@ HEADER = """\
 # What dnic decided for this bundle, and why.
 #
 # Free to edit, effective at the next run: everything under `train`, and `gradient`, `head`,
-# `window` and `warmup_steps` of an interface. To move a cut, edit `cuts` and write the bundle anew:
+# `window`, `warmup_steps`, `message` and `return_every` of an interface. To move a cut, edit `cuts`
+# and write the bundle anew:
 #   dnic compile --plan plan.yaml -o ANOTHER_FOLDER
 """
 
 
 # Said only where a schedule is written.
 SCHEDULE = """\
-# `schedule` may be edited too: mode is one of decoupled, exact, gpipe, 1f1b, ddp and backprop.
+# `schedule` may be edited too: mode is one of decoupled, stale, exact, gpipe, 1f1b, ddp, backprop.
 """
 
 

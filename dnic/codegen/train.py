@@ -69,6 +69,8 @@ def _way(plan: Plan) -> str:
             return f"{count} stages under the 1F1B schedule"
         case "exact" if count > 1:
             return f"{count} stages, each waiting for its gradient"
+        case "stale" if count > 1:
+            return f"{count} stages that go on with late gradients"
         case _:
             return f"{count} decoupled stages" if count > 1 else "one stage"
 

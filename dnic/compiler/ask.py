@@ -158,4 +158,6 @@ def _choice(interface: InterfaceSpec) -> InterfaceChoice:
         lr=interface.head.lr,
         window=interface.window,
         warmup_steps=interface.warmup_steps,
+        message=interface.message,
+        return_every=interface.return_every,
     )

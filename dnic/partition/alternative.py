@@ -26,7 +26,7 @@ Name = Literal[
     "virtual",
     "local",
 ]
-Mode = Literal["backprop", "ddp", "exact", "gpipe", "1f1b", "decoupled"]
+Mode = Literal["backprop", "ddp", "exact", "gpipe", "1f1b", "decoupled", "stale"]
 
 # Of the names above, those that a bundle can run, and what its `--mode` is called.
 MODES: dict[Name, Mode] = {
@@ -36,6 +36,7 @@ MODES: dict[Name, Mode] = {
     "gpipe": "gpipe",
     "1f1b": "1f1b",
     "decoupled": "decoupled",
+    "stale": "stale",
 }
 
 
@@ -51,6 +52,7 @@ class Alternative:
         windows: of the decoupled interfaces.
         penalty: share of steps that it needs more for the same quality.
         unfit: why it cannot run on these devices; empty where it can.
+        unasked: whether it must be named to be taken: what it costs in quality is not known here.
     """
 
     name: Name
@@ -60,6 +62,7 @@ class Alternative:
     windows: tuple[int, ...] = ()
     penalty: float = 0.0
     unfit: str = ""
+    unasked: bool = False
     decided: Decided | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -71,6 +74,11 @@ class Alternative:
     def runs(self) -> bool:
         """Whether a bundle can run it, on these devices."""
         return self.mode is not None and not self.unfit
+
+    @property
+    def eligible(self) -> bool:
+        """Whether it may be taken without being named."""
+        return self.runs and not self.unasked
 
     @property
     def decouples(self) -> bool:
@@ -112,13 +120,13 @@ def checked(alternative: Alternative, request: PartitionRequest) -> Alternative:
 
 
 def fastest(found: Sequence[Alternative]) -> Alternative:
-    """The first that a bundle can run.
+    """The first that a bundle can run and that need not be named.
 
     Raises:
         PartitionError: none can; says why, for each.
     """
     for alternative in found:
-        if alternative.runs:
+        if alternative.eligible:
             return alternative
     raise PartitionError(
         "no way to train this model fits these devices",

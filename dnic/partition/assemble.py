@@ -191,6 +191,11 @@ def _stages(
     backward_us = stage_sums(costs.backward_us, cuts)
     kept_bytes = stage_sums(costs.memory_bytes, cuts)
     stage_us = stage_sums(working_us, cuts)
+    open_bytes = [
+        a + p
+        for a, p in zip(stage_sums(costs.activation_bytes, cuts), parameter_bytes, strict=True)
+    ]
+    late = _lateness(decided.interfaces, total)
     planned = []
     for i in range(total):
         operations = [op for op in coarse.operations if i in stage[op.name]]
@@ -212,7 +217,11 @@ def _stages(
                 operations=tuple(
                     _operation(op, shares, first=stage[op.name][0] == i) for op in operations
                 ),
-                memory_bytes=kept_bytes[i] + buffers + head_bytes + copies,
+                memory_bytes=kept_bytes[i]
+                + buffers
+                + head_bytes
+                + copies
+                + late[i] * open_bytes[i],
                 time_share=stage_us[i] / whole_us if whole_us else 1 / total,
                 parameters=parameters[i],
                 parameter_bytes=parameter_bytes[i],
@@ -222,6 +231,18 @@ def _stages(
             )
         )
     return tuple(planned)
+
+
+def _lateness(interfaces: Sequence[PlannedInterface], stages: int) -> list[int]:
+    """Batches of each stage whose graphs and weights wait for a gradient that is late."""
+    late = [0] * stages
+    for stage in reversed(range(stages)):
+        for row in interfaces:
+            if row.source == stage and any(tensor.differentiable for tensor in row.tensors):
+                window = row.window if row.gradient == "stale" else 0
+                if row.gradient != "synthetic":
+                    late[stage] = max(late[stage], window + late[row.to])
+    return late
 
 
 def _operation(op: Operation, shares: dict[str, float], *, first: bool) -> PlannedOperation:

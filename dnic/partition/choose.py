@@ -29,6 +29,7 @@ from dnic.graph.shape import Shape
 from dnic.partition.cuts import CutTable, cut_points, resolve_cuts, resolve_groups
 from dnic.partition.exact import DeviceClass, Option, Problem, Solution, solve_exact
 from dnic.partition.heads import head_misfit, target_size
+from dnic.partition.messages import asked_message
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.prediction import SMALLEST_WINDOW
 from dnic.partition.request import InterfaceChoice, PartitionRequest
@@ -169,21 +170,24 @@ def _problem(
     preferences: list[tuple[int, ...]] = [(0,) * 6] * (n + 1)
     for gap, point in table.points.items():
         here = choice(gap)
-        waits = bool(point.differentiable) and not _may_predict(here, point.differentiable)
+        waits = bool(point.differentiable) and not _may_part(here, point.differentiable)
         predicted[gap] = not waits
         awaited[gap] = waits or _may_wait(here, request)
-        heads = HeadCost() if waits else head(point.differentiable, here)
-        returned = sum(value.nbytes for value in point.differentiable)
-        forth[gap] = point.nbytes + point.shared_nbytes
+        heads = HeadCost() if waits or here.stale else head(point.differentiable, here)
+        message = asked_message(point.tensors, here)
+        every = 1 if waits else here.return_every
+        returned = ceil(message.gradient_nbytes / every)
+        forth[gap] = message.nbytes + point.shared_nbytes
         back[gap] = returned + point.shared_nbytes
-        messages_us[gap] = message_us(point.nbytes, costs.profile)
-        messages_us[gap] += message_us(returned, costs.profile)
+        messages_us[gap] = message_us(message.nbytes, costs.profile)
+        messages_us[gap] += message_us(message.gradient_nbytes, costs.profile) / every
         if point.shared:
             messages_us[gap] += 2 * message_us(point.shared_nbytes, costs.profile)
-        head_us[gap] = heads.total_us
-        buffers[gap] = point.nbytes * (SMALLEST_WINDOW + 1)
+        head_us[gap] = heads.forward_us + heads.train_us / every
+        buffers[gap] = message.nbytes * (SMALLEST_WINDOW + 1)
         head_bytes[gap] = buffers[gap] + head_memory_bytes(heads)
-        penalty[gap] = round(here.penalty_of(SYNTHETIC) / _PENALTY_UNIT)
+        source = "stale" if here.stale else SYNTHETIC
+        penalty[gap] = round(here.penalty_of(source) / _PENALTY_UNIT)
         if not point.differentiable:
             penalty[gap] = 0
         buffers[gap] += _SHARED_COPIES * point.shared_nbytes
@@ -262,7 +266,10 @@ def _sums(*columns: Sequence[float]) -> tuple[float, ...]:
     return tuple(map(sum, zip(*columns, strict=True)))
 
 
-def _may_predict(choice: InterfaceChoice, values: tuple[Value, ...]) -> bool:
+def _may_part(choice: InterfaceChoice, values: tuple[Value, ...]) -> bool:
+    """Whether the stages may go on without one another: a gradient is predicted, or is late."""
+    if choice.stale:
+        return True
     asked = choice.gradient == SYNTHETIC or (
         choice.gradient == "auto" and SYNTHETIC in choice.sources
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from dnic.cost import (
     DeviceProfile,
@@ -23,17 +24,19 @@ from dnic.graph.graph import Value
 from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
 from dnic.partition.heads import head_misfit, plan_head
+from dnic.partition.messages import Message, plan_message
 from dnic.partition.plan import (
     PlannedHead,
     PlannedInterface,
     PlannedTarget,
     PlannedTensor,
 )
-from dnic.partition.prediction import Flow, smallest_window
+from dnic.partition.prediction import Flow, limits_us, smallest_window
 from dnic.partition.request import InterfaceChoice, PartitionRequest
 from dnic.spec.nearest import nearest
 
 HeadPlan = tuple[PlannedHead | None, HeadCost, str]
+Gradient = Literal["exact", "synthetic", "stale"]
 
 
 @dataclass(frozen=True)
@@ -60,17 +63,13 @@ class Crossing:
 
     @property
     def nbytes(self) -> int:
-        """Bytes sent with each batch."""
+        """Bytes of one batch, as they are."""
         return sum(value.nbytes for value in self.values)
 
     @property
     def gradient_nbytes(self) -> int:
-        """Bytes that come back for each batch."""
+        """Bytes of one batch's gradients, as they are."""
         return sum(value.nbytes for value in self.differentiable)
-
-    def message_us(self, profile: DeviceProfile) -> float:
-        """Time that either stage spends on sending and receiving."""
-        return message_us(self.nbytes, profile) + message_us(self.gradient_nbytes, profile)
 
 
 @dataclass(frozen=True)
@@ -135,21 +134,27 @@ def decide_interfaces(
     Raises:
         PartitionError: a predicted gradient is asked for where no head can be built.
     """
-    busy_us = list(stage_us)
-    for crossing in crossings:
-        for stage in (crossing.source, crossing.to):
-            busy_us[stage] += crossing.message_us(profile)
-    predicted = [
-        _is_predicted(c, choice, placement) for c, choice in zip(crossings, choices, strict=True)
+    gradients = [
+        _gradient(c, choice, placement) for c, choice in zip(crossings, choices, strict=True)
     ]
+    open_flows = _open_flows(crossings, choices, gradients, request, profile, placement)
+    messages = _messages(crossings, choices, gradients, open_flows, stage_us, profile)
+    flows = [
+        replace(flow, nbytes=message.nbytes, gradient_nbytes=message.gradient_nbytes)
+        for flow, message in zip(open_flows, messages, strict=True)
+    ]
+    busy_us = _with_messages(stage_us, flows, profile)
 
     def plan_heads(slack_us: Sequence[float]) -> tuple[list[HeadPlan], list[float]]:
         """Every head for its source's slack, and the stages' times with them."""
         heads: list[HeadPlan] = []
         total_us = busy_us.copy()
-        for crossing, choice, is_predicted in zip(crossings, choices, predicted, strict=True):
-            if not is_predicted:
-                heads.append((None, HeadCost(), _why_exact(crossing, choice, request, placement)))
+        for crossing, choice, gradient in zip(crossings, choices, gradients, strict=True):
+            if gradient != "synthetic":
+                reason = "the true gradient, as late as the window, is used without prediction"
+                if gradient == "exact":
+                    reason = _why_exact(crossing, choice, request, placement)
+                heads.append((None, HeadCost(), reason))
                 continue
             values, slack = crossing.differentiable, slack_us[crossing.source]
             heads.append(
@@ -163,30 +168,33 @@ def decide_interfaces(
                     timed=request.timed_heads,
                 )
             )
-            total_us[crossing.source] += heads[-1][1].total_us
+            total_us[crossing.source] += _head_us(heads[-1][1], choice)
         return heads, total_us
 
     _, narrow_us = plan_heads([0.0] * len(busy_us))
-    sources = [c.source for c, p in zip(crossings, predicted, strict=True) if p]
+    sources = [c.source for c, g in zip(crossings, gradients, strict=True) if g == "synthetic"]
     heads, total_us = plan_heads(
         [
             stage_slack_us(us, max(narrow_us)) / max(sources.count(stage), 1)
             for stage, us in enumerate(narrow_us)
         ]
     )
-    flows = _flows(crossings, choices, predicted, request, profile, total_us, placement)
+    sized = _sized(flows, choices, total_us)
     interfaces = tuple(
-        _interface(*parts, total_us) for parts in zip(crossings, choices, flows, heads, strict=True)
+        _interface(
+            crossings[i], choices[i], gradients[i], sized[i], messages[i], heads[i], total_us
+        )
+        for i in range(len(crossings))
     )
     costs = tuple(cost for _, cost, _ in heads)
-    return Decided(interfaces, flows, tuple(total_us), costs)
+    return Decided(interfaces, sized, tuple(total_us), costs)
 
 
-def _is_predicted(crossing: Crossing, choice: InterfaceChoice, placement: Placement) -> bool:
-    """Whether heads predict the gradient.
+def _gradient(crossing: Crossing, choice: InterfaceChoice, placement: Placement) -> Gradient:
+    """Where the gradient comes from.
 
-    Across several cuts they do as soon as one of these is decoupled: waiting for the gradient of an
-    edge that skips stages would lock them all.
+    Across several cuts it is not waited for as soon as one of these is decoupled: waiting for the
+    gradient of an edge that skips stages would lock them all.
 
     Raises:
         PartitionError: it was asked for where no head can be built.
@@ -199,10 +207,19 @@ def _is_predicted(crossing: Crossing, choice: InterfaceChoice, placement: Placem
             expected="real tensors with the batch on one axis",
             hint="gradient: exact, or a cut elsewhere",
         )
-    if not crossing.differentiable or choice.gradient == "exact" or misfit:
-        return False
+    if not crossing.differentiable or choice.gradient == "exact":
+        return "exact"
     cut = placement.sources[crossing.source : crossing.to]
-    return choice.gradient == "synthetic" or "synthetic" in cut
+    if choice.gradient == "auto" and "synthetic" not in cut:
+        return "exact"
+    if choice.stale:
+        return "stale"
+    return "exact" if misfit else "synthetic"
+
+
+def _head_us(cost: HeadCost, choice: InterfaceChoice) -> float:
+    """A head's time in a mean step: it learns from the gradients that come back."""
+    return cost.forward_us + cost.train_us / choice.return_every
 
 
 def _why_exact(
@@ -223,8 +240,8 @@ def _why_exact(
     return "waiting for the true gradient costs less here than predicting it"
 
 
-def _why_predicted(crossing: Crossing, cost: HeadCost, stage_us: float) -> str:
-    share = cost.total_us / stage_us if stage_us else 0.0
+def _why_predicted(crossing: Crossing, head_us: float, stage_us: float) -> str:
+    share = head_us / stage_us if stage_us else 0.0
     count = len(crossing.differentiable)
     what = "1 differentiable tensor crosses; predicting its gradient instead of waiting for it"
     if count > 1:
@@ -233,17 +250,16 @@ def _why_predicted(crossing: Crossing, cost: HeadCost, stage_us: float) -> str:
     return f"{what} costs {share:.1%} of stage{crossing.source}'s step"
 
 
-def _flows(
+def _open_flows(
     crossings: Sequence[Crossing],
     choices: Sequence[InterfaceChoice],
-    predicted: Sequence[bool],
+    gradients: Sequence[Gradient],
     request: PartitionRequest,
     profile: DeviceProfile,
-    stage_us: Sequence[float],
     placement: Placement,
-) -> tuple[Flow, ...]:
-    """The traffic of each interface with its window."""
-    open_flows = [
+) -> list[Flow]:
+    """The traffic of each interface, tensors as they are, windows still to be chosen."""
+    return [
         Flow(
             name=crossing.name,
             source=crossing.source,
@@ -253,33 +269,74 @@ def _flows(
             link=request.link(
                 placement.groups[crossing.source], placement.groups[crossing.to], profile.link
             ),
-            locked=bool(crossing.differentiable) and not is_predicted,
+            locked=bool(crossing.differentiable) and gradient == "exact",
+            return_every=choice.return_every if gradient == "synthetic" else 1,
         )
-        for crossing, is_predicted in zip(crossings, predicted, strict=True)
+        for crossing, choice, gradient in zip(crossings, choices, gradients, strict=True)
     ]
+
+
+def _messages(
+    crossings: Sequence[Crossing],
+    choices: Sequence[InterfaceChoice],
+    gradients: Sequence[Gradient],
+    flows: Sequence[Flow],
+    stage_us: Sequence[float],
+    profile: DeviceProfile,
+) -> list[Message]:
+    """What travels over each interface."""
+    busy_us = _with_messages(stage_us, flows, profile)
+    step_us = max(limits_us(busy_us, [flow for flow in flows if flow.locked]).values())
+    return [
+        plan_message(crossing.values, choice, flow.link, step_us, apart=gradient != "exact")
+        for crossing, choice, gradient, flow in zip(
+            crossings, choices, gradients, flows, strict=True
+        )
+    ]
+
+
+def _with_messages(
+    stage_us: Sequence[float], flows: Sequence[Flow], profile: DeviceProfile
+) -> list[float]:
+    """The stages' time with what they spend on sending and receiving."""
+    busy_us = list(stage_us)
+    for flow in flows:
+        back_us = message_us(flow.gradient_nbytes, profile) / flow.return_every
+        for stage in (flow.source, flow.to):
+            busy_us[stage] += message_us(flow.nbytes, profile) + back_us
+    return busy_us
+
+
+def _sized(
+    flows: Sequence[Flow], choices: Sequence[InterfaceChoice], stage_us: Sequence[float]
+) -> tuple[Flow, ...]:
+    """The traffic of each interface with its window."""
     windows = [
         1
         if flow.locked
-        else smallest_window(flow, stage_us, open_flows)
+        else smallest_window(flow, stage_us, flows)
         if choice.window == "auto"
         else choice.window
-        for flow, choice in zip(open_flows, choices, strict=True)
+        for flow, choice in zip(flows, choices, strict=True)
     ]
-    return tuple(
-        replace(flow, window=window) for flow, window in zip(open_flows, windows, strict=True)
-    )
+    return tuple(replace(flow, window=window) for flow, window in zip(flows, windows, strict=True))
 
 
 def _interface(
     crossing: Crossing,
     choice: InterfaceChoice,
+    gradient: Gradient,
     flow: Flow,
+    message: Message,
     planned: HeadPlan,
     stage_us: Sequence[float],
 ) -> PlannedInterface:
     head, cost, reason = planned
     if head is not None:
-        reason += _why_predicted(crossing, cost, stage_us[crossing.source])
+        head_us = _head_us(cost, choice)
+        reason += _why_predicted(crossing, head_us, stage_us[crossing.source])
+    if message.reason:
+        reason += f"; {message.reason}"
     tensors = tuple(
         PlannedTensor(
             name=v.name,
@@ -298,12 +355,14 @@ def _interface(
             "to": crossing.to,
             "after": crossing.after,
             "tensors": tensors,
-            "nbytes": crossing.nbytes,
-            "gradient": "exact" if head is None else "synthetic",
+            "nbytes": message.nbytes,
+            "gradient": gradient,
             "head": head,
             "window": flow.window,
             "warmup_steps": choice.warmup_steps,
-            "transfer_us": transfer_us(crossing.nbytes, flow.link),
+            "message": message.dtype,
+            "return_every": flow.return_every,
+            "transfer_us": transfer_us(message.nbytes, flow.link),
             "reason": reason,
         }
     )

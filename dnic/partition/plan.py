@@ -135,13 +135,14 @@ class PlannedSchedule(Part):
 
     Attributes:
         mode: `decoupled` with the interfaces as planned; `exact`: each waits for its gradient;
-            `gpipe`, `1f1b`: torch's pipeline schedules over the stages; `ddp`: the undivided model
-            in every process, each with a share of every batch; `backprop`: in one process.
+            `stale`: true gradients, late, in place of predicted ones; `gpipe`, `1f1b`: torch's
+            pipeline schedules over the stages; `ddp`: the undivided model in every process, each
+            with a share of every batch; `backprop`: in one process.
         processes: number of processes; None: one for each stage. Only `ddp` runs on any number.
         microbatches: parts into which a pipeline's batches are cut.
     """
 
-    mode: Literal["decoupled", "exact", "ddp", "gpipe", "1f1b", "backprop"] = "decoupled"
+    mode: Literal["decoupled", "stale", "exact", "ddp", "gpipe", "1f1b", "backprop"] = "decoupled"
     processes: int | None = Field(default=None, ge=1)
     microbatches: int = Field(default=1, ge=1)
 
@@ -224,9 +225,11 @@ class PlannedHead(Part):
 class PlannedInterface(Part):
     """The tensors that cross from one stage to another and how their gradient is obtained.
 
-    `gradient`, `head`, `window` and `warmup_steps` may be edited without compiling again. `after`
-    is the cut: the dotted path of the last module (or the name of the last operation) before it.
-    Targets always travel from each stage to the next, beside these tensors.
+    `gradient`, `head`, `window`, `warmup_steps`, `message` and `return_every` may be edited without
+    compiling again. `after` is the cut: the dotted path of the last module (or the name of the last
+    operation) before it. Targets always travel from each stage to the next, beside these tensors.
+    Wider floating tensors and their gradients travel as `message`; `nbytes` and `transfer_us` are
+    of the message forward. The true gradients of every `return_every`-th batch come back.
     """
 
     name: str
@@ -235,10 +238,12 @@ class PlannedInterface(Part):
     after: str
     tensors: tuple[PlannedTensor, ...]
     nbytes: int
-    gradient: Literal["exact", "synthetic"]
+    gradient: Literal["exact", "synthetic", "stale"]
     head: PlannedHead | None = None
     window: int = Field(default=1, ge=1)
     warmup_steps: int | Literal["auto"] = "auto"
+    message: Literal["float32", "bfloat16"] = "float32"
+    return_every: int = Field(default=1, ge=1)
     transfer_us: float = 0.0
     reason: str = ""
 

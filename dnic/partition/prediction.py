@@ -31,11 +31,12 @@ class Flow:
         name: of the interface or the parameter.
         source, to: indices of its stages.
         nbytes: sent with each batch.
-        gradient_nbytes: that come back.
+        gradient_nbytes: that come back, when they do.
         link: between the two devices.
         locked: whether the source waits for the exact gradient.
         window: batches in flight at most; None where it is still to be chosen.
         what: which of the two it is, for messages.
+        return_every: the gradients of every so many batches come back.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Flow:
     locked: bool
     window: int | None = None
     what: str = "interface"
+    return_every: int = 1
 
 
 def locked_groups(stages: int, flows: Sequence[Flow]) -> list[set[int]]:
@@ -87,8 +89,9 @@ def limits_us(stage_us: Sequence[float], flows: Sequence[Flow]) -> dict[str, flo
     for flow in flows:
         if flow.locked:
             continue
-        busiest = max(flow.nbytes, flow.gradient_nbytes)
-        bounds[f"{flow.what} {flow.name}: transfer"] = occupancy_us(busiest, flow.link)
+        back_us = occupancy_us(flow.gradient_nbytes, flow.link) / flow.return_every
+        busiest_us = max(occupancy_us(flow.nbytes, flow.link), back_us)
+        bounds[f"{flow.what} {flow.name}: transfer"] = busiest_us
         if flow.window is not None:
             away = round_trip_us(flow, stage_us, groups)
             bounds[f"{flow.what} {flow.name}: window"] = away / flow.window

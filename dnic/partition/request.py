@@ -15,7 +15,7 @@ from dnic.cost.profile import Link
 from dnic.errors import PartitionError
 
 Auto = Literal["auto"]
-ScheduleName = Literal["auto", "decoupled", "exact", "1f1b", "gpipe", "ddp", "backprop"]
+ScheduleName = Literal["auto", "decoupled", "stale", "exact", "1f1b", "gpipe", "ddp", "backprop"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class InterfaceChoice:
         lr: of the head's optimizer.
         window: batches in flight; `auto` is the smallest that does not limit, at least 2.
         warmup_steps: steps on true gradients at the start.
+        message: float32 tensors on the way; `auto` is bf16 where the link is what limits.
+        return_every: the true gradient of every so many batches comes back.
     """
 
-    gradient: Literal["auto", "exact", "synthetic"] = "auto"
-    sources: tuple[Literal["exact", "synthetic"], ...] = ("synthetic",)
+    gradient: Literal["auto", "exact", "synthetic", "stale"] = "auto"
+    sources: tuple[Literal["exact", "synthetic", "stale"], ...] = ("synthetic",)
     penalty: tuple[tuple[str, float], ...] = ()
     hidden_layers: int = 1
     width: int | Auto | None = "auto"
@@ -44,6 +46,20 @@ class InterfaceChoice:
     lr: float = 1e-3
     window: int | Auto = "auto"
     warmup_steps: int | Auto = "auto"
+    message: Literal["auto", "fp32", "bf16"] = "auto"
+    return_every: int = 1
+
+    @property
+    def stale(self) -> bool:
+        """Whether a decoupled interface goes on with late gradients, and no head is built."""
+        if self.gradient == "auto":
+            return "stale" in self.sources and "synthetic" not in self.sources
+        return self.gradient == "stale"
+
+    @property
+    def may_be_stale(self) -> bool:
+        """Whether late gradients may be taken in place of predicted ones."""
+        return self.stale or (self.gradient == "auto" and "stale" in self.sources)
 
     def penalty_of(self, source: str) -> float:
         """The penalty of one source."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from math import ceil
 from typing import Literal
 
 from dnic.errors import PartitionError
@@ -15,6 +16,7 @@ from dnic.partition.interfaces import Decided, decide_interfaces, match_choices
 from dnic.partition.plan import PlannedInterface
 from dnic.partition.setting import Setting, forced
 from dnic.schedule import CutWork, Outcome, StageWork, decoupled
+from dnic.schedule.engine_work import EngineWork
 
 # A copy of a shared parameter, its gradient, and both on their way.
 SHARED_COPIES = 4
@@ -95,15 +97,15 @@ def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternativ
         placement,
     )
     outcome = _outcome(setting, placement, works, _cut_works(setting, decided))
-    predicted = [f for f in decided.interfaces if f.gradient == "synthetic"]
+    apart = [f for f in decided.interfaces if f.gradient != "exact"]
     locked = all(f.gradient == "exact" for f in decided.interfaces if _returns(f))
     choice_at = setting.request.choice_at
     return Alternative(
         "naive" if locked else name,
         outcome,
         placement,
-        windows=tuple(f.window for f in predicted),
-        penalty=sum(choice_at(f.name).penalty_of("synthetic") for f in predicted),
+        windows=tuple(f.window for f in apart),
+        penalty=sum(choice_at(f.name).penalty_of(f.gradient) for f in apart),
         decided=decided,
     )
 
@@ -120,11 +122,15 @@ def _outcome(
 ) -> Outcome:
     """The engine's steady state.
 
-    What skips stages and brings nothing back (labels, masks) holds nobody up: only the time that
-    its messages take counts, so that the rest is a chain.
+    A late stage copies its weights before each update. What skips stages and brings nothing back
+    (labels, masks) holds nobody up: only the time that its messages take counts, so that the rest
+    is a chain.
     """
     loose = [cut for cut in cuts if cut.back_nbytes == 0 and cut.to != (cut.source_stage or 0) + 1]
-    stages = list(works)
+    stages = [
+        replace(work, update_us=work.update_us + copy_us)
+        for work, copy_us in zip(works, _copies_us(setting, works, cuts), strict=True)
+    ]
     for cut in loose:
         for index in (cut.source_stage or 0, cut.to or 0):
             update_us = stages[index].update_us + cut.message_us
@@ -143,6 +149,16 @@ def _outcome(
         outcome = replace(outcome, peak_memory_bytes=tuple(memory))
     extra = tuple((cut.nbytes, 0) for cut in loose)
     return replace(outcome, link_bytes=outcome.link_bytes + extra)
+
+
+def _copies_us(
+    setting: Setting, works: Sequence[StageWork], cuts: Sequence[CutWork]
+) -> Iterator[float]:
+    """Time of each stage's copy of its weights: reading and writing them."""
+    late = EngineWork(works, cuts, setting.machine()).staleness()
+    for work, batches in zip(works, late, strict=True):
+        moved = 2 * work.parameter_bytes if batches else 0
+        yield moved / setting.costs.profile.bytes_per_s * 1e6
 
 
 def _shared_works(
@@ -174,20 +190,23 @@ def _cut_works(setting: Setting, decided: Decided) -> tuple[CutWork, ...]:
     machine = setting.machine()
     works = []
     for interface, flow, head in zip(decided.interfaces, decided.flows, decided.heads, strict=True):
-        predicted = interface.head is not None
+        # Of a mean step: gradients that come back every k-th time weigh a k-th.
+        every = flow.return_every
+        returned = ceil(flow.gradient_nbytes / every)
+        source = interface.gradient if _returns(interface) else "synthetic"
         works.append(
             CutWork(
                 nbytes=flow.nbytes,
-                back_nbytes=flow.gradient_nbytes,
+                back_nbytes=returned,
                 link=flow.link,
-                source="synthetic" if predicted or not flow.locked else "exact",
+                source=source,
                 message_us=machine.message_us(flow.nbytes) if flow.nbytes else 0.0,
                 message_fixed_us=profile.overhead_us if flow.nbytes else 0.0,
-                back_message_us=machine.message_us(flow.gradient_nbytes)
+                back_message_us=machine.message_us(flow.gradient_nbytes) / every
                 if flow.gradient_nbytes
                 else 0.0,
                 predict_us=head.forward_us,
-                learn_us=head.train_us,
+                learn_us=head.train_us / every,
                 head_bytes=4 * head.parameters,
                 window=flow.window or 1,
                 source_stage=interface.source,
@@ -201,11 +220,21 @@ def _with_source(setting: Setting, made: Alternative, name: Literal["stale"]) ->
     """The same stages with the true gradient, late, in place of every predicted one."""
     assert made.decided is not None
     works = stage_works(setting.costs, made.placement.cuts, speeds=setting.speeds(made.placement))
+    apart = [f for f in made.decided.interfaces if f.gradient != "exact"]
+    # Where only every k-th gradient came back, all of them must.
+    flows = tuple(replace(flow, return_every=1) for flow in made.decided.flows)
     cuts = tuple(
         replace(cut, source=name, predict_us=0.0, learn_us=0.0, head_bytes=0)
         if cut.source == "synthetic"
         else cut
-        for cut in _cut_works(setting, made.decided)
+        for cut in _cut_works(setting, replace(made.decided, flows=flows))
     )
-    outcome = _outcome(setting, made.placement, works, cuts)
-    return replace(made, name=name, outcome=outcome, penalty=0.0, decided=None)
+    choices = [setting.request.choice_at(f.name) for f in apart]
+    return replace(
+        made,
+        name=name,
+        outcome=_outcome(setting, made.placement, works, cuts),
+        penalty=sum(choice.penalty_of(name) for choice in choices),
+        unasked=not all(choice.may_be_stale for choice in choices),
+        decided=None,
+    )

@@ -69,7 +69,7 @@ def judge(found: Sequence[Alternative], request: PartitionRequest, link: Link) -
         PartitionError: nothing runs on these devices.
     """
     best = _simplest(found)
-    ours = next((a for a in found if a.name == "decoupled" and a.runs), None)
+    ours = next((a for a in found if a.name in ("decoupled", "stale") and a.eligible), None)
     exact = next((a for a in found if not a.decouples and not a.unfit), None)
     if ours is None:
         return Verdict(False, 0.0, best.name, _nothing_to_decouple(found, request))
@@ -78,7 +78,8 @@ def judge(found: Sequence[Alternative], request: PartitionRequest, link: Link) -
         return Verdict(True, 1.0, ours.name, reason)
     speedup = ours.useful_samples_per_s / exact.useful_samples_per_s
     if speedup > 1 + MARGIN:
-        reason = f"decouple here: {speedup:.2f}x over {title(exact)}, the best exact way, which "
+        how = "decouple here" if ours.name == "decoupled" else f"decouple here, {title(ours)}"
+        reason = f"{how}: {speedup:.2f}x over {title(exact)}, the best exact way, which "
         return Verdict(True, speedup, ours.name, reason + _what_holds_it(exact, link))
     within = _simplest([a for a in found if a.runs and not a.decouples] or found)
     best_exact = within if exact.mode else exact
@@ -97,7 +98,7 @@ def _simplest(found: Sequence[Alternative]) -> Alternative:
         PartitionError: none runs.
     """
     least = fastest(found).useful_samples_per_s / (1 + MARGIN)
-    near = [a for a in found if a.runs and a.useful_samples_per_s >= least]
+    near = [a for a in found if a.eligible and a.useful_samples_per_s >= least]
     return min(near, key=lambda a: a.outcome.devices)
 
 

@@ -175,8 +175,10 @@ class _Gradient:
             place = Rectangle(start, self.y - LINE_HEIGHT - 2.5, end - start, LINE_HEIGHT)
             return ink.label(f"{name} {suffix}", place, text, color=color)
 
-        if self.interface.gradient == "exact":
-            return [above(self.left, self.right, "g", "g(t)", ink.ORANGE)]
+        late = f"g(t−{self.interface.window})"
+        if self.interface.gradient != "synthetic":
+            text = "g(t)" if self.interface.gradient == "exact" else late
+            return [above(self.left, self.right, "g", text, ink.ORANGE)]
         shown = Node(
             f"{name} head",
             head,
@@ -185,7 +187,6 @@ class _Gradient:
             "hexagon",
             ", ".join(_gradient_lines(self.interface)),
         )
-        late = f"g(t−{self.interface.window})"
         return [
             shown,
             above(self.left, head.left, "predicted", "ĝ(t)", ink.BLUE),
@@ -204,6 +205,8 @@ class _Gradient:
             right.insert(0, (self.right, self.y - self.rise))
         if self.interface.gradient == "exact":
             return [Edge(receiver, sender, (*right, *left), ink.EXACT, tooltip="exact gradient")]
+        if self.interface.gradient == "stale":
+            return [Edge(receiver, sender, (*right, *left), ink.TRUE, tooltip="late gradient")]
         head, name = self.head, f"{_identity(self.interface)} head"
         middle = head.middle[0]
         feed = ((middle, self.y - GRADIENT_DROP), (middle, head.top))

@@ -54,6 +54,8 @@ def _entries(plan: Plan) -> list[tuple[Style, str]]:
     if "synthetic" in sources:
         entries.append((ink.PREDICTED, "predicted gradient, used at once"))
         entries.append((ink.TRUE, "true gradient, later"))
+    if "stale" in sources:
+        entries.append((ink.TRUE, "true gradient, used late"))
     if "exact" in sources:
         entries.append((ink.EXACT, "exact gradient, waited for"))
     return entries

@@ -5,7 +5,7 @@ this reader takes just what a run uses into frozen values and ignores the rest (
 reasons). It also answers whether the files still belong together: `structure_digest` covers what
 `stages.py` was generated from, the SHA-256 sums in `plan.yaml` cover the files themselves. What a
 person may edit (`train`, `schedule`, and each interface's `gradient`, `head`, `window`,
-`warmup_steps`) is in neither.
+`warmup_steps`, `message`, `return_every`) is in neither.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ import yaml
 from dnic.errors import RuntimeFault
 from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
 from dnic.runtime.plan import (
+    Gradient,
     HeadPlan,
     InputSpec,
     InterfacePlan,
+    MessageDtype,
     Mode,
     Plan,
     SamplePlan,
@@ -162,12 +164,14 @@ def check_plan(plan: Plan, path: Path) -> None:
     """
     for interface in plan.interfaces:
         where = f"{path}: interfaces: {interface.name}"
-        if interface.gradient not in ("exact", "synthetic"):
-            raise RuntimeFault(
-                f"gradient {interface.gradient!r} is not known",
-                where=where,
-                expected="exact, synthetic",
-            )
+        for key, value, known in (
+            ("gradient", interface.gradient, get_args(Gradient)),
+            ("message", interface.message_dtype, get_args(MessageDtype)),
+        ):
+            if value not in known:
+                raise RuntimeFault(
+                    f"{key} {value!r} is not known", where=where, expected=", ".join(known)
+                )
         if (
             interface.gradient == "synthetic"
             and interface.differentiable
@@ -182,6 +186,7 @@ def check_plan(plan: Plan, path: Path) -> None:
             raise RuntimeFault(
                 f"window {interface.window} is too small", where=where, expected="1 or more"
             )
+        _check_returns(interface, where)
     schedule = plan.schedule
     if schedule.mode not in PLANNED_MODES:
         raise RuntimeFault(
@@ -194,6 +199,19 @@ def check_plan(plan: Plan, path: Path) -> None:
             "processes and microbatches must be 1 or more", where=f"{path}: schedule"
         )
     check_training(plan.train, len(plan.stages), path)
+
+
+def _check_returns(interface: InterfacePlan, where: str) -> None:
+    if interface.return_every < 1:
+        raise RuntimeFault(
+            f"return_every {interface.return_every} is too small", where=where, expected="1 or more"
+        )
+    if interface.return_every > 1 and interface.gradient != "synthetic":
+        raise RuntimeFault(
+            f"return_every {interface.return_every} where the gradient is {interface.gradient}",
+            where=where,
+            expected="return_every: 1; only a head goes on without the true gradient",
+        )
 
 
 @contextmanager
@@ -297,6 +315,8 @@ def _interface(content: Mapping[str, Any]) -> InterfacePlan:
         head=_head(head) if head else None,
         window=int(content.get("window", 1)),
         warmup_steps="auto" if warmup == "auto" else int(warmup),
+        message_dtype=content.get("message", "float32"),
+        return_every=int(content.get("return_every", 1)),
     )
 
 

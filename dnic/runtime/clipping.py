@@ -5,7 +5,7 @@
 - backprop, ddp: the one process has all gradients (in ddp, the same ones): torch's function.
 - exact, oracle, gpipe, 1f1b: the norm is that of all stages together. Each tells its own between
   backward and update; they are added up in the order of the stages, so that all get the same bits.
-- decoupled: stages must not wait for one another, so each clips its own gradients, at
+- decoupled, stale: stages must not wait for one another, so each clips its own gradients, at
   `clip_norm * sqrt(share)`, `share` being its part of all parameters that train. If gradients are
   of one size everywhere, that is the same as clipping the whole. Where every interface of a
   decoupled run is exact, it is an exact run.
@@ -91,7 +91,7 @@ def connect_clipping(worker: Worker, module: nn.Module) -> Clipping:
 
 def is_joint(plan: Plan, mode: Mode) -> bool:
     """Whether the limit applies to the norm over all stages."""
-    return mode != "decoupled" or all(
+    return mode not in ("decoupled", "stale") or all(
         interface.gradient == "exact" for interface in plan.interfaces if interface.differentiable
     )
 

@@ -17,12 +17,14 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dnic.runtime.batches import Header
+from dnic.runtime.crossing import Crossings, Returns, crossings
 from dnic.runtime.links import Link, Receiver, Sender
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
 from dnic.runtime.sources import GradientSource, build_source
 
 if TYPE_CHECKING:
+    from dnic.runtime.transport import Transport
     from dnic.runtime.worker import Worker
 
 
@@ -32,14 +34,21 @@ class Pair:
 
     Attributes:
         source, to: the stages.
-        tensors: the tensors of their interface; none where the two only follow one another.
+        interface: theirs; None where the two only follow one another.
         slots: messages that may be under way, in each direction.
+        kept: messages more that the receiving stage keeps, because it is late.
     """
 
     source: int
     to: int
-    tensors: tuple[TensorSpec, ...]
+    interface: InterfacePlan | None
     slots: int
+    kept: int = 0
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """The tensors of the interface."""
+        return self.interface.tensors if self.interface is not None else ()
 
     @property
     def differentiable(self) -> tuple[TensorSpec, ...]:
@@ -69,12 +78,23 @@ class InEdge:
         self._pair = pair
         self._forward = forward
         self._backward = backward
+        self._returns = Returns()
+        self._step = 0  # of the batch whose gradients are sent back next
 
-    def begin(self, header: Header, *, gradients: bool) -> None:
-        """Prepares the links for an epoch, or for an evaluation without gradients."""
+    def begin(self, header: Header, step: int, total_steps: int, *, gradients: bool) -> None:
+        """Prepares the links for an epoch, or for an evaluation without gradients.
+
+        Args:
+            header: what comes.
+            step: of its first batch.
+            total_steps: of the run.
+            gradients: whether they are sent back.
+        """
         self._forward.begin(self._pair.specs(header), header.count)
-        if gradients and self._backward is not None:
-            self._backward.begin(self._pair.differentiable, header.count)
+        if not gradients or self._backward is None or self._pair.interface is None:
+            return
+        self._step, self._returns = step, Returns.of(self._pair.interface, total_steps)
+        self._backward.begin(self._pair.differentiable, self._returns.count(step, header.count))
 
     def receive(self, *, gradients: bool) -> tuple[dict[str, Tensor], Tensor | None]:
         """The next batch: tensors by name, valid until released, and the targets if they come.
@@ -89,8 +109,12 @@ class InEdge:
         return tensors, arrived[-1] if self._pair.carries_target else None
 
     def send_back(self, inputs: Mapping[str, Tensor]) -> None:
-        """Sends the gradients that the backward pass left in the inputs, and frees their slot."""
-        if self._backward is not None:
+        """Sends the gradients that the backward pass left in the inputs, and frees their slot.
+
+        Nothing is sent for a batch whose gradients do not return.
+        """
+        step, self._step = self._step, self._step + 1
+        if self._backward is not None and step in self._returns:
             gradients = []
             for spec in self._pair.differentiable:
                 tensor = inputs[spec.name]
@@ -112,12 +136,6 @@ class InEdge:
         if self._backward is not None:
             self._backward.finish()
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting for this edge since the run began."""
-        sent = self._backward.waited_s if self._backward is not None else 0.0
-        return self._forward.waited_s + sent
-
 
 class OutEdge:
     """What a stage gives to one stage above.
@@ -125,27 +143,25 @@ class OutEdge:
     Args:
         pair: the two stages.
         forward: where activations leave.
-        backward: where gradients arrive; None without differentiable tensors.
         source: of the gradients; None without differentiable tensors.
     """
 
-    def __init__(
-        self,
-        pair: Pair,
-        forward: Sender,
-        backward: Receiver | None,
-        source: GradientSource | None,
-    ) -> None:
+    def __init__(self, pair: Pair, forward: Sender, source: GradientSource | None) -> None:
         self.source = source
         self._pair = pair
         self._forward = forward
-        self._backward = backward
 
-    def begin(self, header: Header, *, gradients: bool) -> None:
-        """Prepares the links for an epoch, or for an evaluation without gradients."""
+    def begin(self, header: Header, step: int, *, gradients: bool) -> None:
+        """Prepares the links for an epoch, or for an evaluation without gradients.
+
+        Args:
+            header: what comes.
+            step: of its first batch.
+            gradients: whether they come back.
+        """
         self._forward.begin(self._pair.specs(header), header.count)
         if gradients and self.source is not None:
-            self.source.begin(header.count)
+            self.source.begin(header.count, step)
 
     def send(self, outputs: Mapping[str, Tensor], target: Tensor) -> None:
         """Sends this edge's share of the outputs, and the targets if they go this way."""
@@ -156,20 +172,14 @@ class OutEdge:
         """Waits until everything has left."""
         self._forward.finish()
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting for this edge since the run began."""
-        received = self._backward.waited_s if self._backward is not None else 0.0
-        return self._forward.waited_s + received
 
-
-def connect(worker: Worker) -> tuple[list[InEdge], list[OutEdge]]:
+def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[OutEdge]]:
     """The edges of a worker's stage, those below and those above."""
-    plan, rank = worker.bundle.plan, worker.place.rank
-    interfaces = {(interface.source, interface.to): interface for interface in plan.interfaces}
+    plan, rank, mode = worker.bundle.plan, worker.place.rank, worker.options.mode
+    late = crossings(plan, mode).late
     below: list[InEdge] = []
     above: list[OutEdge] = []
-    for number, pair in enumerate(pairs(plan, worker.options.mode)):
+    for number, pair in enumerate(pairs(plan, mode)):
         # Every process must take part in making every group.
         made = groups(pair.source, pair.to, worker.device)
         if rank not in (pair.source, pair.to):
@@ -180,44 +190,36 @@ def connect(worker: Worker) -> tuple[list[InEdge], list[OutEdge]]:
             for direction in (0, 1)
         )
         returns = bool(pair.differentiable)
+        kept = pair.slots + pair.kept
         if rank == pair.to:
-            sender = Sender(backward, pair.slots) if returns else None
-            below.append(InEdge(pair, Receiver(forward, pair.slots), sender))
+            arriving = transport.receiver(forward, kept)
+            leaving = transport.sender(backward, pair.slots, pair.slots) if returns else None
+            below.append(InEdge(pair, arriving, leaving))
             continue
-        receiver = Receiver(backward, pair.slots) if returns else None
+        sender = transport.sender(forward, pair.slots, kept)
         source = None
-        if receiver is not None:
-            interface = interfaces[pair.source, pair.to]
-            source = build_source(
-                interface, receiver, worker.options.mode, plan.target, worker.device, worker.seed
-            )
-        above.append(OutEdge(pair, Sender(forward, pair.slots), receiver, source))
+        if returns and pair.interface is not None:
+            receiver = transport.receiver(backward, pair.slots)
+            given = receiver, mode, plan.target, worker.device, worker.seed, late[pair.to]
+            source = build_source(pair.interface, *given)
+        above.append(OutEdge(pair, sender, source))
     return below, above
 
 
 def pairs(plan: Plan, mode: Mode) -> list[Pair]:
     """Every two stages between which tensors pass, in an order that all processes share."""
-    interfaces = {(interface.source, interface.to): interface for interface in plan.interfaces}
+    crossed: Crossings = crossings(plan, mode)
     following = [(stage, stage + 1) for stage in range(len(plan.stages) - 1)]
     found = []
-    for source, to in sorted({*interfaces, *following}):
-        interface = interfaces.get((source, to))
-        tensors = interface.tensors if interface is not None else ()
+    for source, to in sorted({(row.source, row.to) for row in crossed.interfaces} | {*following}):
+        interface = crossed.between(source, to)
         if interface is not None and interface.differentiable:
-            slots = lag(interface, mode) + 1
+            slots = crossed.hold(source, to) + 1
         else:
             # No gradient comes back to hold the sender; it must not be held more than elsewhere.
-            steps = [interfaces.get(pair) for pair in following[source:to]]
-            slots = sum(lag(step, mode) + 1 for step in steps) + 1
-        found.append(Pair(source, to, tensors, max(slots, 2)))
+            slots = sum(crossed.hold(*pair) + 1 for pair in following[source:to]) + 1
+        found.append(Pair(source, to, interface, max(slots, 2), crossed.late[to]))
     return found
-
-
-def lag(interface: InterfacePlan | None, mode: Mode) -> int:
-    """Batches that may be past an interface, beside the one at hand."""
-    if interface is None:
-        return 2
-    return 0 if mode == "exact" or interface.gradient == "exact" else interface.window
 
 
 def groups(

@@ -26,6 +26,7 @@ An `exact` interface awaits gradient t in (4): stages joined by such interfaces 
 other, batch by batch; there are no micro-batches. A stage with several interfaces awaits or
 predicts for each, and adds up what comes for a tensor that went to several stages.
 
+A stage whose true gradients are late and are used all the same is a `dnic.runtime.late_engine`.
 Parameters that several stages use are kept alike in (0), (6) and (7): `dnic.runtime.shared`.
 
 Why not `torch.distributed.pipelining`: its schedules know only exact gradients, and it refuses a
@@ -44,15 +45,17 @@ from torch.autograd import backward
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
+from dnic.runtime.crossing import Returns
 from dnic.runtime.edges import connect
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.shared import connect_shared
-from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource, warmup_steps
+from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
+from dnic.runtime.transport import Transport
 from dnic.runtime.worker import Worker
 
 
@@ -69,9 +72,11 @@ class Engine(Trainer):
         super().__init__(worker, stage, optimizer, loss=loss)
         self.version = 0
         self._plan = worker.bundle.plan.stages[worker.place.rank]
-        self._below, self._above = connect(worker)
+        transport = Transport.of(worker)
+        self._below, self._above = connect(worker, transport)
         self._sources = [edge.source for edge in self._above if edge.source is not None]
-        self._shared = connect_shared(worker, stage)
+        self._shared = connect_shared(worker, stage, transport)
+        self._ends = transport.ends
 
     def state_dict(self) -> dict[str, Any]:
         """What this process must remember beside the model's parameters and buffers."""
@@ -108,8 +113,7 @@ class Engine(Trainer):
                 self._count_loss(figures, loss, header.count.size(done - 1))
             if header.live and self._live.due():
                 self._show(header, done, started, self._live_figures(loss))
-        for source in self._sources:
-            source.drain(self.version)
+        self._drain(watch)
         self._shared.drain(self.optimizer, self.clipping)
         self._finish()
         figures.seconds = time.perf_counter() - started
@@ -131,7 +135,9 @@ class Engine(Trainer):
             outputs = self._named(output)
             self._send(outputs, target)  # 3
             watch.lap("send")
-            roots, gradients = self._gradients(outputs, target)  # 4
+            roots, gradients = self._gradients(
+                outputs, target, step=self.step, version=self.version
+            )  # 4
             watch.lap("head")
             backward(roots, gradients)  # 5
         else:
@@ -190,15 +196,20 @@ class Engine(Trainer):
         for above in self._above:
             above.send(outputs, target)
 
+    def _drain(self, watch: Stopwatch) -> None:
+        """What is still to come when the steps of an epoch are over."""
+        for source in self._sources:
+            source.drain(self.version)
+
     def _gradients(
-        self, outputs: dict[str, Tensor], target: Tensor
+        self, outputs: dict[str, Tensor], target: Tensor, *, step: int, version: int
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The outputs to go back from and their gradients, summed over the stages above."""
         sums: dict[str, Tensor] = {}
         for source in self._sources:
             names = [spec.name for spec in source.plan.differentiable]
             tensors = [self._kept(outputs[name].detach()) for name in names]
-            given = source.gradient(Sent(self.step, self.version, tensors, target))
+            given = source.gradient(Sent(step, version, tensors, target))
             for name, gradient in zip(names, given, strict=True):
                 sums[name] = sums[name] + gradient if name in sums else gradient
         used = [name for name in sums if outputs[name].requires_grad]
@@ -230,12 +241,12 @@ class Engine(Trainer):
             total = min(total, options.max_steps)
         for source in self._sources:
             if isinstance(source, SyntheticSource):
-                source.warmup_steps = warmup_steps(source.plan, total)
+                source.returns = Returns.of(source.plan, total)
             source.statistics = SourceStatistics()
         for below in self._below:
-            below.begin(header, gradients=gradients)
+            below.begin(header, self.step, total, gradients=gradients)
         for above in self._above:
-            above.begin(header, gradients=gradients)
+            above.begin(header, self.step, gradients=gradients)
 
     def _finish(self) -> None:
         for below in self._below:
@@ -245,9 +256,7 @@ class Engine(Trainer):
         self._shared.finish()
 
     def _waited_s(self) -> float:
-        below = sum(edge.waited_s for edge in self._below)
-        above = sum(edge.waited_s for edge in self._above)
-        return below + above + self._shared.waited_s + self.clipping.waited_s
+        return sum([end.waited_s for end in self._ends]) + self.clipping.waited_s
 
     def _interface_figures(self) -> dict[str, dict[str, Any]]:
         return {

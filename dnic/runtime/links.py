@@ -9,13 +9,15 @@ A `Sender` and a `Receiver` are the two ends of one direction of one edge. Messa
 `m % slots` on both sides; the sender waits for a slot's earlier message before it writes the slot
 again, which bounds how far it can run ahead. With NCCL every direction of every edge needs a
 process group of its own, because receives posted in one group run one after the other. Tensors of
-other layouts arrive contiguous. Messages are never compressed.
+other layouts arrive contiguous. A tensor whose spec has a `message_dtype` is converted to it by the
+copy into the slot, which is made anyway, and converted back where it arrives; nothing else is
+compressed.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +73,7 @@ class Layout:
         self._fields: list[tuple[torch.dtype, tuple[int, ...], int, int]] = []
         offset = 0
         for spec in specs:
-            dtype = dtype_named(spec.dtype)
+            dtype = dtype_named(spec.message_dtype or spec.dtype)
             shape = spec.resolve(batch_size)
             nbytes = torch.Size(shape).numel() * dtype.itemsize
             self._fields.append((dtype, shape, offset, nbytes))
@@ -87,11 +89,16 @@ class Layout:
 
 
 class _Slots:
-    """Buffers for messages, and their tensors at the two batch sizes of a phase."""
+    """Buffers for messages, and their tensors at the two batch sizes of a phase.
 
-    def __init__(self, number: int, device: torch.device) -> None:
+    Args:
+        number: of buffers.
+        allocate: makes them anew, of at least so many bytes each.
+    """
+
+    def __init__(self, number: int, allocate: Callable[[int], list[Tensor]]) -> None:
         self._number = number
-        self._device = device
+        self._allocate = allocate
         self._buffers: list[Tensor] = []
         self._known: dict[tuple[int, int], tuple[Tensor, list[Tensor]]] = {}
         self._specs: tuple[TensorSpec, ...] = ()
@@ -100,17 +107,14 @@ class _Slots:
         """Makes the buffers large enough; keeps them when they already are."""
         nbytes = Layout(specs, batch_size).nbytes
         if not self._buffers or self._buffers[0].numel() < nbytes:
-            self._buffers = [
-                torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-                for _ in range(self._number)
-            ]
+            self._buffers = self._allocate(nbytes)
             self._known.clear()
         if specs != self._specs:
             self._known.clear()
             self._specs = specs
 
     def get(self, message: int, batch_size: int) -> tuple[Tensor, list[Tensor]]:
-        """The bytes of a message and its tensors."""
+        """The bytes of a message, counted over all phases, and its tensors."""
         slot = message % self._number
         known = self._known.get((slot, batch_size))
         if known is None:
@@ -135,18 +139,21 @@ class Sender:
 
     def __init__(self, link: Link, slots: int) -> None:
         self._link = link
-        self._slots = _Slots(slots, link.device)
+        self._slots = _Slots(slots, self._allocate)
         self._number = slots
         self._works: list[dist.Work | None] = [None] * slots
+        self._dtypes: list[torch.dtype] = []
         self._specs: tuple[TensorSpec, ...] = ()
         self._count = Count(0, 0, 0)
-        self._sent = 0
+        self._before = self._sent = 0  # messages of earlier phases, and of this one
         self.waited_s = 0.0
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Prepares a phase of `count.messages` messages of these tensors."""
+        self._before, self._sent = self._before + self._sent, 0
         self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
-        self._specs, self._count, self._sent = specs, count, 0
+        self._specs, self._count = specs, count
+        self._dtypes = [dtype_named(spec.dtype) for spec in specs]
 
     def send(self, tensors: Sequence[Tensor]) -> None:
         """Starts sending copies of the tensors, in the order of the specs.
@@ -155,18 +162,14 @@ class Sender:
             RuntimeFault: a tensor has another shape or dtype than planned.
             LinkFault: the peer is gone.
         """
-        slot = self._sent % self._number
-        self._await(slot)
-        buffer, views = self._slots.get(self._sent, self._count.size(self._sent))
-        for spec, view, tensor in zip(self._specs, views, tensors, strict=True):
-            if tensor.shape != view.shape or tensor.dtype != view.dtype:
-                raise _unexpected(spec, view, tensor)
+        message = self._before + self._sent
+        self._await(message)
+        buffer, views = self._slots.get(message, self._count.size(self._sent))
+        for place, (view, tensor) in enumerate(zip(views, tensors, strict=True)):
+            if tensor.shape != view.shape or tensor.dtype != self._dtypes[place]:
+                raise _unexpected(self._specs[place], view, tensor)
             view.copy_(tensor.detach())
-        link = self._link
-        try:
-            self._works[slot] = dist.isend(buffer, link.peer, group=link.group, tag=link.tag)
-        except RuntimeError as error:
-            raise LinkFault(f"stage {link.peer}", str(error)) from error
+        self._leave(message, buffer)
         self._sent += 1
 
     def finish(self) -> None:
@@ -174,11 +177,26 @@ class Sender:
         for slot in range(self._number):
             self._await(slot)
 
-    def _await(self, slot: int) -> None:
+    def _allocate(self, nbytes: int) -> list[Tensor]:
+        """The buffers of all slots."""
+        return _buffers(self._number, nbytes, self._link.device)
+
+    def _await(self, message: int) -> None:
+        """Waits until the slot of a message may be written again."""
+        slot = message % self._number
         work = self._works[slot]
         if work is not None:
             self.waited_s += wait(work, self._link)
             self._works[slot] = None
+
+    def _leave(self, message: int, buffer: Tensor) -> None:
+        """Lets a message go that lies in its slot."""
+        link = self._link
+        try:
+            work = dist.isend(buffer, link.peer, group=link.group, tag=link.tag)
+        except RuntimeError as error:
+            raise LinkFault(f"stage {link.peer}", str(error)) from error
+        self._works[message % self._number] = work
 
 
 class Receiver:
@@ -192,10 +210,12 @@ class Receiver:
 
     def __init__(self, link: Link, slots: int) -> None:
         self._link = link
-        self._slots = _Slots(slots, link.device)
+        self._slots = _Slots(slots, self._allocate)
         self._number = slots
         self._works: list[dist.Work | None] = [None] * slots
         self._count = Count(0, 0, 0)
+        self._cast: list[tuple[int, torch.dtype]] = []  # what arrives in another dtype
+        self._before = 0  # messages of earlier phases
         self._posted = 0
         self._taken = 0
         self._released = 0
@@ -203,25 +223,33 @@ class Receiver:
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Posts the first receives of a phase of `count.messages` messages of these tensors."""
+        self._before += self._taken
         self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
+        self._cast = [
+            (place, dtype_named(spec.dtype))
+            for place, spec in enumerate(specs)
+            if spec.message_dtype
+        ]
         self._count, self._posted, self._taken, self._released = count, 0, 0, 0
         for _ in range(min(self._number, count.messages)):
             self._post()
 
     def receive(self) -> list[Tensor]:
-        """Waits for the next message; its tensors are views of a slot.
+        """Waits for the next message; its tensors are views of a slot, or converted copies.
 
         Raises:
             LinkFault: the peer is gone or did not send in time.
         """
-        slot = self._taken % self._number
-        work = self._works[slot]
-        if work is None:
+        if self._taken == self._posted:
             raise RuntimeError("more messages are taken than the phase has, or none was released")
-        self.waited_s += wait(work, self._link)
-        self._works[slot] = None
-        _, views = self._slots.get(self._taken, self._count.size(self._taken))
+        message = self._before + self._taken
+        self._await(message)
+        _, views = self._slots.get(message, self._count.size(self._taken))
         self._taken += 1
+        if self._cast:
+            views = views.copy()
+            for place, dtype in self._cast:
+                views[place] = views[place].to(dtype)
         return views
 
     def release(self) -> None:
@@ -229,6 +257,7 @@ class Receiver:
         if self._released == self._taken:
             raise RuntimeError("a message is released that was not taken")
         self._released += 1
+        self._free()
         if self._posted < self._count.messages:
             self._post()
 
@@ -236,15 +265,39 @@ class Receiver:
         """Whether a tensor will be overwritten when its slot is released."""
         return self._slots.owns(tensor)
 
+    def _allocate(self, nbytes: int) -> list[Tensor]:
+        """The buffers of all slots."""
+        return _buffers(self._number, nbytes, self._link.device)
+
     def _post(self) -> None:
-        buffer, _ = self._slots.get(self._posted, self._count.size(self._posted))
+        """Makes the next message of this phase welcome."""
+        message = self._before + self._posted
+        self._expect(message, self._slots.get(message, self._count.size(self._posted))[0])
+        self._posted += 1
+
+    def _expect(self, message: int, buffer: Tensor) -> None:
+        """Asks for a message, to be put into its slot."""
         link = self._link
         try:
             work = dist.irecv(buffer, link.peer, group=link.group, tag=link.tag)
         except RuntimeError as error:
             raise LinkFault(f"stage {link.peer}", str(error)) from error
-        self._works[self._posted % self._number] = work
-        self._posted += 1
+        self._works[message % self._number] = work
+
+    def _await(self, message: int) -> None:
+        """Waits until a message has arrived."""
+        slot = message % self._number
+        work = self._works[slot]
+        if work is not None:
+            self.waited_s += wait(work, self._link)
+            self._works[slot] = None
+
+    def _free(self) -> None:
+        """Tells the sender of a slot that was released, where it needs telling."""
+
+
+def _buffers(number: int, nbytes: int, device: torch.device) -> list[Tensor]:
+    return [torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(number)]
 
 
 def wait(work: dist.Work, link: Link) -> float:
@@ -276,12 +329,12 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def _unexpected(spec: TensorSpec, planned: Tensor, actual: Tensor) -> RuntimeFault:
-    def text(tensor: Tensor) -> str:
-        return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+    def text(dtype: torch.dtype, tensor: Tensor) -> str:
+        return f"{str(dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
     return RuntimeFault(
-        f"the tensor {spec.name} is {text(actual)}",
+        f"the tensor {spec.name} is {text(actual.dtype, actual)}",
         where="stages.py",
-        expected=f"{text(planned)}, as plan.yaml says",
+        expected=f"{text(dtype_named(spec.dtype), planned)}, as plan.yaml says",
         hint="every sample must have the shape of the example inputs",
     )

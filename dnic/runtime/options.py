@@ -30,8 +30,9 @@ class Options:
 
     Attributes:
         epochs: passes over the training data, counted from the first start of the run.
-        mode: `decoupled` as planned; `exact`: every interface waits for its gradient; `oracle`:
-            heads run and train, but the true gradient is used; `backprop`: the undivided model in
+        mode: `decoupled` as planned; `stale`: in place of every predicted gradient the true one,
+            as late as the window; `exact`: every interface waits for its gradient; `oracle`: heads
+            run and train, but the true gradient is used; `backprop`: the undivided model in
             one process; `ddp`: the undivided model in every process, each with a share of every
             batch; `gpipe`, `1f1b`: torch's pipeline schedules over the stages.
         microbatches: parts into which a pipeline cuts a batch; 1 in the other modes.

@@ -13,10 +13,11 @@ from typing import Any, Literal
 from dnic.errors import RuntimeFault
 
 Size = int | str
-Gradient = Literal["exact", "synthetic"]
+Gradient = Literal["exact", "synthetic", "stale"]
 Precision = Literal["fp32", "bf16"]
 Interval = Literal["step", "epoch"]
-Mode = Literal["decoupled", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b"]
+Mode = Literal["decoupled", "stale", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b"]
+MessageDtype = Literal["float32", "bfloat16"]
 Key = str | int
 Path = tuple[Key, ...]
 
@@ -25,12 +26,16 @@ PLAN_FILE = "plan.yaml"
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A tensor that crosses from one stage to another; sizes that follow the batch are strings."""
+    """A tensor that crosses from one stage to another; sizes that follow the batch are strings.
+
+    `message_dtype` is what it and its gradient are on the way; None: `dtype`.
+    """
 
     name: str
     shape: tuple[Size, ...]
     dtype: str
     differentiable: bool
+    message_dtype: str | None = None
 
     def resolve(self, batch_size: int) -> tuple[int, ...]:
         """The shape at one batch size."""
@@ -49,7 +54,13 @@ class HeadPlan:
 
 @dataclass(frozen=True)
 class InterfacePlan:
-    """What crosses between two stages and where its gradient comes from."""
+    """What crosses between two stages and where its gradient comes from.
+
+    Attributes:
+        message_dtype: of wider floating tensors and their gradients on the way; `float32` sends
+            all as they are.
+        return_every: the true gradient of every so many batches comes back.
+    """
 
     name: str
     source: int
@@ -59,6 +70,8 @@ class InterfacePlan:
     head: HeadPlan | None
     window: int
     warmup_steps: int | Literal["auto"]
+    message_dtype: MessageDtype = "float32"
+    return_every: int = 1
 
     @property
     def differentiable(self) -> tuple[TensorSpec, ...]:

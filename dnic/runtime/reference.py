@@ -2,9 +2,9 @@
 
 The engine is asynchronous; this is what it must compute all the same, bit for bit (on one thread).
 It shares heads, their trainers and the seeds with the engine, but none of its step code: gradients
-are looked up where they are computed, and lie in a list until the step at which they are due. Use
-it to test the engine, and to study lags and heads without starting processes. No evaluation and no
-checkpoints.
+are looked up where they are computed, and lie in a list until the step at which they are due; a
+late stage's batches go forward through copies of its weights. Use it to test the engine, and to
+study lags and heads without starting processes. No evaluation and no checkpoints.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import backward
+from torch.func import functional_call
 from torch.utils.data import Dataset
 
 from dnic.runtime.batches import Batches
 from dnic.runtime.bundle import Bundle, check_stages
 from dnic.runtime.clipping import gradient_norm, joined_norm, planned_limits, scale_gradients
+from dnic.runtime.crossing import Crossings, Returns, crossings, rounded
 from dnic.runtime.forward import sent_dtypes
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
@@ -31,12 +33,12 @@ from dnic.runtime.lr import LearningRate, planned_learning_rate
 from dnic.runtime.names import StateNames
 from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import Mode
-from dnic.runtime.plan import InterfacePlan
+from dnic.runtime.plan import InterfacePlan, TensorSpec
 from dnic.runtime.precision import autocast, autocast_forward
 from dnic.runtime.record import Record
 from dnic.runtime.seeds import random_state, restore_random_state, seed_everything, stage_seed
 from dnic.runtime.shared import Channel, borrowed_parameters, channels, take_gradient
-from dnic.runtime.sources import build_trainers, warmup_steps
+from dnic.runtime.sources import build_trainers
 from dnic.runtime.stage import check_ownership
 from dnic.runtime.worker import initial_model
 
@@ -45,16 +47,35 @@ if TYPE_CHECKING:
 
 
 @dataclass
+class _Batch:
+    """A batch on its way: every tensor that crosses, and of each stage inputs and weights."""
+
+    step: int
+    target: Tensor
+    values: dict[str, Tensor] = field(default_factory=dict)  # with their stages' graphs
+    given: list[dict[Any, Tensor]] = field(default_factory=list)  # leaves
+    weights: list[dict[str, Tensor]] = field(default_factory=list)  # of late stages
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def true(self, interface: InterfacePlan) -> list[Tensor]:
+        """The gradients that come back over an interface, once the stage above has gone back."""
+        leaves = [self.given[interface.to][spec.name] for spec in interface.differentiable]
+        return [
+            rounded(_gradient(leaf), spec)
+            for leaf, spec in zip(leaves, interface.differentiable, strict=True)
+        ]
+
+
+@dataclass
 class _Interface:
     """An interface with its heads, and the batches whose true gradient is not due yet."""
 
     plan: InterfacePlan
-    exact: bool
     oracle: bool
     window: int
     heads: list[HeadTrainer]
-    warmup: int = 0
-    waiting: deque[tuple[int, list[Tensor], Tensor, list[Tensor]]] = field(default_factory=deque)
+    returns: Returns = field(default_factory=Returns)
+    waiting: deque[tuple[_Batch, list[Tensor]]] = field(default_factory=deque)
 
     @property
     def names(self) -> list[str]:
@@ -71,8 +92,11 @@ class _Stage:
     optimizer: torch.optim.Optimizer
     learning_rate: LearningRate
     limit: float | None  # of the norm of its own gradients
+    arriving: dict[str, TensorSpec]
     above: list[_Interface]
+    late: int
     random: dict[str, Any]
+    open: deque[_Batch] = field(default_factory=deque)  # forward, not yet back
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -93,6 +117,7 @@ class _Tie:
     holder: _Stage
     channel: Channel
     waiting: deque[list[Tensor]] = field(default_factory=deque)
+    updates: int = 0
 
     def share(self) -> None:
         with torch.no_grad():
@@ -101,6 +126,11 @@ class _Tie:
 
     def give(self) -> None:
         self.waiting.append([take_gradient(copy).clone() for _, copy in self._both()])
+
+    def due(self) -> bool:
+        """Whether the holder's gradients are to be added to the owner's; asked in every step."""
+        self.updates += 1
+        return self.updates > self.channel.lag and bool(self.waiting)
 
     def take(self) -> None:
         for (own, _), gradient in zip(self._both(), self.waiting.popleft(), strict=True):
@@ -118,7 +148,7 @@ class Reference:
         bundle: the bundle.
         stages: its `stages.py`, imported.
         build_model, loss, train_data: the model file's.
-        mode: `decoupled`, `exact` or `oracle`.
+        mode: `decoupled`, `stale`, `exact` or `oracle`.
         seed: None takes the plan's.
         dropout: False makes every dropout module pass its input through.
     """
@@ -149,7 +179,11 @@ class Reference:
         self._names = StateNames.of(model, parts)
         self._limit, limits = planned_limits(bundle.plan, mode, parts)
         parts = [stage(model) for stage, model in zip(stages.STAGES, models, strict=True)]
-        self._stages = [self._stage(i, part, mode, limits[i]) for i, part in enumerate(parts)]
+        crossed = crossings(bundle.plan, mode)
+        self._stages = [
+            self._stage(index, part, mode, crossed, limits[index])
+            for index, part in enumerate(parts)
+        ]
         self._ties = [
             _Tie(self._stages[channel.owner], self._stages[channel.holder], channel)
             for channel in channels(bundle.plan, mode)
@@ -167,7 +201,14 @@ class Reference:
         self._step = 0
         self.losses: list[float] = []
 
-    def _stage(self, index: int, module: nn.Module, mode: Mode, limit: float | None) -> _Stage:
+    def _stage(
+        self,
+        index: int,
+        module: nn.Module,
+        mode: Mode,
+        crossed: Crossings,
+        limit: float | None,
+    ) -> _Stage:
         train = self._plan.train
         cpu = torch.device("cpu")
         if train.precision != "fp32":
@@ -177,19 +218,22 @@ class Reference:
         optimizer = build_optimizer(train.optimizer, train.optimizer_options, module, others)
         seed_everything(stage_seed(self._seed, index))
         above = []
-        for plan in sorted(self._plan.interfaces, key=lambda plan: plan.to):
+        for plan in sorted(crossed.interfaces, key=lambda plan: plan.to):
             if plan.source == index and plan.differentiable:
-                exact = mode == "exact" or plan.gradient == "exact"
-                oracle = mode == "oracle" and not exact
-                heads = [] if exact else build_trainers(plan, self._plan.target, cpu, self._seed)
-                above.append(_Interface(plan, exact, oracle, 1 if oracle else plan.window, heads))
-        row = self._plan.stages[index]
-        learning_rate = planned_learning_rate(train, optimizer)
-        if learning_rate.needs_evaluation:
+                heads, oracle = [], False
+                if plan.gradient == "synthetic":
+                    heads = build_trainers(plan, self._plan.target, cpu, self._seed)
+                    oracle = mode == "oracle"
+                window = 1 if oracle else plan.window + crossed.late[plan.to]
+                above.append(_Interface(plan, oracle, window, heads))
+        row, late = self._plan.stages[index], crossed.late[index]
+        rows = [plan for plan in crossed.interfaces if plan.to == index]
+        arriving = {spec.name: spec for plan in rows for spec in plan.tensors}
+        names = row.inputs, row.outputs
+        rate = planned_learning_rate(train, optimizer)
+        if rate.needs_evaluation:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
-        return _Stage(
-            module, row.inputs, row.outputs, optimizer, learning_rate, limit, above, random_state()
-        )
+        return _Stage(module, *names, optimizer, rate, limit, arriving, above, late, random_state())
 
     def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
         """Trains from the beginning.
@@ -204,7 +248,8 @@ class Reference:
         for stage in self._stages:
             stage.module.train()
             for interface in stage.above:
-                interface.warmup = 0 if interface.oracle else warmup_steps(interface.plan, total)
+                if not interface.oracle:
+                    interface.returns = Returns.of(interface.plan, total)
         for epoch in range(1, epochs + 1):
             if self._step < total:
                 self._epoch(epoch, total)
@@ -237,14 +282,21 @@ class Reference:
             self._train_step(*batch)
             if self._step == total:
                 break
-        for stage in self._stages:
+        self._drain(epoch)
+
+    def _drain(self, epoch: int) -> None:
+        """What is still to come when the steps of an epoch are over."""
+        for stage in reversed(self._stages):
             with stage.own_random_numbers():
+                for now in range(self._step, self._step + len(stage.open)):
+                    self._update(stage, self._backward(stage), now)
                 for interface in stage.above:
                     while interface.waiting:
-                        self._learn(interface, *interface.waiting.popleft()[1:])
+                        self._learn(interface, *interface.waiting.popleft())
         self._update_late()
         for tie in self._ties:
             tie.share()
+            tie.updates = 0
         for stage in self._stages:
             stage.learning_rate.trained(epoch)
 
@@ -260,92 +312,110 @@ class Reference:
                 self._clip(stage)
                 stage.optimizer.step()
 
-    def _train_step(self, batch: Any, target: Tensor) -> None:
-        values: dict[str, Tensor] = {}  # every tensor that crosses, with its stage's graph
-        given: list[dict[Any, Tensor]] = []  # per stage: its inputs as leaves
-        loss = torch.zeros(())
+    def _train_step(self, inputs: Any, target: Tensor) -> None:
+        batch = _Batch(self._step, target)
         for tie in self._ties:
             tie.share()
         for stage in self._stages:
             with stage.own_random_numbers():
                 first = stage is self._stages[0]
                 leaves = (
-                    dict(enumerate(self._inputs.take(batch, target.shape[0])))
+                    dict(enumerate(self._inputs.take(inputs, target.shape[0])))
                     if first
-                    else self._leaves(stage, values)
+                    else self._leaves(stage, batch.values)
                 )
-                output = stage.module(*leaves.values())
-                given.append(leaves)
+                output = self._forward(stage, batch, tuple(leaves.values()))
+                batch.given.append(leaves)
+                stage.open.append(batch)
                 if stage is self._stages[-1]:
                     with autocast(self._plan.train.precision, torch.device("cpu")):
-                        loss = total_loss(self._loss, output, target)
+                        batch.loss = total_loss(self._loss, output, target)
                 else:
                     outputs = output if isinstance(output, (tuple, list)) else (output,)
-                    values.update(zip(stage.outputs, outputs, strict=True))
-        self.losses.append(float(loss.detach()))
+                    batch.values.update(zip(stage.outputs, outputs, strict=True))
+        self.losses.append(float(batch.loss.detach()))
+        going: list[tuple[_Stage, _Batch]] = []
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
-                self._backward(stage, values, given, target, loss)
+                if len(stage.open) > stage.late:
+                    going.append((stage, self._backward(stage)))
+                else:
+                    for tie in self._ties:
+                        tie.updates += tie.owner is stage
         if self._limit is not None:
             norm = joined_norm([gradient_norm(stage.parameters) for stage in self._stages])
             for stage in self._stages:
                 scale_gradients(stage.parameters, self._limit, norm)
-        for stage in self._stages:
+        for stage, batch in going:
             with stage.own_random_numbers():
-                self._update(stage)
+                self._update(stage, batch, self._step)
         self._step += 1
+
+    def _forward(self, stage: _Stage, batch: _Batch, inputs: tuple[Tensor, ...]) -> Any:
+        if not stage.late:
+            batch.weights.append({})
+            return stage.module(*inputs)
+        copies = {
+            name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+            for name, parameter in stage.module.named_parameters()
+        }
+        batch.weights.append(copies)
+        return functional_call(stage.module, copies, inputs)
 
     def _leaves(self, stage: _Stage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
         """A stage's inputs as it would receive them: contiguous, without their history."""
         flows = {spec.name for row in self._plan.interfaces for spec in row.differentiable}
         return {
-            name: values[name]
-            .detach()
+            name: rounded(values[name].detach(), stage.arriving[name])
             .clone(memory_format=torch.contiguous_format)
             .requires_grad_(name in flows)
             for name in stage.inputs
         }
 
-    def _backward(
-        self,
-        stage: _Stage,
-        values: Mapping[str, Tensor],
-        given: list[dict[Any, Tensor]],
-        target: Tensor,
-        loss: Tensor,
-    ) -> None:
-        """Backward of one stage; the stages above have done theirs."""
+    def _backward(self, stage: _Stage) -> _Batch:
+        """Backward of one stage's oldest batch; the stages above have done theirs."""
+        batch = stage.open.popleft()
         stage.optimizer.zero_grad(set_to_none=True)
         if stage is self._stages[-1]:
-            backward([loss])
+            backward([batch.loss])
             self._tie(stage)
-            return
+            return batch
         sums: dict[str, Tensor] = {}
         for interface in stage.above:
-            tensors = [values[name].detach() for name in interface.names]
-            true = [_gradient(given[interface.plan.to][name]) for name in interface.names]
-            used = true
-            if not interface.exact:
-                interface.waiting.append((self._step, tensors, target, true))
-                if not interface.oracle and self._step >= interface.warmup:
-                    used = [
-                        head.predict(tensor, target)
-                        for head, tensor in zip(interface.heads, tensors, strict=True)
-                    ]
+            used = self._used(interface, batch)
             for name, gradient in zip(interface.names, used, strict=True):
                 sums[name] = sums[name] + gradient if name in sums else gradient
-        backward([values[name] for name in sums], list(sums.values()))
+        backward([batch.values[name] for name in sums], list(sums.values()))
+        weights = batch.weights[self._stages.index(stage)]
+        for name, parameter in stage.module.named_parameters():
+            if name in weights:
+                parameter.grad = weights[name].grad
         self._tie(stage)
+        return batch
 
-    def _update(self, stage: _Stage) -> None:
+    def _update(self, stage: _Stage, batch: _Batch, now: int) -> None:
         """Update and head training of one stage."""
         self._clip(stage)
         stage.optimizer.step()
         stage.learning_rate.updated()
         for interface in stage.above:
-            lag = 0 if self._step < interface.warmup else interface.window
-            while interface.waiting and interface.waiting[0][0] <= self._step - lag:
-                self._learn(interface, *interface.waiting.popleft()[1:])
+            lag = 0 if batch.step < interface.returns.warmup else interface.window
+            while interface.waiting and interface.waiting[0][0].step <= now - lag:
+                self._learn(interface, *interface.waiting.popleft())
+
+    def _used(self, interface: _Interface, batch: _Batch) -> list[Tensor]:
+        """The gradients with which a stage goes on."""
+        if not interface.heads:
+            return batch.true(interface.plan)
+        tensors = [batch.values[name].detach() for name in interface.names]
+        if batch.step in interface.returns:
+            interface.waiting.append((batch, tensors))
+        if interface.oracle or batch.step < interface.returns.warmup:
+            return batch.true(interface.plan)
+        return [
+            head.predict(tensor, batch.target)
+            for head, tensor in zip(interface.heads, tensors, strict=True)
+        ]
 
     def _clip(self, stage: _Stage) -> None:
         """Clips one stage's own gradients, where that is what the limit is of."""
@@ -358,14 +428,13 @@ class Reference:
         for tie in self._ties:
             if tie.holder is stage:
                 tie.give()
-            if tie.owner is stage and len(tie.waiting) > tie.channel.lag:
+            if tie.owner is stage and tie.due():
                 tie.take()
 
-    def _learn(
-        self, interface: _Interface, tensors: list[Tensor], target: Tensor, true: list[Tensor]
-    ) -> None:
+    def _learn(self, interface: _Interface, batch: _Batch, tensors: list[Tensor]) -> None:
+        true = batch.true(interface.plan)
         for head, tensor, gradient in zip(interface.heads, tensors, true, strict=True):
-            head.learn(tensor, target, gradient)
+            head.learn(tensor, batch.target, gradient)
 
 
 def _gradient(leaf: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ The earliest stage owns it. What passes between the owner and one holder:
     of the stages; update t
 
 W is as many batches as the gradients that the owner waits for anyway are late, so nothing waits
-longer than without sharing: 0 in exact and oracle mode, which makes exact mode plain
+longer than without sharing (a stage that goes back through late batches sends their gradients as
+late; the owner's own may be as late): 0 in exact and oracle mode, which makes exact mode plain
 backpropagation. Like everything in the engine W is fixed; a run does not depend on its links'
 timing. At the end of an epoch the last W gradients make one further update, of the shared
 parameters alone, and the value goes out once more: evaluation, checkpoints and the end of a run
@@ -33,16 +34,15 @@ from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.clipping import Clipping
-from dnic.runtime.edges import groups, lag, pairs
+from dnic.runtime.crossing import crossings
+from dnic.runtime.edges import groups, pairs
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import Plan, SharedPlan, TensorSpec
 
 if TYPE_CHECKING:
+    from dnic.runtime.transport import Transport
     from dnic.runtime.worker import Worker
-
-# Neighbours without an interface hold one another by nothing; this much is let pass.
-_FREE_LAG = 2
 
 
 @dataclass(frozen=True)
@@ -76,35 +76,42 @@ class Lent:
     Args:
         channel: the two.
         parameters: the owner's.
-        values: where the values leave.
-        gradients: where the holder's gradients arrive.
+        values: where the values leave; as many slots as the channel's lag and one.
+        gradients: where the holder's gradients arrive, likewise.
     """
 
     def __init__(
-        self, channel: Channel, parameters: Sequence[nn.Parameter], values: Link, gradients: Link
+        self,
+        channel: Channel,
+        parameters: Sequence[nn.Parameter],
+        values: Sender,
+        gradients: Receiver,
     ) -> None:
         self._lag = channel.lag
         self._parameters = parameters
         self._specs = _specs(parameters)
         # The owner has the gradient of batch t-W-1 when it sends value t: no slot is ever awaited.
-        self._values = Sender(values, channel.lag + 1)
-        self._gradients = Receiver(gradients, channel.lag + 1)
-        self._steps = self._sent = self._taken = 0
+        self._values = values
+        self._gradients = gradients
+        self._steps = self._updates = self._taken = 0
 
     def begin(self, steps: int) -> None:
         """Prepares an epoch."""
-        self._steps, self._sent, self._taken = steps, 0, 0
+        self._steps, self._updates, self._taken = steps, 0, 0
         self._values.begin(self._specs, Count(steps + 1, 1, 1))
         self._gradients.begin(self._specs, Count(steps, 1, 1))
 
     def send(self) -> None:
         """Sends the values as they are."""
         self._values.send(self._parameters)
-        self._sent += 1
 
     def take(self) -> None:
-        """Adds the holder's gradients of W batches ago to the owner's."""
-        if self._sent - self._taken > self._lag:
+        """Adds the holder's gradients of W batches ago to the owner's; once in every step.
+
+        A late owner also asks when the steps of an epoch are over.
+        """
+        self._updates += 1
+        if self._updates > self._lag and self.behind:
             self._add()
 
     @property
@@ -121,11 +128,6 @@ class Lent:
         """Waits until everything has left."""
         self._values.finish()
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting since the run began."""
-        return self._values.waited_s + self._gradients.waited_s
-
     def _add(self) -> None:
         for parameter, gradient in zip(self._parameters, self._gradients.receive(), strict=True):
             add_gradient(parameter, gradient)
@@ -138,18 +140,17 @@ class Borrowed:
 
     Args:
         parameters: the holder's copies.
-        channel: the two.
         values: where the values arrive.
         gradients: where gradients leave.
     """
 
     def __init__(
-        self, channel: Channel, parameters: Sequence[nn.Parameter], values: Link, gradients: Link
+        self, parameters: Sequence[nn.Parameter], values: Receiver, gradients: Sender
     ) -> None:
         self._parameters = parameters
         self._specs = _specs(parameters)
-        self._values = Receiver(values, channel.lag + 1)
-        self._gradients = Sender(gradients, channel.lag + 1)
+        self._values = values
+        self._gradients = gradients
 
     def begin(self, steps: int) -> None:
         """Posts the first receives of an epoch."""
@@ -170,11 +171,6 @@ class Borrowed:
     def finish(self) -> None:
         """Waits until everything has left."""
         self._gradients.finish()
-
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting since the run began."""
-        return self._values.waited_s + self._gradients.waited_s
 
 
 class SharedParameters:
@@ -227,13 +223,8 @@ class SharedParameters:
         for end in self._ends:
             end.finish()
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds spent waiting since the run began."""
-        return sum(end.waited_s for end in self._ends)
 
-
-def connect_shared(worker: Worker, stage: nn.Module) -> SharedParameters:
+def connect_shared(worker: Worker, stage: nn.Module, transport: Transport) -> SharedParameters:
     """A worker's ends of all channels that its stage takes part in."""
     plan, mode, rank = worker.bundle.plan, worker.options.mode, worker.place.rank
     first_tag = 2 * len(pairs(plan, mode))
@@ -252,10 +243,14 @@ def connect_shared(worker: Worker, stage: nn.Module) -> SharedParameters:
         )
         if not parameters:
             continue
+        slots = channel.lag + 1
         if rank == channel.owner:
-            lent.append(Lent(channel, parameters, values, gradients))
+            sender = transport.sender(values, slots, slots)
+            lent.append(Lent(channel, parameters, sender, transport.receiver(gradients, slots)))
         else:
-            borrowed.append(Borrowed(channel, parameters, values, gradients))
+            receiver = transport.receiver(values, slots)
+            leaving = transport.sender(gradients, slots, slots)
+            borrowed.append(Borrowed(parameters, receiver, leaving))
     return SharedParameters(lent, borrowed)
 
 
@@ -274,18 +269,22 @@ def channels(plan: Plan, mode: Mode) -> list[Channel]:
 def shared_lag(plan: Plan, mode: Mode, owner: int, holder: int) -> int:
     """W: batches by which a holder's gradient is late.
 
-    The shortest way from the owner to the holder, each interface counting its own lag: what the
-    owner awaits of the stages between implies that the holder is that far.
+    The shortest way from the owner to the holder, each interface counting what may be past it: what
+    the owner awaits of the stages between implies that the holder is that far. The holder's own
+    lateness comes on top; the owner adds nothing to batches before it goes back through them.
     """
-    real = [interface for interface in plan.interfaces if interface.differentiable]
-    if mode != "decoupled" or all(interface.gradient == "exact" for interface in real):
+    crossed = crossings(plan, mode)
+    real = [interface for interface in crossed.interfaces if interface.differentiable]
+    if mode == "oracle" or all(interface.gradient == "exact" for interface in real):
         return 0
-    ways = {(stage, stage + 1): _FREE_LAG for stage in range(len(plan.stages) - 1)}
-    ways.update({(interface.source, interface.to): lag(interface, mode) for interface in real})
-    late = {owner: 0}
+    pairs_ = {(stage, stage + 1) for stage in range(len(plan.stages) - 1)}
+    pairs_ |= {(interface.source, interface.to) for interface in real}
+    behind = {owner: 0}
     for stage in range(owner + 1, holder + 1):
-        late[stage] = min(late[a] + ways[a, b] for a, b in ways if b == stage and a in late)
-    return late[holder]
+        behind[stage] = min(
+            behind[a] + crossed.hold(a, b) for a, b in pairs_ if b == stage and a in behind
+        )
+    return max(behind[holder] + crossed.late[holder], crossed.late[owner])
 
 
 def borrowed_parameters(stage: nn.Module, plan: Plan, index: int) -> list[nn.Parameter]:

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dnic.runtime.crossing import Returns
+from dnic.runtime.crossing import warmup_steps as warmup_steps
 from dnic.runtime.links import Count, Receiver, dtype_named
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, TargetPlan
@@ -26,9 +28,6 @@ from dnic.runtime.seeds import head_seed
 
 if TYPE_CHECKING:
     from dnic.runtime.head_training import HeadTrainer
-
-WARMUP_MOST_STEPS = 200
-WARMUP_SHARE = 0.05
 
 
 @dataclass
@@ -95,8 +94,8 @@ class GradientSource(ABC):
         self.statistics = SourceStatistics()
         self._returned = returned
 
-    def begin(self, count: Count) -> None:
-        """Posts the receives of an epoch."""
+    def begin(self, count: Count, step: int) -> None:
+        """Posts the receives of an epoch of `count` batches, the first of which is of a step."""
         self._returned.begin(self.plan.differentiable, count)
 
     @abstractmethod
@@ -163,33 +162,55 @@ class ExactSource(GradientSource):
         return {}
 
 
+class StaleSource(ExactSource):
+    """Waits for the true gradient of a batch that was sent some steps ago.
+
+    It is given that batch, not the one at hand: a late stage (`dnic.runtime.late_engine`) goes back
+    through batches in the order in which it sent them.
+    """
+
+    kind = "stale"
+
+
 class SyntheticSource(GradientSource):
     """Predicts the gradient; the true one arrives `window` steps later and trains the heads.
 
-    During the first `warmup_steps` steps of a run it waits like `ExactSource`, and the heads learn
-    in the same step.
+    During the first batches of a run it waits like `ExactSource`, and the heads learn in the same
+    step. After that the gradients of those batches arrive that `returns` names; no others are sent.
+
+    Args:
+        late: batches by which the stage above is late itself.
     """
 
     kind = "synthetic"
 
     def __init__(
-        self, plan: InterfacePlan, returned: Receiver, trainers: Sequence[HeadTrainer], warmup: int
+        self,
+        plan: InterfacePlan,
+        returned: Receiver,
+        trainers: Sequence[HeadTrainer],
+        *,
+        late: int = 0,
     ) -> None:
         super().__init__(plan, returned)
-        self.warmup_steps = warmup
+        self.returns = Returns(plan.return_every)
         self._trainers = trainers
-        self._window = plan.window
+        self._window = plan.window + late
         self._pending: deque[Sent] = deque()
         self._due: tuple[Sent, list[Tensor]] | None = None
 
+    def begin(self, count: Count, step: int) -> None:
+        """Posts the receives of an epoch: of those gradients that are sent."""
+        super().begin(self.returns.count(step, count), step)
+
     def gradient(self, sent: Sent) -> list[Tensor]:
         """Predicted gradients; the true ones while warming up."""
-        sent = replace(sent, target=sent.target.clone())
-        if sent.step < self.warmup_steps:
+        if sent.step < self.returns.warmup:
             gradients = self._returned.receive()
-            self._due = (sent, gradients)
+            self._due = (replace(sent, target=sent.target.clone()), gradients)
             return gradients
-        self._pending.append(sent)
+        if sent.step in self.returns:
+            self._pending.append(replace(sent, target=sent.target.clone()))
         return self._predict(sent)
 
     def take(self, step: int, version: int) -> None:
@@ -259,7 +280,7 @@ class OracleSource(SyntheticSource):
     def __init__(
         self, plan: InterfacePlan, returned: Receiver, trainers: Sequence[HeadTrainer]
     ) -> None:
-        super().__init__(plan, returned, trainers, warmup=0)
+        super().__init__(plan, returned, trainers)
         self._true: deque[list[Tensor]] = deque()
 
     def gradient(self, sent: Sent) -> list[Tensor]:
@@ -284,23 +305,27 @@ def build_source(
     target: TargetPlan | None,
     device: torch.device,
     seed: int,
+    late: int = 0,
 ) -> GradientSource:
-    """The source that an interface has in a mode.
+    """The source of an interface.
 
     Args:
-        plan: the interface.
+        plan: the interface as it is in this mode (`dnic.runtime.crossing`).
         returned: where its true gradients arrive.
-        mode: of the run; not `backprop`.
+        mode: of the run.
         target: what the targets are; None when nothing is known of them.
         device: where the heads live.
         seed: of the run.
+        late: batches by which the stage above is late.
     """
-    if mode == "exact" or plan.gradient == "exact":
+    if plan.gradient == "exact":
         return ExactSource(plan, returned)
+    if plan.gradient == "stale":
+        return StaleSource(plan, returned)
     trainers = build_trainers(plan, target, device, seed)
     if mode == "oracle":
         return OracleSource(plan, returned, trainers)
-    return SyntheticSource(plan, returned, trainers, warmup=0)
+    return SyntheticSource(plan, returned, trainers, late=late)
 
 
 def build_trainers(
@@ -329,10 +354,3 @@ def build_trainers(
         )
         trainers.append(HeadTrainer(built.to(device), head.lr, axis))
     return trainers
-
-
-def warmup_steps(plan: InterfacePlan, total_steps: int) -> int:
-    """Steps for which an interface starts exact; `auto` is 5% of the run, at most 200."""
-    if plan.warmup_steps == "auto":
-        return min(WARMUP_MOST_STEPS, int(WARMUP_SHARE * total_steps))
-    return plan.warmup_steps

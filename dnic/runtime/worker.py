@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
 
     from dnic.runtime.loss import Loss
-    from dnic.runtime.plan import Interval, Mode
+    from dnic.runtime.plan import Interval
     from dnic.runtime.trainer import Trainer
 
 
@@ -215,7 +215,7 @@ class Worker:
                 where="--no-evaluate",
                 hint="--no-scheduler",
             )
-        trainer = _kind(self.options.mode)(self, module, optimizer, loss=loss)
+        trainer = _kind(self)(self, module, optimizer, loss=loss)
         trainer.learning_rate = rate
         trainer.clipping = connect_clipping(self, module)
         self.trainer_ = trainer
@@ -305,8 +305,9 @@ def disable_dropout(model: nn.Module) -> None:
             setattr(module, "dropout", 0.0)  # noqa: B010  # nn.Module types attributes as modules
 
 
-def _kind(mode: Mode) -> type[Trainer]:
+def _kind(worker: Worker) -> type[Trainer]:
     # Imported where they are needed: torch's pipelines alone take a second.
+    mode = worker.options.mode
     if mode == "backprop":
         from dnic.runtime.backprop import Backprop
 
@@ -319,9 +320,12 @@ def _kind(mode: Mode) -> type[Trainer]:
         from dnic.runtime.pipeline import Pipelined
 
         return Pipelined
+    from dnic.runtime.crossing import crossings
     from dnic.runtime.engine import Engine
+    from dnic.runtime.late_engine import LateEngine
 
-    return Engine
+    late = crossings(worker.bundle.plan, mode).late[worker.place.rank]
+    return LateEngine if late else Engine
 
 
 def _seed(bundle: Bundle, options: Options) -> int:

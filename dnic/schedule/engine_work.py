@@ -174,14 +174,15 @@ class EngineWork:
         """Of one device of each stage.
 
         Weights and their state; activations of one batch, and of each batch more that a stale
-        gradient is late; `window + 1` buffers of each message on both of its ends; heads with
-        Adam's state.
+        gradient is late, with the weights that it went forward with; `window + 1` buffers of each
+        message on both of its ends; heads with Adam's state.
         """
         peaks = []
         late = self.staleness()
         for stage, work in enumerate(self.stages):
             share = 1 / work.replicas
             total = work.state_bytes + work.activation_bytes * share * (late[stage] + 1)
+            total += work.parameter_bytes * late[stage]
             for cut in (*self.below[stage], *self.above[stage]):
                 total += self._buffers(cut) * share
             heads = sum(self.cuts[cut].head_bytes for cut in self.above[stage])

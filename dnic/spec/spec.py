@@ -97,11 +97,12 @@ def _stage_numbers(value: object) -> object:
 
 
 Precision = Literal["fp32", "bf16"]
-Gradient = Literal["auto", "exact", "synthetic"]
-Source = Literal["exact", "synthetic"]
+Gradient = Literal["auto", "exact", "synthetic", "stale"]
+Source = Literal["exact", "synthetic", "stale"]
+Message = Literal["auto", "fp32", "bf16"]
 # What a bundle can run as; `backprop` is the undivided model on one device.
 Context = Literal["target", "none"]
-Schedule = Literal["auto", "decoupled", "exact", "1f1b", "gpipe", "ddp", "backprop"]
+Schedule = Literal["auto", "decoupled", "stale", "exact", "1f1b", "gpipe", "ddp", "backprop"]
 
 Name = Annotated[str, AfterValidator(_identifier), expected("the name of a Python function")]
 
@@ -232,6 +233,11 @@ class PenaltySpec(Section):
         Field(strict=True, ge=0, le=10, allow_inf_nan=False),
         expected("a number from 0 to 10: 0.05 for 5% more steps"),
     ] = Field(default=0.0, description="of a predicted gradient: 0.05 is 5% more steps")
+    stale: Annotated[
+        float,
+        Field(strict=True, ge=0, le=10, allow_inf_nan=False),
+        expected("a number from 0 to 10: 0.05 for 5% more steps"),
+    ] = Field(default=0.0, description="of a late gradient")
 
 
 class InterfaceSpec(Section):
@@ -243,15 +249,15 @@ class InterfaceSpec(Section):
     gradient: Annotated[
         Gradient,
         expected(
-            "one of auto, exact, synthetic",
+            "one of auto, exact, synthetic, stale",
             get_args(Gradient),
-            later=("virtual", "local", "stale"),
+            later=("virtual", "local"),
         ),
-    ] = Field(default="auto", description="auto, exact (wait for it) or synthetic (predict it)")
+    ] = Field(default="auto", description="auto, exact (wait), synthetic (predict) or stale (late)")
     head: HeadSpec = Field(default=HeadSpec(), description="predicts the gradient")
-    sources: tuple[Annotated[Source, expected("exact or synthetic", get_args(Source))], ...] = (
-        Field(default=("synthetic",), description="what auto may take; exact makes a locked group")
-    )
+    sources: tuple[
+        Annotated[Source, expected("exact, synthetic or stale", get_args(Source))], ...
+    ] = Field(default=("synthetic",), description="what auto may take; exact makes a locked group")
     penalty: PenaltySpec = Field(
         default=PenaltySpec(), description="more steps for the same quality, by source"
     )
@@ -261,6 +267,26 @@ class InterfaceSpec(Section):
     warmup_steps: StepsOrAuto = Field(
         default="auto", description="steps on true gradients first; auto: 5% of all, at most 200"
     )
+    message: Annotated[
+        Message,
+        expected(
+            "one of auto, fp32, bf16",
+            {name: name for name in get_args(Message)} | {"float32": "fp32", "bfloat16": "bf16"},
+        ),
+    ] = Field(default="auto", description="auto, fp32 or bf16: of tensors on the way")
+    return_every: Count = Field(
+        default=1, description="send the true gradient of every so many batches back"
+    )
+
+    @model_validator(mode="after")
+    def _returns_fit_gradient(self) -> Self:
+        if self.return_every > 1 and self.gradient in ("exact", "stale"):
+            raise complaint(
+                f"{{}} is {self.return_every} where the gradient is {self.gradient}",
+                expected="1; only a predicted gradient does without the true one",
+                at=("return_every",),
+            )
+        return self
 
 
 class Spec(Section):

@@ -8,9 +8,9 @@ import multiprocessing
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -409,12 +409,17 @@ runpy.run_path(script, run_name="__main__")
 
 
 def run_ranks(
-    folder: Path, processes: int, *arguments: str, fails: bool = False, timeout_s: float = 120
+    folder: Path,
+    processes: int,
+    *arguments: str,
+    fails: bool = False,
+    timeout_s: float = 120,
+    variables: Mapping[str, str] = MappingProxyType({}),
 ) -> list[int]:
     """Runs a bundle's train.py in real processes that are forked from one that has torch loaded.
 
     What torchrun does, without the seconds that every start of Python and torch takes. Returns
-    the exit statuses; without `fails` all must be 0.
+    the exit statuses; without `fails` all must be 0. `variables` are put into the environment.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
@@ -433,6 +438,7 @@ def run_ranks(
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
             "DNIC_PROGRESS": "none",
+            **variables,
         }
         names = {
             "environment": environment,

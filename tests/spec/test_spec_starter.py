@@ -75,10 +75,11 @@ _head = _maybe(
     lr=_rate,
 )
 _interface = _maybe(
-    gradient=st.sampled_from(["auto", "exact", "synthetic"]),
+    gradient=st.sampled_from(["auto", "exact", "synthetic", "stale"]),
     head=_head,
     window=_count_or_auto,
     warmup_steps=st.integers(0, 1000) | st.just("auto"),
+    message=st.sampled_from(["auto", "fp32", "bf16"]),
 )
 _specs = _maybe(
     model=_maybe(file=_words, build_model=_names, loss=_names),

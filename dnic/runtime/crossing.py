@@ -1,0 +1,156 @@
+"""The interfaces as a run in one mode has them, and how late that makes each stage.
+
+A plan says what each interface is like when stages go on without one another; `--mode` may say
+otherwise. Everything that follows from both is worked out here, once, so that the two ends of a
+link, the engine and the reference agree without asking: the gradient's source, what tensors are on
+the way, whose gradients come back, and by how many batches a stage's backward pass is behind its
+forward pass.
+
+A stage is late where it goes on with `stale` gradients, by the window; where the stage above is
+late itself, its gradients are that much later, and lateness adds up along a chain. Stages joined by
+`exact` interfaces are late together. Where several late gradients meet, the latest counts and the
+others wait for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from dnic.runtime.links import Count, dtype_named
+from dnic.runtime.plan import Gradient, InterfacePlan, Mode, Plan, TensorSpec
+
+WARMUP_MOST_STEPS = 200
+WARMUP_SHARE = 0.05
+# Stages that follow one another without an interface: only targets go from one to the next.
+_FREE_WINDOW = 2
+_WIDE = ("float32", "float64")
+_APART: tuple[Mode, ...] = ("decoupled", "stale")
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """The interfaces of a plan in one mode.
+
+    Attributes:
+        interfaces: each with the gradient, the messages and the returns that it has in this mode.
+        late: for each stage, batches by which its backward pass is behind its forward pass.
+    """
+
+    interfaces: tuple[InterfacePlan, ...]
+    late: tuple[int, ...]
+
+    def between(self, source: int, to: int) -> InterfacePlan | None:
+        """The interface from one stage to another, if they have one."""
+        found = (row for row in self.interfaces if (row.source, row.to) == (source, to))
+        return next(found, None)
+
+    def hold(self, source: int, to: int) -> int:
+        """Batches that may be past an interface, beside the one at hand."""
+        interface = self.between(source, to)
+        if interface is None:
+            return _FREE_WINDOW
+        behind = self.late[source] - self.late[to]
+        return max(interface.window if interface.gradient == "synthetic" else 0, behind)
+
+
+@dataclass(frozen=True)
+class Returns:
+    """Whose true gradients come back over an interface: all while warming up, then every k-th.
+
+    Attributes:
+        every: k; batch t comes back where `t % k == 0`, t counting all batches of a run.
+        warmup: batches at the start of the run that all come back.
+    """
+
+    every: int = 1
+    warmup: int = 0
+
+    def __contains__(self, step: int) -> bool:
+        return step < self.warmup or step % self.every == 0
+
+    def count(self, first: int, sent: Count) -> Count:
+        """The messages that come back for those of a phase that begins with step `first`."""
+        if self.every == 1:
+            return sent
+        number = sum(step in self for step in range(first, first + sent.messages))
+        last = first + sent.messages - 1
+        return Count(
+            number,
+            sent.batch_size,
+            sent.last_batch_size if last in self else sent.batch_size,
+        )
+
+    @classmethod
+    def of(cls, interface: InterfacePlan, total_steps: int) -> Returns:
+        """Those of an interface in a run of so many steps."""
+        return cls(interface.return_every, warmup_steps(interface, total_steps))
+
+
+def crossings(plan: Plan, mode: Mode) -> Crossings:
+    """The interfaces of a plan in a mode."""
+    found = [_in_mode(interface, mode) for interface in plan.interfaces]
+    late = _lateness(found, len(plan.stages))
+    for index, row in enumerate(found):
+        if row.gradient == "synthetic" and late[row.to] > late[row.source]:
+            # A true gradient that comes later than the backward pass cannot be awaited.
+            found[index] = replace(row, warmup_steps=0)
+    return Crossings(tuple(found), late)
+
+
+def warmup_steps(plan: InterfacePlan, total_steps: int) -> int:
+    """Steps for which an interface starts exact; `auto` is 5% of the run, at most 200."""
+    if plan.warmup_steps == "auto":
+        return min(WARMUP_MOST_STEPS, int(WARMUP_SHARE * total_steps))
+    return plan.warmup_steps
+
+
+def rounded(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """What arrives of a tensor after its way over a link."""
+    if spec.message_dtype is None:
+        return tensor
+    return tensor.to(dtype_named(spec.message_dtype)).to(tensor.dtype)
+
+
+def _in_mode(interface: InterfacePlan, mode: Mode) -> InterfacePlan:
+    gradient = _gradient(interface, mode)
+    # The other modes are what decoupling is compared with: they send what backpropagation has.
+    apart = mode in _APART
+    return replace(
+        interface,
+        gradient=gradient,
+        tensors=tuple(
+            _on_the_way(spec, interface.message_dtype) if apart else spec
+            for spec in interface.tensors
+        ),
+        return_every=interface.return_every if mode == "decoupled" else 1,
+    )
+
+
+def _gradient(interface: InterfacePlan, mode: Mode) -> Gradient:
+    if interface.gradient == "exact" or mode not in (*_APART, "oracle"):
+        return "exact"
+    if mode == "stale":
+        return "stale"
+    if mode == "oracle" and interface.gradient == "stale":
+        return "exact"
+    return interface.gradient
+
+
+def _on_the_way(spec: TensorSpec, dtype: str) -> TensorSpec:
+    if dtype == "float32" or spec.dtype not in _WIDE:
+        return spec
+    return replace(spec, message_dtype=dtype)
+
+
+def _lateness(interfaces: Sequence[InterfacePlan], stages: int) -> tuple[int, ...]:
+    late = [0] * stages
+    for source in reversed(range(stages)):
+        for row in interfaces:
+            if row.source != source or not row.differentiable or row.gradient == "synthetic":
+                continue
+            window = row.window if row.gradient == "stale" else 0
+            late[source] = max(late[source], window + late[row.to])
+    return tuple(late)

@@ -1,0 +1,140 @@
+"""A stage that goes on with true gradients that are late: the `stale` source.
+
+Numbers as in `dnic.runtime.engine`; the stage is late by L batches (`dnic.runtime.crossing`).
+
+    stages below                        this stage                         stages above
+    ------------                        ----------                         ------------
+    activation t, target t  ──────►  1  receive
+                                     2  forward t, with the weights of now
+                                     3  send  ───────────────────────────►  activation t, target t
+                                     4  gradient t-L: awaited  ◄──────────  gradient t-L
+                                     5  backward t-L, with the weights that t-L went forward with
+    gradient t-L            ◄──────  6  send back
+                                     7  take what heads beside it are trained on
+                                     8  update
+                                     9  train those heads
+
+In the first L steps of an epoch no gradient is due: the stage does not update. The last L batches
+go back, each with its update, when the epoch's steps are over, so that an epoch makes as many
+updates as it has batches, and checkpoints and evaluation find nothing under way. The true gradient
+is that of the batch, taken with the weights of its own forward pass; what is late is only the
+update (PipeDream, arXiv 1806.03377, section 3.3).
+
+The graphs, the inputs and the weights of L batches are kept (`dnic.runtime.stash`). Where a head
+predicts at another interface of the same stage, it does so when its batch goes back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import backward
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.crossing import crossings
+from dnic.runtime.engine import Engine
+from dnic.runtime.inputs import Batch
+from dnic.runtime.loss import Loss
+from dnic.runtime.plan import TrainPlan
+from dnic.runtime.stash import WeightStash
+from dnic.runtime.stopwatch import Stopwatch
+from dnic.runtime.worker import Worker
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A batch that went forward and has not gone back yet."""
+
+    step: int
+    version: int
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    target: Tensor
+    weights: Mapping[str, Tensor]
+
+
+class LateEngine(Engine):
+    """Trains one stage with gradients that are late; never the last one."""
+
+    def __init__(
+        self, worker: Worker, stage: nn.Module, optimizer: torch.optim.Optimizer, *, loss: Loss
+    ) -> None:
+        super().__init__(worker, stage, optimizer, loss=loss)
+        plan, mode = worker.bundle.plan, worker.options.mode
+        check_late(plan.train, worker.place.rank)
+        self._late = crossings(plan, mode).late[worker.place.rank]
+        self._stash = WeightStash(stage)
+        self._open: deque[_Open] = deque()
+
+    def _step(self, feed: Iterator[Batch], watch: Stopwatch) -> Tensor | None:
+        self._stash.keep()  # the copies of other stages' parameters are about to change
+        self._shared.exchange_values()  # 0
+        watch.lap("share")
+        inputs, target = self._receive(feed, gradients=True)  # 1
+        watch.lap("data" if self._first else "receive")
+        output, weights = self._stash.forward(tuple(inputs.values()))  # 2
+        watch.lap("forward")
+        outputs = self._named(output)
+        self._send(outputs, target)  # 3
+        watch.lap("send")
+        self._open.append(_Open(self.step, self.version, inputs, outputs, target, weights))
+        if len(self._open) > self._late:
+            self._go_back(self.step, watch)
+        else:
+            self._shared.take_gradients()  # none is due: this only counts the step
+        self.step += 1
+        return None
+
+    def _go_back(self, now: int, watch: Stopwatch) -> None:
+        """The oldest open batch's backward pass, and the update; `now` counts on past the end."""
+        batch = self._open.popleft()
+        self.optimizer.zero_grad(set_to_none=True)
+        roots, gradients = self._gradients(
+            batch.outputs, batch.target, step=batch.step, version=batch.version
+        )  # 4
+        watch.lap("head")
+        backward(roots, gradients)  # 5
+        self._stash.collect(batch.weights)
+        watch.lap("backward")
+        for below in self._below:  # 6
+            below.send_back(batch.inputs)
+        self._shared.send_gradients()
+        watch.lap("send back")
+        for source in self._sources:  # 7
+            source.take(now, self.version)
+        self._shared.take_gradients()
+        watch.lap("take")
+        self._stash.keep()
+        self._update()  # 8
+        watch.lap("update")
+        self.version += 1
+        for source in self._sources:  # 9
+            source.learn()
+        watch.lap("learn")
+
+    def _drain(self, watch: Stopwatch) -> None:
+        for now in range(self.step, self.step + len(self._open)):
+            self._go_back(now, watch)
+        super()._drain(watch)
+
+
+def check_late(train: TrainPlan, stage: int) -> None:
+    """Refuses what would go back with other weights than it went forward with.
+
+    Recomputation and compiled code read the module's parameters of now, not those of the batch.
+
+    Raises:
+        RuntimeFault: the plan recomputes or compiles this stage.
+    """
+    recomputed = train.recompute if isinstance(train.recompute, bool) else stage in train.recompute
+    for key, asked in (("recompute", recomputed), ("compile", train.compile)):
+        if asked:
+            raise RuntimeFault(
+                f"stage {stage} takes late gradients (stale), which {key} cannot go with",
+                where=f"plan.yaml: train: {key}",
+                expected=f"{key}: false, or another source of gradients",
+            )
