@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from dnic.runtime.bundle import load_bundle
 from dnic.runtime.clipping import (
     Clipping,
     gradient_norm,
     joined_norm,
     parameter_share,
+    planned_limits,
     scale_gradients,
 )
 
@@ -65,6 +72,23 @@ def test_shares_are_of_what_trains_and_a_tied_one_is_its_owners() -> None:
     shares = [parameter_share(stages, index) for index in range(3)]
     assert shares == [16 / 20, 4 / 20, 0.0]
     assert parameter_share([nn.ReLU()], 0) == 0.0
+
+
+def test_whose_norm_is_limited(bundle: Callable[..., Path], load_module: Any) -> None:
+    train = {"batch_size": 16, "epochs": 1, "clip_norm": 2.0, "optimizer": {"name": "SGD"}}
+    folder = bundle("mlp2", plan_keys={"train": train})
+    model = load_module(folder / "model.py").build_model()
+    stages = [stage(model) for stage in load_module(folder / "stages.py").STAGES]
+    plan = load_bundle(folder).plan
+    sizes = [12 + 12 * 32 + 32 + 32 * 32 + 32, 32 * 32 + 32 + 32 * 5 + 5]
+    own = [2.0 * (size / sum(sizes)) ** 0.5 for size in sizes]
+    joint, each = planned_limits(plan, "decoupled", stages)
+    assert joint is None
+    assert each == pytest.approx(own)
+    for mode in ("exact", "oracle", "gpipe", "1f1b"):
+        assert planned_limits(plan, mode, stages) == (2.0, [None, None])
+    exact = replace(plan, interfaces=(replace(plan.interfaces[0], gradient="exact"),))
+    assert planned_limits(exact, "decoupled", stages) == (2.0, [None, None])
 
 
 def test_without_gradients_there_is_nothing_to_clip() -> None:
