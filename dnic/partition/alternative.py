@@ -51,6 +51,7 @@ class Alternative:
         windows: of the decoupled interfaces.
         penalty: share of steps that it needs more for the same quality.
         unfit: why it cannot run on these devices; empty where it can.
+        own: whether our engine runs a pipeline that torch's schedules cannot.
     """
 
     name: Name
@@ -60,12 +61,13 @@ class Alternative:
     windows: tuple[int, ...] = ()
     penalty: float = 0.0
     unfit: str = ""
+    own: bool = False
     decided: Decided | None = field(default=None, compare=False, repr=False)
 
     @property
     def mode(self) -> Mode | None:
         """What a bundle that runs it has as its `--mode`; None where there is none."""
-        return MODES.get(self.name)
+        return "exact" if self.own else MODES.get(self.name)
 
     @property
     def runs(self) -> bool:

@@ -4,6 +4,11 @@ An edge joins two stages that share an interface, or that follow one another (ta
 from each stage to the next). It has a link for activations and targets, and a second one for
 gradients where a tensor is differentiable. Both ends are built from the plan alone, so they agree
 on tags, slots and layouts without asking.
+
+In training a message is a microbatch, in an evaluation a batch. There are as many slots as messages
+are past the edge when nobody waits for a slot: where the gradient is awaited, those that the
+source runs ahead of its backward passes; else those of `window + 1` batches. Gradients keep theirs
+until the step's update.
 """
 
 from __future__ import annotations
@@ -17,8 +22,9 @@ from torch import Tensor
 from torch import distributed as dist
 
 from dnic.runtime.batches import Header
-from dnic.runtime.links import Link, Receiver, Sender
+from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.options import Mode
+from dnic.runtime.order import most_ahead
 from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
 from dnic.runtime.sources import GradientSource, build_source
 
@@ -33,13 +39,19 @@ class Pair:
     Attributes:
         source, to: the stages.
         tensors: the tensors of their interface; none where the two only follow one another.
-        slots: messages that may be under way, in each direction.
+        slots: activations that may be under way in training, each of a microbatch.
+        back: gradients, likewise.
+        whole: activations in an evaluation, each of a batch.
+        microbatches: into which a batch is cut in training, at most.
     """
 
     source: int
     to: int
     tensors: tuple[TensorSpec, ...]
     slots: int
+    back: int
+    whole: int
+    microbatches: int
 
     @property
     def differentiable(self) -> tuple[TensorSpec, ...]:
@@ -54,6 +66,12 @@ class Pair:
     def specs(self, header: Header) -> tuple[TensorSpec, ...]:
         """The tensors of a message forward; the targets last."""
         return (*self.tensors, header.target) if self.carries_target else self.tensors
+
+    def phase(self, header: Header, *, gradients: bool) -> tuple[Count, int]:
+        """The messages of a phase, and their slots."""
+        if gradients:
+            return header.count.cut(self.microbatches), self.slots
+        return header.count, self.whole
 
 
 class InEdge:
@@ -72,12 +90,13 @@ class InEdge:
 
     def begin(self, header: Header, *, gradients: bool) -> None:
         """Prepares the links for an epoch, or for an evaluation without gradients."""
-        self._forward.begin(self._pair.specs(header), header.count)
+        count, slots = self._pair.phase(header, gradients=gradients)
+        self._forward.begin(self._pair.specs(header), count, slots)
         if gradients and self._backward is not None:
-            self._backward.begin(self._pair.differentiable, header.count)
+            self._backward.begin(self._pair.differentiable, count)
 
     def receive(self, *, gradients: bool) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The next batch: tensors by name, valid until released, and the targets if they come.
+        """The next message: tensors by name, valid until released, and the targets if they come.
 
         With `gradients` the differentiable ones are leaves that collect their gradient.
         """
@@ -94,13 +113,13 @@ class InEdge:
             gradients = []
             for spec in self._pair.differentiable:
                 tensor = inputs[spec.name]
-                # An input that did not matter for this batch has no gradient.
+                # An input that did not matter has no gradient.
                 gradients.append(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
             self._backward.send(gradients)
         self.release()
 
     def release(self) -> None:
-        """Frees the slot of the batch that was received last."""
+        """Frees the slot of the oldest message that was received."""
         self._forward.release()
 
     def owns(self, tensor: Tensor) -> bool:
@@ -143,9 +162,10 @@ class OutEdge:
 
     def begin(self, header: Header, *, gradients: bool) -> None:
         """Prepares the links for an epoch, or for an evaluation without gradients."""
-        self._forward.begin(self._pair.specs(header), header.count)
+        count, slots = self._pair.phase(header, gradients=gradients)
+        self._forward.begin(self._pair.specs(header), count, slots)
         if gradients and self.source is not None:
-            self.source.begin(header.count)
+            self.source.begin(count)
 
     def send(self, outputs: Mapping[str, Tensor], target: Tensor) -> None:
         """Sends this edge's share of the outputs, and the targets if they go this way."""
@@ -169,7 +189,8 @@ def connect(worker: Worker) -> tuple[list[InEdge], list[OutEdge]]:
     interfaces = {(interface.source, interface.to): interface for interface in plan.interfaces}
     below: list[InEdge] = []
     above: list[OutEdge] = []
-    for number, pair in enumerate(pairs(plan, worker.options.mode)):
+    microbatches = worker.options.microbatches
+    for number, pair in enumerate(pairs(plan, worker.options.mode, microbatches)):
         # Every process must take part in making every group.
         made = groups(pair.source, pair.to, worker.device)
         if rank not in (pair.source, pair.to):
@@ -181,10 +202,10 @@ def connect(worker: Worker) -> tuple[list[InEdge], list[OutEdge]]:
         )
         returns = bool(pair.differentiable)
         if rank == pair.to:
-            sender = Sender(backward, pair.slots) if returns else None
+            sender = Sender(backward, pair.back) if returns else None
             below.append(InEdge(pair, Receiver(forward, pair.slots), sender))
             continue
-        receiver = Receiver(backward, pair.slots) if returns else None
+        receiver = Receiver(backward, pair.back) if returns else None
         source = None
         if receiver is not None:
             interface = interfaces[pair.source, pair.to]
@@ -195,22 +216,41 @@ def connect(worker: Worker) -> tuple[list[InEdge], list[OutEdge]]:
     return below, above
 
 
-def pairs(plan: Plan, mode: Mode) -> list[Pair]:
+def pairs(plan: Plan, mode: Mode, microbatches: int = 1) -> list[Pair]:
     """Every two stages between which tensors pass, in an order that all processes share."""
+    ahead = most_ahead(plan, mode)
     interfaces = {(interface.source, interface.to): interface for interface in plan.interfaces}
     following = [(stage, stage + 1) for stage in range(len(plan.stages) - 1)]
     found = []
     for source, to in sorted({*interfaces, *following}):
         interface = interfaces.get((source, to))
         tensors = interface.tensors if interface is not None else ()
-        if interface is not None and interface.differentiable:
-            slots = lag(interface, mode) + 1
-        else:
-            # No gradient comes back to hold the sender; it must not be held more than elsewhere.
-            steps = [interfaces.get(pair) for pair in following[source:to]]
-            slots = sum(lag(step, mode) + 1 for step in steps) + 1
-        found.append(Pair(source, to, tensors, max(slots, 2)))
+        returns = interface is not None and interface.differentiable
+        # Where no gradient comes back to hold the sender, it must not be held more than elsewhere.
+        steps = [(source, to)] if returns else following[source:to]
+        slots, whole = (
+            sum(past(interfaces.get(step), mode, number, ahead[step[0]]) for step in steps)
+            + (0 if returns else 1)
+            for number in (microbatches, 1)
+        )
+        back = (lag(interface, mode) + 1) * microbatches
+        found.append(
+            Pair(source, to, tensors, max(slots, 2), max(back, 2), max(whole, 2), microbatches)
+        )
     return found
+
+
+def past(interface: InterfacePlan | None, mode: Mode, microbatches: int, ahead: int) -> int:
+    """Messages that may be past an interface, with the one at hand.
+
+    Args:
+        interface: None between stages that only follow one another.
+        mode: of the run.
+        microbatches: in a batch, at most.
+        ahead: forwards that the interface's source runs ahead.
+    """
+    batches = lag(interface, mode)
+    return (batches + 1) * microbatches if batches else min(ahead + 1, microbatches)
 
 
 def lag(interface: InterfacePlan | None, mode: Mode) -> int:

@@ -24,6 +24,7 @@ from torch import distributed as dist
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.failure import LinkFault
+from dnic.runtime.microbatches import microbatches
 from dnic.runtime.plan import TensorSpec
 
 _ALIGNMENT_BYTES = 64
@@ -48,20 +49,39 @@ class Link:
 
 @dataclass(frozen=True)
 class Count:
-    """The messages of one phase: how many, and the batch size of each (the last may be smaller)."""
+    """The messages of one phase: how many, and the samples in each.
+
+    Attributes:
+        messages: one for each batch, or for each microbatch.
+        batch_size: samples in all but the last.
+        last_batch_size: samples in each of the last.
+        last: how many those are: one batch, or its microbatches.
+    """
 
     messages: int
     batch_size: int
     last_batch_size: int
+    last: int = 1
 
     def size(self, message: int) -> int:
-        """Batch size of one message."""
-        return self.last_batch_size if message == self.messages - 1 else self.batch_size
+        """Samples in one message."""
+        return self.last_batch_size if message >= self.messages - self.last else self.batch_size
+
+    def cut(self, most: int) -> Count:
+        """The same batches in microbatches, at most so many each."""
+        if not self.messages:
+            return self
+        each, last = (microbatches(size, most) for size in (self.batch_size, self.last_batch_size))
+        messages = (self.messages - 1) * each + last
+        return Count(messages, self.batch_size // each, self.last_batch_size // last, last)
 
     @property
     def samples(self) -> int:
         """Samples in all messages."""
-        return (self.messages - 1) * self.batch_size + self.last_batch_size if self.messages else 0
+        if not self.messages:
+            return 0
+        before = self.messages - self.last
+        return before * self.batch_size + self.last * self.last_batch_size
 
 
 class Layout:
@@ -89,29 +109,30 @@ class Layout:
 class _Slots:
     """Buffers for messages, and their tensors at the two batch sizes of a phase."""
 
-    def __init__(self, number: int, device: torch.device) -> None:
-        self._number = number
+    def __init__(self, device: torch.device) -> None:
         self._device = device
         self._buffers: list[Tensor] = []
+        self._pointers: set[int] = set()
         self._known: dict[tuple[int, int], tuple[Tensor, list[Tensor]]] = {}
         self._specs: tuple[TensorSpec, ...] = ()
 
-    def fit(self, specs: tuple[TensorSpec, ...], batch_size: int) -> None:
-        """Makes the buffers large enough; keeps them when they already are."""
+    def fit(self, specs: tuple[TensorSpec, ...], batch_size: int, number: int) -> None:
+        """Makes so many buffers, large enough; keeps them when they already are."""
         nbytes = Layout(specs, batch_size).nbytes
-        if not self._buffers or self._buffers[0].numel() < nbytes:
-            self._buffers = [
-                torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-                for _ in range(self._number)
-            ]
+        if len(self._buffers) != number or self._buffers[0].numel() < nbytes:
             self._known.clear()
+            self._buffers.clear()
+            self._buffers = [
+                torch.empty(nbytes, dtype=torch.uint8, device=self._device) for _ in range(number)
+            ]
+            self._pointers = {buffer.untyped_storage().data_ptr() for buffer in self._buffers}
         if specs != self._specs:
             self._known.clear()
             self._specs = specs
 
     def get(self, message: int, batch_size: int) -> tuple[Tensor, list[Tensor]]:
         """The bytes of a message and its tensors."""
-        slot = message % self._number
+        slot = message % len(self._buffers)
         known = self._known.get((slot, batch_size))
         if known is None:
             layout = Layout(self._specs, batch_size)
@@ -121,8 +142,7 @@ class _Slots:
 
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor is a view of one of the buffers."""
-        pointer = tensor.untyped_storage().data_ptr()
-        return any(buffer.untyped_storage().data_ptr() == pointer for buffer in self._buffers)
+        return tensor.untyped_storage().data_ptr() in self._pointers
 
 
 class Sender:
@@ -135,17 +155,27 @@ class Sender:
 
     def __init__(self, link: Link, slots: int) -> None:
         self._link = link
-        self._slots = _Slots(slots, link.device)
-        self._number = slots
+        self._slots = _Slots(link.device)
+        self._most = self._number = slots
         self._works: list[dist.Work | None] = [None] * slots
         self._specs: tuple[TensorSpec, ...] = ()
         self._count = Count(0, 0, 0)
         self._sent = 0
         self.waited_s = 0.0
 
-    def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
-        """Prepares a phase of `count.messages` messages of these tensors."""
-        self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
+    def begin(
+        self, specs: tuple[TensorSpec, ...], count: Count, slots: int | None = None
+    ) -> None:
+        """Prepares a phase of `count.messages` messages of these tensors.
+
+        Args:
+            specs: the tensors.
+            count: the messages.
+            slots: fewer than usual, for messages that are larger than usual.
+        """
+        self._number = self._most if slots is None else slots
+        self._works = [None] * self._number
+        self._slots.fit(specs, max(count.batch_size, count.last_batch_size), self._number)
         self._specs, self._count, self._sent = specs, count, 0
 
     def send(self, tensors: Sequence[Tensor]) -> None:
@@ -192,8 +222,8 @@ class Receiver:
 
     def __init__(self, link: Link, slots: int) -> None:
         self._link = link
-        self._slots = _Slots(slots, link.device)
-        self._number = slots
+        self._slots = _Slots(link.device)
+        self._most = self._number = slots
         self._works: list[dist.Work | None] = [None] * slots
         self._count = Count(0, 0, 0)
         self._posted = 0
@@ -201,9 +231,13 @@ class Receiver:
         self._released = 0
         self.waited_s = 0.0
 
-    def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
-        """Posts the first receives of a phase of `count.messages` messages of these tensors."""
-        self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
+    def begin(
+        self, specs: tuple[TensorSpec, ...], count: Count, slots: int | None = None
+    ) -> None:
+        """Posts the first receives of a phase; takes what `Sender.begin` does."""
+        self._number = self._most if slots is None else slots
+        self._works = [None] * self._number
+        self._slots.fit(specs, max(count.batch_size, count.last_batch_size), self._number)
         self._count, self._posted, self._taken, self._released = count, 0, 0, 0
         for _ in range(min(self._number, count.messages)):
             self._post()

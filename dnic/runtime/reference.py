@@ -2,9 +2,10 @@
 
 The engine is asynchronous; this is what it must compute all the same, bit for bit (on one thread).
 It shares heads, their trainers and the seeds with the engine, but none of its step code: gradients
-are looked up where they are computed, and lie in a list until the step at which they are due. Use
-it to test the engine, and to study lags and heads without starting processes. No evaluation and no
-checkpoints.
+are looked up where they are computed, and lie in a list until the step at which they are due. All
+microbatches of a step go forward through all stages, then all go back: in which order a process
+runs them makes no difference. Use it to test the engine, and to study lags and heads without
+starting processes. No evaluation and no checkpoints.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from torch.utils.data import Dataset
 
 from dnic.runtime.batches import Batches
 from dnic.runtime.bundle import Bundle, check_stages
+from dnic.runtime.cells import cut_all
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
+from dnic.runtime.microbatches import Returned, microbatches, whole
 from dnic.runtime.names import StateNames
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan
@@ -49,11 +52,40 @@ class _Interface:
     window: int
     heads: list[HeadTrainer]
     warmup: int = 0
-    waiting: deque[tuple[int, list[Tensor], Tensor, list[Tensor]]] = field(default_factory=deque)
+    waiting: deque[tuple[int, Returned]] = field(default_factory=deque)
 
     @property
     def names(self) -> list[str]:
         return [spec.name for spec in self.plan.differentiable]
+
+    def learn(self) -> None:
+        """Trains the heads on the oldest batch, of which all microbatches wait."""
+        step = self.waiting[0][0]
+        parts = []
+        while self.waiting and self.waiting[0][0] == step:
+            parts.append(self.waiting.popleft()[1])
+        batch = whole(self.plan.differentiable, parts)
+        for head, tensor, true in zip(self.heads, batch.tensors, batch.gradients, strict=True):
+            head.learn(tensor, batch.target, true)
+
+
+@dataclass
+class _Microbatch:
+    """A microbatch on its way through all stages.
+
+    Attributes:
+        batch: what the first stage takes.
+        target: its targets.
+        values: every tensor that crosses, with its stage's graph.
+        given: per stage, its inputs as leaves.
+        loss: the mean over the samples.
+    """
+
+    batch: list[Tensor]
+    target: Tensor
+    values: dict[str, Tensor] = field(default_factory=dict)
+    given: list[dict[Any, Tensor]] = field(default_factory=list)
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
 
 
 @dataclass
@@ -110,6 +142,7 @@ class Reference:
         mode: `decoupled`, `exact` or `oracle`.
         seed: None takes the plan's.
         dropout: False makes every dropout module pass its input through.
+        microbatches: parts into which a batch is cut, at most.
     """
 
     def __init__(
@@ -123,6 +156,7 @@ class Reference:
         mode: Mode = "decoupled",
         seed: int | None = None,
         dropout: bool = True,
+        microbatches: int = 1,
     ) -> None:
         check_stages(bundle, stages.PLAN)
         torch.set_flush_denormal(True)
@@ -152,6 +186,7 @@ class Reference:
                 samples=bundle.plan.samples,
             )
         self._inputs = Inputs(bundle.plan.samples)
+        self._microbatches = microbatches
         self._step = 0
         self.losses: list[float] = []
 
@@ -221,7 +256,7 @@ class Reference:
             with stage.own_random_numbers():
                 for interface in stage.above:
                     while interface.waiting:
-                        self._learn(interface, *interface.waiting.popleft()[1:])
+                        interface.learn()
         for stage in self._stages:
             late = [tie for tie in self._ties if tie.owner is stage and tie.waiting]
             if late:
@@ -234,31 +269,38 @@ class Reference:
             tie.share()
 
     def _train_step(self, batch: Any, target: Tensor) -> None:
-        values: dict[str, Tensor] = {}  # every tensor that crosses, with its stage's graph
-        given: list[dict[Any, Tensor]] = []  # per stage: its inputs as leaves
-        loss = torch.zeros(())
+        parts = self._cut(batch, target)
         for tie in self._ties:
             tie.share()
         for stage in self._stages:
             with stage.own_random_numbers():
-                first = stage is self._stages[0]
-                leaves = (
-                    dict(enumerate(self._inputs.take(batch, target.shape[0])))
-                    if first
-                    else self._leaves(stage, values)
-                )
-                output = stage.module(*leaves.values())
-                given.append(leaves)
-                if stage is self._stages[-1]:
-                    loss = total_loss(self._loss, output, target)
-                else:
-                    outputs = output if isinstance(output, (tuple, list)) else (output,)
-                    values.update(zip(stage.outputs, outputs, strict=True))
-        self.losses.append(float(loss.detach()))
+                for part in parts:
+                    self._forward(stage, part)
+        losses = torch.stack([part.loss.detach() for part in parts])
+        self.losses.append(float(losses.mean() if len(parts) > 1 else losses[0]))
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
-                self._update(stage, values, given, target, loss)
+                self._update(stage, parts)
         self._step += 1
+
+    def _cut(self, batch: Any, target: Tensor) -> list[_Microbatch]:
+        taken = self._inputs.take(batch, target.shape[0])
+        number = microbatches(target.shape[0], self._microbatches)
+        if number == 1:
+            return [_Microbatch(taken, target)]
+        rows = cut_all(taken, self._plan.samples.inputs, number)
+        return [_Microbatch(*part) for part in zip(rows, target.chunk(number), strict=True)]
+
+    def _forward(self, stage: _Stage, part: _Microbatch) -> None:
+        first = stage is self._stages[0]
+        leaves = dict(enumerate(part.batch)) if first else self._leaves(stage, part.values)
+        output = stage.module(*leaves.values())
+        part.given.append(leaves)
+        if stage is self._stages[-1]:
+            part.loss = total_loss(self._loss, output, part.target)
+        else:
+            outputs = output if isinstance(output, (tuple, list)) else (output,)
+            part.values.update(zip(stage.outputs, outputs, strict=True))
 
     def _leaves(self, stage: _Stage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
         """A stage's inputs as it would receive them: contiguous, without their history."""
@@ -271,40 +313,39 @@ class Reference:
             for name in stage.inputs
         }
 
-    def _update(
-        self,
-        stage: _Stage,
-        values: Mapping[str, Tensor],
-        given: list[dict[Any, Tensor]],
-        target: Tensor,
-        loss: Tensor,
-    ) -> None:
+    def _update(self, stage: _Stage, parts: list[_Microbatch]) -> None:
         """Backward, update and head training of one stage; the stages above have done theirs."""
         stage.optimizer.zero_grad(set_to_none=True)
-        if stage is self._stages[-1]:
-            backward([loss])
-            self._apply(stage)
-            return
-        sums: dict[str, Tensor] = {}
-        for interface in stage.above:
-            tensors = [values[name].detach() for name in interface.names]
-            true = [_gradient(given[interface.plan.to][name]) for name in interface.names]
-            used = true
-            if not interface.exact:
-                interface.waiting.append((self._step, tensors, target, true))
-                if not interface.oracle and self._step >= interface.warmup:
-                    used = [
-                        head.predict(tensor, target)
-                        for head, tensor in zip(interface.heads, tensors, strict=True)
-                    ]
-            for name, gradient in zip(interface.names, used, strict=True):
-                sums[name] = sums[name] + gradient if name in sums else gradient
-        backward([values[name] for name in sums], list(sums.values()))
+        for part in parts:
+            if stage is self._stages[-1]:
+                # The mean of the parts' means is the batch's.
+                backward([part.loss], [torch.full_like(part.loss, 1 / len(parts))])
+            else:
+                self._backward(stage, part, len(parts))
         self._apply(stage)
         for interface in stage.above:
             lag = 0 if self._step < interface.warmup else interface.window
             while interface.waiting and interface.waiting[0][0] <= self._step - lag:
-                self._learn(interface, *interface.waiting.popleft()[1:])
+                interface.learn()
+
+    def _backward(self, stage: _Stage, part: _Microbatch, number: int) -> None:
+        """Backward of one of `number` microbatches."""
+        sums: dict[str, Tensor] = {}
+        for interface in stage.above:
+            tensors = [part.values[name].detach() for name in interface.names]
+            true = [_gradient(part.given[interface.plan.to][name]) for name in interface.names]
+            used = true
+            if not interface.exact:
+                copies = [gradient.clone() for gradient in true]
+                interface.waiting.append((self._step, Returned(tensors, part.target, copies)))
+                if not interface.oracle and self._step >= interface.warmup:
+                    used = [
+                        head.predict(tensor, part.target, number)
+                        for head, tensor in zip(interface.heads, tensors, strict=True)
+                    ]
+            for name, gradient in zip(interface.names, used, strict=True):
+                sums[name] = sums[name] + gradient if name in sums else gradient
+        backward([part.values[name] for name in sums], list(sums.values()))
 
     def _apply(self, stage: _Stage) -> None:
         """One update, with what the holders of this stage's parameters have found."""
@@ -314,12 +355,6 @@ class Reference:
             if tie.owner is stage and len(tie.waiting) > tie.channel.lag:
                 tie.take()
         stage.optimizer.step()
-
-    def _learn(
-        self, interface: _Interface, tensors: list[Tensor], target: Tensor, true: list[Tensor]
-    ) -> None:
-        for head, tensor, gradient in zip(interface.heads, tensors, true, strict=True):
-            head.learn(tensor, target, gradient)
 
 
 def _gradient(leaf: Tensor) -> Tensor:
