@@ -233,6 +233,8 @@ def pairs(plan: Plan, mode: Mode, microbatches: int = 1) -> list[Pair]:
             + (0 if returns else 1)
             for number in (microbatches, 1)
         )
+        # A slot is free again after the backward pass, for which the stage above runs ahead.
+        slots = max(slots, min(ahead[to] + 1, microbatches))
         back = (lag(interface, mode) + 1) * microbatches
         found.append(
             Pair(source, to, tensors, max(slots, 2), max(back, 2), max(whole, 2), microbatches)

@@ -219,8 +219,7 @@ class Engine(Trainer):
         device = self.worker.device
         batch, target = next(feed)
         taken = [
-            part.to(device, non_blocking=True)
-            for part in self._inputs.take(batch, target.shape[0])
+            part.to(device, non_blocking=True) for part in self._inputs.take(batch, target.shape[0])
         ]
         target = target.to(device, non_blocking=True)
         if number == 1:

@@ -163,9 +163,7 @@ class Sender:
         self._sent = 0
         self.waited_s = 0.0
 
-    def begin(
-        self, specs: tuple[TensorSpec, ...], count: Count, slots: int | None = None
-    ) -> None:
+    def begin(self, specs: tuple[TensorSpec, ...], count: Count, slots: int | None = None) -> None:
         """Prepares a phase of `count.messages` messages of these tensors.
 
         Args:
@@ -231,9 +229,7 @@ class Receiver:
         self._released = 0
         self.waited_s = 0.0
 
-    def begin(
-        self, specs: tuple[TensorSpec, ...], count: Count, slots: int | None = None
-    ) -> None:
+    def begin(self, specs: tuple[TensorSpec, ...], count: Count, slots: int | None = None) -> None:
         """Posts the first receives of a phase; takes what `Sender.begin` does."""
         self._number = self._most if slots is None else slots
         self._works = [None] * self._number

@@ -86,8 +86,8 @@ def most_ahead(plan: Plan, mode: Mode) -> tuple[int, ...]:
 class StageOrder:
     """The passes of one stage, step by step.
 
-    While the heads of an interface warm up its gradient is awaited like an exact one; stages further
-    down run further ahead. Every process knows when that ends.
+    While the heads of an interface warm up its gradient is awaited like an exact one; stages below
+    run further ahead. Every process knows when that ends.
 
     Args:
         plan: the stages and their interfaces.

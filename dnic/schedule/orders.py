@@ -2,7 +2,8 @@
 
 GPipe: Huang et al. 2019, arXiv 1811.06965, section 2.3. 1F1B: Narayanan et al. 2021, arXiv
 2104.04473, section 2.2; interleaved: the same, with warm-up as `torch.distributed.pipelining` has
-it. Eager 1F1B is what our own engine runs: `dnic.runtime.order`. All backwards go in the order of the microbatches, as torch's do.
+it. Eager 1F1B is what our own engine runs: `dnic.runtime.order`. All backwards go in the order of
+the microbatches, as torch's do.
 """
 
 from __future__ import annotations

@@ -268,7 +268,8 @@ def test_no_count_of_microbatches_blocks(make: Make, run_ranks: Run, asked: int)
 
 
 def test_a_batch_of_its_microbatches() -> None:
-    rows, columns = TensorSpec("r", ("B", 2), "float32", True), TensorSpec("c", (3, "2*B"), "f", True)
+    rows = TensorSpec("r", ("B", 2), "float32", True)
+    columns = TensorSpec("c", (3, "2*B"), "float32", True)
     bias = TensorSpec("b", (2,), "float32", True)
     tensors = [torch.arange(8.0).view(4, 2), torch.arange(24.0).view(3, 8), torch.ones(2)]
     target = torch.arange(4)
@@ -296,9 +297,7 @@ def test_microbatches_are_predicted_as_their_batch_is() -> None:
     for _ in range(3):
         trainer.learn(h, target, gradient)
     predicted = trainer.predict(h, target)
-    parts = [
-        trainer.predict(x, y, 4) for x, y in zip(h.chunk(4), target.chunk(4), strict=True)
-    ]
+    parts = [trainer.predict(x, y, 4) for x, y in zip(h.chunk(4), target.chunk(4), strict=True)]
     assert predicted.abs().max() > 0
     torch.testing.assert_close(torch.cat(parts), predicted)
 

@@ -16,6 +16,8 @@ from dnic.runtime.options import Mode
 from dnic.runtime.order import StageOrder, ahead, locked, most_ahead, passes
 from dnic.runtime.plan import InterfacePlan, Plan, SamplePlan, StagePlan, TensorSpec, TrainPlan
 
+Edge = tuple[int, int]
+
 
 def line(stage_ahead: int, microbatches: int) -> str:
     return " ".join(map(str, passes(stage_ahead, microbatches)))
@@ -171,8 +173,8 @@ class Run:
     mode: Mode
     microbatches: int
     steps: int
-    there: dict[tuple[int, int], Wire] = field(default_factory=dict)
-    back: dict[tuple[int, int], Wire] = field(default_factory=dict)
+    there: dict[Edge, Wire] = field(default_factory=dict)
+    back: dict[Edge, Wire] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.pairs: list[Pair] = pairs(self.plan, self.mode, self.microbatches)
@@ -190,46 +192,48 @@ class Run:
         order.begin(self.steps)
         for step in range(self.steps):
             for one in order.passes(step, self.microbatches):
-                if one.forward:
-                    for edge in below:
-                        yield from self.receive(self.there[edge])
-                    for edge in above:
-                        yield from self.send(self.there[edge])
-                    continue
-                for edge in above:
-                    if edge in self.back and self.waits(edge, step):
-                        yield from self.receive(self.back[edge])
-                for edge in below:
-                    self.there[edge].posted += 1
-                    if edge in self.back:
-                        yield from self.send(self.back[edge])
-            for edge in above:
-                if edge in self.back:
-                    yield from self.due(edge, step)
-        for edge in above:
-            if edge in self.back:
-                for step in range(self.steps, self.steps + self.rows[edge].window):
-                    yield from self.due(edge, step)
+                yield from (self.forth if one.forward else self.home)(below, above, step)
+            for edge in self.back.keys() & above:
+                yield from self.due(edge, step)
+        for edge in self.back.keys() & above:
+            for step in range(self.steps, self.steps + self.rows[edge].window):
+                yield from self.due(edge, step)
 
-    def waits(self, edge: tuple[int, int], step: int) -> bool:
+    def forth(self, below: list[Edge], above: list[Edge], step: int) -> Iterator[None]:
+        """A forward pass."""
+        for edge in below:
+            yield from self.receive(self.there[edge])
+        for edge in above:
+            yield from self.send(self.there[edge])
+
+    def home(self, below: list[Edge], above: list[Edge], step: int) -> Iterator[None]:
+        """A backward pass."""
+        for edge in above:
+            if edge in self.back and self.waits(edge, step):
+                yield from self.receive(self.back[edge])
+        for edge in below:
+            self.there[edge].posted += 1
+            if edge in self.back:
+                yield from self.send(self.back[edge])
+
+    def waits(self, edge: Edge, step: int) -> bool:
         row = self.rows[edge]
         return locked(row, self.mode) or step < int(row.warmup_steps)
 
-    def due(self, edge: tuple[int, int], step: int) -> Iterator[None]:
+    def due(self, edge: Edge, step: int) -> Iterator[None]:
         """Takes what is due at a step, and frees the slots of what was taken."""
         row, wire = self.rows[edge], self.back[edge]
-        late = 0
-        if row.gradient != "exact" and self.mode != "exact":
-            oracle = self.mode == "oracle"
-            late = 1 if oracle else row.window
-            late = 0 if not oracle and step < int(row.warmup_steps) else late
-        if late and not (self.mode == "oracle") and 0 <= step - late < self.steps:
-            if step - late < int(row.warmup_steps):
-                return
+        late = 0 if self.waits(edge, step) else row.window
+        if self.mode == "oracle" and row.gradient != "exact":
+            late = 1  # Taken already, learnt one step later.
+        if not 0 <= step - late < self.steps:
+            return
+        if not self.waits(edge, step):
+            if self.waits(edge, step - late):
+                return  # Taken and learnt while warming up.
             for _ in range(self.microbatches):
                 yield from self.receive(wire)
-        if 0 <= step - late < self.steps:
-            wire.posted += self.microbatches
+        wire.posted += self.microbatches
 
     def send(self, wire: Wire) -> Iterator[None]:
         while not wire.may_send():
