@@ -9,10 +9,11 @@ another, 5 microbatches:
     stage 2   F0 B0 F1 B1 F2 B2 F3 B3 F4 B4
 
 Plain 1F1B (Narayanan et al. 2021, arXiv 2104.04473) runs one forward ahead for each stage that
-follows, which leaves no time for messages: every stage idles for a round trip in every microbatch.
-Two for each hide it, for the activations of one more microbatch a stage. What follows is counted
-along interfaces whose gradient is awaited: a locked group has a pipeline of its own, a stage alone
-has nothing to run ahead for. `torch.distributed.pipelining` counts ranks, and knows chains only.
+follows, which leaves no time for messages: of two stages one idles for a round trip in every second
+microbatch. Two for each hide it, for the activations of one more microbatch for each stage that
+follows. Which follow is counted along interfaces whose gradient is awaited: a locked group has a
+pipeline of its own, a stage alone has nothing to run ahead for. `torch.distributed.pipelining`
+counts ranks, and knows chains only.
 
 No stage can wait in a circle. Order all passes by key `k` for forward `k` and `k + ahead` for
 backward `k`, forwards first, then stages up for forwards and down for backwards: each pass comes
