@@ -220,6 +220,8 @@ def test_a_tensor_that_skips_stages_is_not_for_torchs_pipelines(
     # Our engine runs 1F1B all the same, as exact stages with microbatches.
     ours = named(decision, "1f1b")
     assert (ours.unfit, ours.mode, ours.outcome.name[:10]) == ("", "exact", "eager 1F1B")
+    best = replace(decision, chosen=ours, request=PartitionRequest(3)).schedule
+    assert (best.mode, best.microbatches) == ("exact", ours.microbatches)
     asked = decided(graph, device, PartitionRequest(3, stages=3, schedule="1f1b"))
     assert asked.schedule.mode == "exact"
     assert asked.schedule.microbatches == asked.chosen.microbatches == ours.microbatches > 1

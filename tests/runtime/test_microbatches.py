@@ -229,6 +229,49 @@ def test_exact_is_plain_accumulation(
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("mode", ["exact", "decoupled", "oracle"])
+def test_a_parameter_that_crosses_as_it_is(
+    bundle: Make,
+    rows: SimpleNamespace,
+    kinds: Any,
+    run_ranks: Run,
+    reference: Run,
+    same: Run,
+    mode: str,
+    tmp_path: Path,
+) -> None:
+    """It does not follow the batch, and its gradient is a view of what came over the link."""
+    model, stages_text, stages, _ = kinds["mlp2"]
+    stages = [stages[0] | {"outputs": ["hidden", "table"]}, stages[1]]
+    stages[1] = stages[1] | {"inputs": ["hidden", "table"]}
+    table = rows.tensor("table") | {"shape": [2, 16]}
+    head = {"hidden_layers": 0, "width": 8, "context": "none", "lr": 1e-2}
+    cut = rows.interface(0, 1, rows.tensor("hidden", 32), table, head=head, warmup_steps=3)
+    parameter = "self.scale = nn.Parameter(torch.ones(12))\n"
+    model = model.replace(
+        parameter, f"{parameter}        self.table = nn.Parameter(torch.ones(32))\n"
+    ).replace(
+        "for layer in self.layers:\n",
+        "for k, layer in enumerate(self.layers):\n"
+        "            x = x + self.table if k == 2 else x\n",
+    )
+    stages_text = (
+        stages_text.replace('"scale", ', '"scale", "table", ')
+        .replace("x: Tensor) -> Tensor", "x: Tensor) -> tuple[Tensor, Tensor]")
+        .replace("torch.relu(self.layers[1](x)))", "torch.relu(self.layers[1](x))), TABLE")
+        .replace("TABLE", "self.table.view(2, 16)")
+        .replace("hidden: Tensor)", "hidden: Tensor, table: Tensor)")
+        .replace("self.layers[2](hidden)", "self.layers[2](hidden + table.reshape(32))")
+    )
+    folder = bundle((model, stages_text, stages, [cut]), window=1)
+    arguments = (f"--mode={mode}", "--microbatches=4", f"--record={tmp_path / 'record'}")
+    run_ranks(folder, 2, *arguments)
+    found = read_record(tmp_path / "record")
+    assert same(found, reference(folder, mode=mode, microbatches=4).run())
+    assert not torch.equal(found.parameters["table"], torch.ones(32))
+
+
+@pytest.mark.processes
 def test_oracle_equals_exact(make: Make, run_ranks: Run, same: Run, tmp_path: Path) -> None:
     """Heads run and learn beside; the gradients of microbatches are those of exact mode."""
     folder = make("skip3", window=1)
