@@ -67,6 +67,8 @@ def _way(plan: Plan) -> str:
             return f"{count} stages under the GPipe schedule"
         case "1f1b":
             return f"{count} stages under the 1F1B schedule"
+        case "exact" if count > 1 and plan.schedule.microbatches > 1:
+            return f"{count} stages under dnic's own 1F1B schedule"
         case "exact" if count > 1:
             return f"{count} stages, each waiting for its gradient"
         case "stale" if count > 1:

@@ -53,6 +53,7 @@ class Alternative:
         penalty: share of steps that it needs more for the same quality.
         unfit: why it cannot run on these devices; empty where it can.
         unasked: whether it must be named to be taken: what it costs in quality is not known here.
+        own: whether our engine runs a pipeline that torch's schedules cannot.
     """
 
     name: Name
@@ -63,12 +64,13 @@ class Alternative:
     penalty: float = 0.0
     unfit: str = ""
     unasked: bool = False
+    own: bool = False
     decided: Decided | None = field(default=None, compare=False, repr=False)
 
     @property
     def mode(self) -> Mode | None:
         """What a bundle that runs it has as its `--mode`; None where there is none."""
-        return MODES.get(self.name)
+        return "exact" if self.own else MODES.get(self.name)
 
     @property
     def runs(self) -> bool:

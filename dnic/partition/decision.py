@@ -64,7 +64,7 @@ class Decision:
         if mode == "ddp":
             return PlannedSchedule(mode=mode, processes=self.chosen.outcome.devices)
         asked = self.request.schedule
-        if mode == "exact" and asked in ("auto", "decoupled"):
+        if self.chosen.name == "naive" and asked in ("auto", "decoupled"):
             mode = "decoupled"  # Interfaces that wait, each as the plan says.
         if mode == "backprop" and asked != "backprop" and not self.request.free:
             mode = "decoupled"  # One stage is the least of them.

@@ -17,7 +17,15 @@ from dnic.partition.evaluate import (
     with_loader,
 )
 from dnic.partition.setting import Setting, forced
-from dnic.schedule import CutWork, StageWork, gpipe, interleaved, naive, one_f_one_b
+from dnic.schedule import (
+    CutWork,
+    StageWork,
+    eager_one_f_one_b,
+    gpipe,
+    interleaved,
+    naive,
+    one_f_one_b,
+)
 
 MOST_MICROBATCHES = 64
 CHUNKS = 2
@@ -117,9 +125,15 @@ def _schedules(setting: Setting, placement: Placement) -> Iterator[Alternative]:
     outcome = naive(works, cuts, setting.batch, machine)
     yield Alternative("naive", outcome, placement)
     unfit = _not_for_torch(setting, placement)
+    asked = setting.request.schedule == "exact" and setting.request.microbatches != "auto"
     for m in _microbatches(setting):
         works, cuts = _chain(setting, placement, 1 / m)
+        if (unfit or asked) and m > 1:
+            outcome = eager_one_f_one_b(works, cuts, m, setting.batch, machine)
+            yield Alternative("1f1b", outcome, placement, microbatches=m, own=True)
         for name, schedule in (("gpipe", gpipe), ("1f1b", one_f_one_b)):
+            if name == "1f1b" and (unfit or asked):
+                continue  # Our engine's.
             if name == "1f1b" and m < placement.stages:
                 continue  # torch's refuses: there is nothing to alternate.
             outcome = schedule(

@@ -134,12 +134,12 @@ class PlannedSchedule(Part):
     """How the processes of a run work together; may be edited without compiling again.
 
     Attributes:
-        mode: `decoupled` with the interfaces as planned; `exact`: each waits for its gradient;
-            `stale`: true gradients, late, in place of predicted ones; `gpipe`, `1f1b`: torch's
-            pipeline schedules over the stages; `ddp`: the undivided model in every process, each
-            with a share of every batch; `backprop`: in one process.
+        mode: `decoupled` with the interfaces as planned; `exact`: each waits for its gradient, with
+            microbatches under our own 1F1B; `stale`: true gradients, late, in place of predicted
+            ones; `gpipe`, `1f1b`: torch's pipeline schedules over the stages; `ddp`: the undivided
+            model in every process, each with a share of every batch; `backprop`: in one process.
         processes: number of processes; None: one for each stage. Only `ddp` runs on any number.
-        microbatches: parts into which a pipeline's batches are cut.
+        microbatches: parts into which batches are cut, where stages train.
     """
 
     mode: Literal["decoupled", "stale", "exact", "ddp", "gpipe", "1f1b", "backprop"] = "decoupled"

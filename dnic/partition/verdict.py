@@ -123,7 +123,8 @@ def chosen(
     if request.free:
         return next(a for a in found if a.name == verdict.best and a.runs)
     mode: Mode = "decoupled" if request.schedule == "auto" else request.schedule
-    fitting = sorted((a for a in found if _rank(a, mode)), key=lambda a: _rank(a, mode))
+    cut = request.microbatches not in ("auto", 1)
+    fitting = sorted((a for a in found if _rank(a, mode, cut)), key=lambda a: _rank(a, mode, cut))
     for alternative in fitting:
         if not alternative.unfit:
             return alternative
@@ -140,16 +141,20 @@ def chosen(
     )
 
 
-def _rank(alternative: Alternative, mode: Mode) -> int:
+def _rank(alternative: Alternative, mode: Mode, cut: bool) -> int:
     """How good an answer to what was asked for; 0 for none.
 
     Where every gradient is awaited the stages are those of model parallelism; where there is
-    nothing to cut, one stage.
+    nothing to cut, one stage. Batches stay whole in exact mode, unless they are asked to be `cut`.
     """
+    names: tuple[Name, ...] = ()
     if mode == "decoupled":
-        names: tuple[Name, ...] = ("decoupled", "naive", "one_device")
+        names = ("decoupled", "naive", "one_device")
+    elif mode == "exact":
+        names = ("1f1b", "naive") if cut else ("naive",)
+    if names:
         return names.index(alternative.name) + 1 if alternative.name in names else 0
-    return int(alternative.mode == mode)
+    return int(alternative.mode == mode or alternative.name == mode)
 
 
 def _nothing_to_decouple(found: Sequence[Alternative], request: PartitionRequest) -> str:

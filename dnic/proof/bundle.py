@@ -6,8 +6,8 @@
 3. `oracle`: the decoupled machinery, its heads running and training, but handed the true gradient,
    equals `exact`.
 
-Where the plan's schedule is another one (`ddp`, `gpipe`, `1f1b`), `schedule` comes after these: the
-emitted program as planned follows plain backprop.
+Where the plan's schedule is another one (`ddp`, `gpipe`, `1f1b`, or `exact` with microbatches),
+`schedule` comes after these: the emitted program as planned follows plain backprop.
 
 Dropout is off in rungs 2 and 3: each process has random numbers of its own. Rung 1 has it on.
 Beside them stands a second opinion on the capture (`dnic.trace.crosscheck`), which fails nothing.
@@ -130,7 +130,8 @@ def _runs_compared(folder: Path, plan: Plan, begin: Callable[[str], None]) -> li
         else:
             begin("oracle")
             rungs.append(_compared("oracle", runs.record("oracle"), record, "the exact run"))
-        if plan.schedule.mode in ("ddp", "gpipe", "1f1b"):
+        cut = plan.schedule.mode == "exact" and plan.schedule.microbatches > 1
+        if cut or plan.schedule.mode in ("ddp", "gpipe", "1f1b"):
             begin("schedule")
             rungs.append(_as_planned(folder, plan, runs))
         return rungs
@@ -143,19 +144,25 @@ class _Runs:
     folder: Path
     temporary: Path
 
-    def record(self, mode: Mode) -> Record:
-        """Losses and final parameters of `STEPS` steps; run once."""
-        kept = self.temporary / mode
+    def record(self, mode: Mode, *, planned: bool = False) -> Record:
+        """Losses and final parameters of `STEPS` steps; run once.
+
+        Batches are whole unless they are to be cut as `planned`.
+        """
+        name = "planned" if planned else mode
+        kept = self.temporary / name
         if kept.is_dir():
             return read_record(kept)
-        extra = ("--no-dropout", "--no-evaluate", "--no-checkpoint", f"--max-steps={STEPS}")
+        extra = ["--no-dropout", "--no-evaluate", "--no-checkpoint", f"--max-steps={STEPS}"]
+        if not planned:
+            extra.append("--microbatches=1")
         # Rounding to bfloat16 would hide a difference; a scheduler may need evaluations.
         plain = ("--precision=fp32", "--no-scheduler")
         launch(
             self.folder,
             epochs=STEPS,
             mode=mode,
-            out=self.temporary / f"run-{mode}",
+            out=self.temporary / f"run-{name}",
             quiet=True,
             extra=(*extra, *plain, f"--record={kept}", "--device=cpu"),
         )
@@ -171,7 +178,7 @@ def _as_planned(folder: Path, plan: Plan, runs: _Runs) -> Rung:
             f"{mode} takes parts of a batch, and the loss of a batch is not the mean of its parts' "
             "(BatchNorm, or a loss that is no mean over samples)",
         )
-    record = runs.record(mode)
+    record = runs.record(mode, planned=True)
     return _compared("schedule", record, runs.record("backprop"), f"backprop, with {mode}")
 
 

@@ -95,7 +95,7 @@ class Cell(nn.Module):
                 f"and the dtype {str(tensor.dtype).removeprefix('torch.')}",
                 where="plan.yaml: interfaces",
                 expected=f"{list(shape)}, {spec.dtype}",
-                hint="--mode exact does not cut batches",
+                hint="--mode exact --microbatches 1 does not cut batches",
             )
         return tensor.contiguous()
 

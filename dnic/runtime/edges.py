@@ -4,6 +4,11 @@ An edge joins two stages that share an interface, or that follow one another (ta
 from each stage to the next). It has a link for activations and targets, and a second one for
 gradients where a tensor is differentiable. Both ends are built from the plan alone, so they agree
 on tags, slots and layouts without asking.
+
+In training a message is a microbatch, in an evaluation a batch. There are as many slots as messages
+are past the edge when nobody waits for a slot: where the gradient is awaited, those that the
+source runs ahead of its backward passes; else those of `window + 1` batches. Gradients keep theirs
+until the step's update.
 """
 
 from __future__ import annotations
@@ -18,8 +23,9 @@ from torch import distributed as dist
 
 from dnic.runtime.batches import Header
 from dnic.runtime.crossing import Crossings, Returns, crossings
-from dnic.runtime.links import Link, Receiver, Sender
+from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.options import Mode
+from dnic.runtime.order import most_ahead
 from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
 from dnic.runtime.sources import GradientSource, build_source
 
@@ -35,15 +41,19 @@ class Pair:
     Attributes:
         source, to: the stages.
         interface: theirs; None where the two only follow one another.
-        slots: messages that may be under way, in each direction.
+        slots: messages forward that may be under way, each of a microbatch.
+        back: gradients, likewise.
         kept: messages more that the receiving stage keeps, because it is late.
+        microbatches: into which a batch is cut, at most.
     """
 
     source: int
     to: int
     interface: InterfacePlan | None
     slots: int
+    back: int
     kept: int = 0
+    microbatches: int = 1
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -64,6 +74,10 @@ class Pair:
         """The tensors of a message forward; the targets last."""
         return (*self.tensors, header.target) if self.carries_target else self.tensors
 
+    def cut(self, batches: Count) -> Count:
+        """The messages of so many batches."""
+        return batches.cut(self.microbatches)
+
 
 class InEdge:
     """What a stage gets from one stage below.
@@ -79,7 +93,6 @@ class InEdge:
         self._forward = forward
         self._backward = backward
         self._returns = Returns()
-        self._step = 0  # of the batch whose gradients are sent back next
 
     def begin(self, header: Header, step: int, total_steps: int, *, gradients: bool) -> None:
         """Prepares the links for an epoch, or for an evaluation without gradients.
@@ -90,14 +103,15 @@ class InEdge:
             total_steps: of the run.
             gradients: whether they are sent back.
         """
-        self._forward.begin(self._pair.specs(header), header.count)
+        self._forward.begin(self._pair.specs(header), self._pair.cut(header.count))
         if not gradients or self._backward is None or self._pair.interface is None:
             return
-        self._step, self._returns = step, Returns.of(self._pair.interface, total_steps)
-        self._backward.begin(self._pair.differentiable, self._returns.count(step, header.count))
+        self._returns = Returns.of(self._pair.interface, total_steps)
+        returned = self._returns.count(step, header.count)
+        self._backward.begin(self._pair.differentiable, self._pair.cut(returned))
 
     def receive(self, *, gradients: bool) -> tuple[dict[str, Tensor], Tensor | None]:
-        """The next batch: tensors by name, valid until released, and the targets if they come.
+        """The next message: tensors by name, valid until released, and the targets if they come.
 
         With `gradients` the differentiable ones are leaves that collect their gradient.
         """
@@ -108,23 +122,22 @@ class InEdge:
         }
         return tensors, arrived[-1] if self._pair.carries_target else None
 
-    def send_back(self, inputs: Mapping[str, Tensor]) -> None:
+    def send_back(self, inputs: Mapping[str, Tensor], step: int) -> None:
         """Sends the gradients that the backward pass left in the inputs, and frees their slot.
 
         Nothing is sent for a batch whose gradients do not return.
         """
-        step, self._step = self._step, self._step + 1
         if self._backward is not None and step in self._returns:
             gradients = []
             for spec in self._pair.differentiable:
                 tensor = inputs[spec.name]
-                # An input that did not matter for this batch has no gradient.
+                # An input that did not matter has no gradient.
                 gradients.append(torch.zeros_like(tensor) if tensor.grad is None else tensor.grad)
             self._backward.send(gradients)
         self.release()
 
     def release(self) -> None:
-        """Frees the slot of the batch that was received last."""
+        """Frees the slot of the oldest message that was received."""
         self._forward.release()
 
     def owns(self, tensor: Tensor) -> bool:
@@ -159,9 +172,9 @@ class OutEdge:
             step: of its first batch.
             gradients: whether they come back.
         """
-        self._forward.begin(self._pair.specs(header), header.count)
+        self._forward.begin(self._pair.specs(header), self._pair.cut(header.count))
         if gradients and self.source is not None:
-            self.source.begin(header.count, step)
+            self.source.begin(header.count, step, self._pair.microbatches)
 
     def send(self, outputs: Mapping[str, Tensor], target: Tensor) -> None:
         """Sends this edge's share of the outputs, and the targets if they go this way."""
@@ -179,7 +192,8 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
     late = crossings(plan, mode).late
     below: list[InEdge] = []
     above: list[OutEdge] = []
-    for number, pair in enumerate(pairs(plan, mode)):
+    microbatches = worker.options.microbatches
+    for number, pair in enumerate(pairs(plan, mode, microbatches)):
         # Every process must take part in making every group.
         made = groups(pair.source, pair.to, worker.device)
         if rank not in (pair.source, pair.to):
@@ -193,33 +207,47 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
         kept = pair.slots + pair.kept
         if rank == pair.to:
             arriving = transport.receiver(forward, kept)
-            leaving = transport.sender(backward, pair.slots, pair.slots) if returns else None
+            leaving = transport.sender(backward, pair.back, pair.back) if returns else None
             below.append(InEdge(pair, arriving, leaving))
             continue
         sender = transport.sender(forward, pair.slots, kept)
         source = None
         if returns and pair.interface is not None:
-            receiver = transport.receiver(backward, pair.slots)
+            receiver = transport.receiver(backward, pair.back)
             given = receiver, mode, plan.target, worker.device, worker.seed, late[pair.to]
             source = build_source(pair.interface, *given)
         above.append(OutEdge(pair, sender, source))
     return below, above
 
 
-def pairs(plan: Plan, mode: Mode) -> list[Pair]:
+def pairs(plan: Plan, mode: Mode, microbatches: int = 1) -> list[Pair]:
     """Every two stages between which tensors pass, in an order that all processes share."""
     crossed: Crossings = crossings(plan, mode)
+    ahead = most_ahead(plan, mode)
     following = [(stage, stage + 1) for stage in range(len(plan.stages) - 1)]
     found = []
     for source, to in sorted({(row.source, row.to) for row in crossed.interfaces} | {*following}):
         interface = crossed.between(source, to)
-        if interface is not None and interface.differentiable:
-            slots = crossed.hold(source, to) + 1
-        else:
-            # No gradient comes back to hold the sender; it must not be held more than elsewhere.
-            slots = sum(crossed.hold(*pair) + 1 for pair in following[source:to]) + 1
-        found.append(Pair(source, to, interface, max(slots, 2), crossed.late[to]))
+        returns = interface is not None and bool(interface.differentiable)
+        # Where no gradient comes back to hold the sender, it must not be held more than elsewhere.
+        steps = [(source, to)] if returns else following[source:to]
+        slots = sum(past(crossed.hold(*step), microbatches, ahead[step[0]]) for step in steps)
+        # A slot is free again after the backward pass, for which the stage above runs ahead.
+        slots = max(slots + (not returns), min(ahead[to] + 1, microbatches), 2)
+        back = max((crossed.hold(source, to) + 1) * microbatches, 2)
+        found.append(Pair(source, to, interface, slots, back, crossed.late[to], microbatches))
     return found
+
+
+def past(batches: int, microbatches: int, ahead: int) -> int:
+    """Messages that may be past an interface, with the one at hand.
+
+    Args:
+        batches: that may be past it, beside the one at hand.
+        microbatches: in a batch, at most.
+        ahead: forwards that the interface's source runs ahead.
+    """
+    return (batches + 1) * microbatches if batches else min(ahead + 1, microbatches)
 
 
 def groups(

@@ -1,17 +1,19 @@
 """The engine: one stage per process, each going on without waiting for the whole network.
 
-One training step of one stage, in this order; numbers in the code point here.
+One training step of one stage, in this order; numbers in the code point here. (1) to (3) are the
+forward pass of a microbatch `k`, (4) to (6) its backward pass: every microbatch has both, in the
+order that `dnic.runtime.order` gives. All else is done once a step.
 
     stages below                        this stage                         stages above
     ------------                        ----------                         ------------
     owners' parameters      ──────►  0  share values  ───────────────────►  own parameters
-    activation t, target t  ──────►  1  receive
+    activation, target t.k  ──────►  1  receive
                                      2  forward
-                                     3  send  ───────────────────────────►  activation t, target t
-                                     4  gradient t: predicted, or awaited
+                                     3  send  ───────────────────────────►  activation, target t.k
+                                     4  gradient t.k: predicted, or awaited
                                      5  backward
-    gradient t              ◄──────  6  send back
-                                     7  take gradient t-w  ◄──────────────  gradient t-w
+    gradient t.k            ◄──────  6  send back
+                                     7  take gradients t-w  ◄─────────────  gradients t-w
                                      8  update
                                      9  train the heads on (activation, target, gradient) t-w
 
@@ -22,21 +24,30 @@ its steps are over, so that no message is left and evaluation and shutdown find 
 `w` = window there are at most `w + 1` batches past an interface; that is the number of slots at
 both ends, receives posted ahead.
 
-An `exact` interface awaits gradient t in (4): stages joined by such interfaces run one after the
-other, batch by batch; there are no micro-batches. A stage with several interfaces awaits or
-predicts for each, and adds up what comes for a tensor that went to several stages.
+An `exact` interface awaits its gradient in (4). Stages joined by such interfaces are a locked
+group: with one microbatch a step they run one after the other, with more they are a pipeline, in
+which a stage runs forwards ahead while it waits. Groups do not wait for one another: a window
+counts steps, whatever these are cut into. A stage with several interfaces awaits or predicts for
+each, and adds up what comes for a tensor that went to several stages.
+
+The loss of a batch is the mean over its microbatches, all of one size. The last stage divides by
+their number before it goes back, so every gradient, of a tensor or a parameter, is the batch's own
+share and only ever has to be added. What depends on the whole batch is not what it is without
+microbatches: BatchNorm, losses that are no mean over samples.
 
 A stage whose true gradients are late and are used all the same is a `dnic.runtime.late_engine`.
 Parameters that several stages use are kept alike in (0), (6) and (7): `dnic.runtime.shared`.
 
-Why not `torch.distributed.pipelining`: its schedules know only exact gradients, and it refuses a
-backward pass for tensors that go to more than one stage.
+Why not `torch.distributed.pipelining`: its schedules know only exact gradients and chains; it
+refuses a backward pass for tensors that go to more than one stage, and posts no receive ahead.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,18 +56,40 @@ from torch.autograd import backward
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
+from dnic.runtime.cells import cut_all
 from dnic.runtime.crossing import Returns
 from dnic.runtime.edges import connect
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
-from dnic.runtime.loss import Loss, own_loss
+from dnic.runtime.loss import Loss, mean_loss, own_loss
 from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.microbatches import microbatches
+from dnic.runtime.order import StageOrder
 from dnic.runtime.shared import connect_shared
 from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
 from dnic.runtime.transport import Transport
 from dnic.runtime.worker import Worker
+
+
+@dataclass(frozen=True)
+class _Microbatch:
+    """What lies between a forward and its backward pass.
+
+    Attributes:
+        inputs: the stage's inputs, by name.
+        outputs: what went to the stages above; empty at the last stage.
+        target: its targets.
+        loss: its mean loss; None but at the last stage.
+        number: microbatches of the same batch.
+    """
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    target: Tensor
+    loss: Tensor | None
+    number: int
 
 
 class Engine(Trainer):
@@ -77,6 +110,7 @@ class Engine(Trainer):
         self._sources = [edge.source for edge in self._above if edge.source is not None]
         self._shared = connect_shared(worker, stage, transport)
         self._ends = transport.ends
+        self._order = StageOrder(worker.bundle.plan, worker.options.mode, worker.place.rank)
 
     def state_dict(self) -> dict[str, Any]:
         """What this process must remember beside the model's parameters and buffers."""
@@ -107,10 +141,11 @@ class Engine(Trainer):
         started = time.perf_counter()
         watch = Stopwatch(self._waited_s)
         for done in range(1, header.count.messages + 1):
-            loss = self._step(feed, watch)
+            size = header.count.size(done - 1)
+            loss = self._step(feed, size, watch)
             watch.tick()
             if loss is not None:
-                self._count_loss(figures, loss, header.count.size(done - 1))
+                self._count_loss(figures, loss, size)
             if header.live and self._live.due():
                 self._show(header, done, started, self._live_figures(loss))
         self._drain(watch)
@@ -122,30 +157,23 @@ class Engine(Trainer):
         figures.interfaces = self._interface_figures()
         return figures
 
-    def _step(self, feed: Iterator[Batch], watch: Stopwatch) -> Tensor | None:
+    def _step(self, feed: Iterator[Batch], size: int, watch: Stopwatch) -> Tensor | None:
+        number = microbatches(size, self.worker.options.microbatches)
+        fed = self._cut(feed, number)
+        between: deque[_Microbatch] = deque()
+        losses: list[Tensor] = []
         self._shared.exchange_values()  # 0
-        watch.lap("share")
-        inputs, target = self._receive(feed, gradients=True)  # 1
-        watch.lap("data" if self._first else "receive")
-        output = self.module(*inputs.values())  # 2
-        loss = self._loss_of(output, target) if self._last else None
         self.optimizer.zero_grad(set_to_none=True)
-        watch.lap("forward")
-        if loss is None:
-            outputs = self._named(output)
-            self._send(outputs, target)  # 3
-            watch.lap("send")
-            roots, gradients = self._gradients(
-                outputs, target, step=self.step, version=self.version
-            )  # 4
-            watch.lap("head")
-            backward(roots, gradients)  # 5
-        else:
-            backward([loss])  # 5
-        watch.lap("backward")
-        for below in self._below:  # 6
-            below.send_back(inputs)
-        self._shared.send_gradients()
+        watch.lap("share")
+        for one in self._order.passes(self.step, number):
+            if one.forward:
+                between.append(self._forward(fed, number, watch))
+                continue
+            done = between.popleft()
+            self._backward(done, watch)
+            if done.loss is not None:
+                losses.append(done.loss.detach())
+        self._shared.send_gradients()  # 6
         watch.lap("send back")
         for source in self._sources:  # 7
             source.take(self.step, self.version)
@@ -158,20 +186,65 @@ class Engine(Trainer):
             source.learn()
         watch.lap("learn")
         self.step += 1
-        return loss
+        return mean_loss(losses)
+
+    def _forward(
+        self, fed: Iterator[tuple[list[Tensor], Tensor]], number: int, watch: Stopwatch
+    ) -> _Microbatch:
+        """The forward pass of the next microbatch."""
+        inputs, target = self._receive(fed, gradients=True)  # 1
+        watch.lap("data" if self._first else "receive")
+        output = self.module(*inputs.values())  # 2
+        loss = self._loss_of(output, target) if self._last else None
+        watch.lap("forward")
+        outputs: dict[str, Tensor] = {}
+        if not self._last:
+            outputs = self._named(output)
+            self._send(outputs, target)  # 3
+            watch.lap("send")
+        return _Microbatch(inputs, outputs, target, loss, number)
+
+    def _backward(self, done: _Microbatch, watch: Stopwatch) -> None:
+        """The backward pass of a microbatch."""
+        if done.loss is None:
+            roots, gradients = self._gradients(
+                done.outputs,
+                done.target,
+                step=self.step,
+                version=self.version,
+                number=done.number,
+            )  # 4
+            watch.lap("head")
+            backward(roots, gradients)  # 5
+        else:
+            share = torch.full_like(done.loss, 1 / done.number)
+            backward([done.loss], [share])  # 5
+        watch.lap("backward")
+        for below in self._below:  # 6
+            below.send_back(done.inputs, self.step)
+        watch.lap("send back")
+
+    def _cut(self, feed: Iterator[Batch], number: int) -> Iterator[tuple[list[Tensor], Tensor]]:
+        """The microbatches of the next batch, which is read when the first one is asked for."""
+        device = self.worker.device
+        batch, target = next(feed)
+        taken = [
+            part.to(device, non_blocking=True) for part in self._inputs.take(batch, target.shape[0])
+        ]
+        target = target.to(device, non_blocking=True)
+        if number == 1:
+            yield taken, target
+            return
+        parts = cut_all(taken, self.worker.bundle.plan.samples.inputs, number)
+        yield from zip(parts, target.chunk(number), strict=True)
 
     def _receive(
-        self, feed: Iterator[Batch], *, gradients: bool
+        self, fed: Iterator[tuple[list[Tensor], Tensor]], *, gradients: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The stage's inputs in the order of its `forward`, and the targets."""
-        device = self.worker.device
         if self._first:
-            batch, target = next(feed)
-            taken = self._inputs.take(batch, target.shape[0])
-            inputs = {
-                str(place): part.to(device, non_blocking=True) for place, part in enumerate(taken)
-            }
-            return inputs, target.to(device, non_blocking=True)
+            taken, target = next(fed)
+            return {str(place): part for place, part in enumerate(taken)}, target
         arrived: dict[str, Tensor] = {}
         targets: list[Tensor] = []
         for below in self._below:
@@ -202,14 +275,20 @@ class Engine(Trainer):
             source.drain(self.version)
 
     def _gradients(
-        self, outputs: dict[str, Tensor], target: Tensor, *, step: int, version: int
+        self,
+        outputs: dict[str, Tensor],
+        target: Tensor,
+        *,
+        step: int,
+        version: int,
+        number: int = 1,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The outputs to go back from and their gradients, summed over the stages above."""
         sums: dict[str, Tensor] = {}
         for source in self._sources:
             names = [spec.name for spec in source.plan.differentiable]
             tensors = [self._kept(outputs[name].detach()) for name in names]
-            given = source.gradient(Sent(step, version, tensors, target))
+            given = source.gradient(Sent(step, version, tensors, target, number))
             for name, gradient in zip(names, given, strict=True):
                 sums[name] = sums[name] + gradient if name in sums else gradient
         used = [name for name in sums if outputs[name].requires_grad]
@@ -222,15 +301,18 @@ class Engine(Trainer):
     def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation | None:
         self._begin(header, gradients=False)
         score = Score(own=self.loss is own_loss)
-        for _ in range(header.count.messages):
-            inputs, target = self._receive(feed, gradients=False)
-            output = self.module(*inputs.values())
-            if self._last:
-                score.add(output, target, self._loss_of(output, target))
-            else:
-                self._send(self._named(output), target)
-            for below in self._below:
-                below.release()
+        for message in range(header.count.messages):
+            number = microbatches(header.count.size(message), self.worker.options.microbatches)
+            fed = self._cut(feed, number)
+            for _ in range(number):
+                inputs, target = self._receive(fed, gradients=False)
+                output = self.module(*inputs.values())
+                if self._last:
+                    score.add(output, target, self._loss_of(output, target))
+                else:
+                    self._send(self._named(output), target)
+                for below in self._below:
+                    below.release()
         self._finish()
         return score.result() if self._last else None
 
@@ -239,6 +321,7 @@ class Engine(Trainer):
         total = options.epochs * header.batches
         if options.max_steps is not None:
             total = min(total, options.max_steps)
+        self._order.begin(total)
         for source in self._sources:
             if isinstance(source, SyntheticSource):
                 source.returns = Returns.of(source.plan, total)

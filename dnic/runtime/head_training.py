@@ -1,6 +1,6 @@
 """Training a head on true gradients that arrive late, and predicting with it meanwhile.
 
-    predict:  ghat = head(h, target) * scale / B
+    predict:  ghat = head(h, target) * scale / B, for all of a batch or a microbatch of it
     learn:    phi <- phi - lr * Adam(d/dphi || head(h, target) - g * B / scale ||^2)
 
 Gradients of a mean loss shrink with the batch and with the loss; what a head learns is the gradient
@@ -62,19 +62,21 @@ class HeadTrainer:
         self._steps = 0
 
     @torch.no_grad()
-    def predict(self, h: Tensor, target: Tensor | None) -> Tensor:
+    def predict(self, h: Tensor, target: Tensor | None, microbatches: int = 1) -> Tensor:
         """The gradient of the batch's mean loss with respect to `h`, of its shape and dtype.
 
         Args:
             h: `[B, *sample_shape]`, or with the batch where `axis` says.
             target: the same batch's targets.
+            microbatches: into which the batch is cut; `h` and the targets are of one of them.
 
         Raises:
             RuntimeFault: when `h` or the targets are not what the head was built for.
         """
         samples = self._axis.to_front(h)
         predicted: Tensor = self.head(samples, target)
-        predicted.mul_((self._mean_square.sqrt() / samples.shape[0]).to(predicted.dtype))
+        rows = samples.shape[0] * microbatches
+        predicted.mul_((self._mean_square.sqrt() / rows).to(predicted.dtype))
         return self._axis.back(predicted, h)
 
     def learn(self, h: Tensor, target: Tensor | None, gradient: Tensor) -> HeadStatistics:

@@ -66,15 +66,21 @@ class LateEngine(Engine):
         super().__init__(worker, stage, optimizer, loss=loss)
         plan, mode = worker.bundle.plan, worker.options.mode
         check_late(plan.train, worker.place.rank)
+        if worker.options.microbatches > 1:
+            raise RuntimeFault(
+                f"stage {worker.place.rank} takes late gradients (stale), of whole batches only",
+                where="--microbatches",
+                expected="1, or another source of gradients",
+            )
         self._late = crossings(plan, mode).late[worker.place.rank]
         self._stash = WeightStash(stage)
         self._open: deque[_Open] = deque()
 
-    def _step(self, feed: Iterator[Batch], watch: Stopwatch) -> Tensor | None:
+    def _step(self, feed: Iterator[Batch], size: int, watch: Stopwatch) -> Tensor | None:
         self._stash.keep()  # the copies of other stages' parameters are about to change
         self._shared.exchange_values()  # 0
         watch.lap("share")
-        inputs, target = self._receive(feed, gradients=True)  # 1
+        inputs, target = self._receive(self._cut(feed, 1), gradients=True)  # 1
         watch.lap("data" if self._first else "receive")
         output, weights = self._stash.forward(tuple(inputs.values()))  # 2
         watch.lap("forward")
@@ -101,7 +107,7 @@ class LateEngine(Engine):
         self._stash.collect(batch.weights)
         watch.lap("backward")
         for below in self._below:  # 6
-            below.send_back(batch.inputs)
+            below.send_back(batch.inputs, batch.step)
         self._shared.send_gradients()
         watch.lap("send back")
         for source in self._sources:  # 7

@@ -26,6 +26,7 @@ from torch import distributed as dist
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.failure import LinkFault
+from dnic.runtime.microbatches import microbatches
 from dnic.runtime.plan import TensorSpec
 
 _ALIGNMENT_BYTES = 64
@@ -50,20 +51,39 @@ class Link:
 
 @dataclass(frozen=True)
 class Count:
-    """The messages of one phase: how many, and the batch size of each (the last may be smaller)."""
+    """The messages of one phase: how many, and the samples in each.
+
+    Attributes:
+        messages: one for each batch, or for each microbatch.
+        batch_size: samples in all but the last.
+        last_batch_size: samples in each of the last.
+        last: how many those are: one batch, or its microbatches.
+    """
 
     messages: int
     batch_size: int
     last_batch_size: int
+    last: int = 1
 
     def size(self, message: int) -> int:
-        """Batch size of one message."""
-        return self.last_batch_size if message == self.messages - 1 else self.batch_size
+        """Samples in one message."""
+        return self.last_batch_size if message >= self.messages - self.last else self.batch_size
+
+    def cut(self, most: int) -> Count:
+        """The same batches in microbatches, at most so many each."""
+        if not self.messages:
+            return self
+        each, last = (microbatches(size, most) for size in (self.batch_size, self.last_batch_size))
+        messages = (self.messages - 1) * each + last
+        return Count(messages, self.batch_size // each, self.last_batch_size // last, last)
 
     @property
     def samples(self) -> int:
         """Samples in all messages."""
-        return (self.messages - 1) * self.batch_size + self.last_batch_size if self.messages else 0
+        if not self.messages:
+            return 0
+        before = self.messages - self.last
+        return before * self.batch_size + self.last * self.last_batch_size
 
 
 class Layout:
@@ -100,6 +120,7 @@ class _Slots:
         self._number = number
         self._allocate = allocate
         self._buffers: list[Tensor] = []
+        self._pointers: set[int] = set()
         self._known: dict[tuple[int, int], tuple[Tensor, list[Tensor]]] = {}
         self._specs: tuple[TensorSpec, ...] = ()
 
@@ -108,6 +129,7 @@ class _Slots:
         nbytes = Layout(specs, batch_size).nbytes
         if not self._buffers or self._buffers[0].numel() < nbytes:
             self._buffers = self._allocate(nbytes)
+            self._pointers = {buffer.untyped_storage().data_ptr() for buffer in self._buffers}
             self._known.clear()
         if specs != self._specs:
             self._known.clear()
@@ -125,8 +147,7 @@ class _Slots:
 
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor is a view of one of the buffers."""
-        pointer = tensor.untyped_storage().data_ptr()
-        return any(buffer.untyped_storage().data_ptr() == pointer for buffer in self._buffers)
+        return tensor.untyped_storage().data_ptr() in self._pointers
 
 
 class Sender:

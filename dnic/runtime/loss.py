@@ -6,9 +6,10 @@ else, each library at its own place; `own_loss` finds it. Several losses are add
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dnic.errors import RuntimeFault
@@ -75,6 +76,13 @@ def total_loss(loss: Loss, output: Any, target: Tensor) -> Tensor:
     for part in parts[1:]:
         total = total + part
     return total
+
+
+def mean_loss(losses: Sequence[Tensor]) -> Tensor | None:
+    """The loss of a batch from those of its microbatches; None where there are none."""
+    if not losses:
+        return None
+    return losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean()
 
 
 def _text(value: Any) -> str:

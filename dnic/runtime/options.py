@@ -35,7 +35,7 @@ class Options:
             run and train, but the true gradient is used; `backprop`: the undivided model in
             one process; `ddp`: the undivided model in every process, each with a share of every
             batch; `gpipe`, `1f1b`: torch's pipeline schedules over the stages.
-        microbatches: parts into which a pipeline cuts a batch; 1 in the other modes.
+        microbatches: parts into which a batch is cut, at most; 1 with the undivided model.
         out: folder for metrics, checkpoints and the result.
         resume: a checkpoint, or the `out` folder of an earlier run, to continue from.
         seed: of everything random; None takes the checkpoint's or the plan's.
@@ -82,7 +82,7 @@ def parse_options(arguments: Sequence[str], bundle: Bundle) -> Options:
     add("--epochs", type=_count, default=bundle.plan.train.epochs, help="default: %(default)s")
     schedule = bundle.plan.schedule
     add("--mode", choices=get_args(Mode), default=schedule.mode, help="default: %(default)s")
-    add("--microbatches", type=_some, metavar="N", help="of gpipe and 1f1b; default: the plan's")
+    add("--microbatches", type=_some, metavar="N", help="of a batch; default: the plan's")
     add("--out", type=Path, help="folder of the run; default: runs/MODE beside train.py")
     add("--resume", type=Path, metavar="FOLDER", help="continue from a checkpoint or a run")
     add("--seed", type=int, help=f"default: {bundle.plan.train.seed}")
@@ -110,8 +110,11 @@ def parse_options(arguments: Sequence[str], bundle: Bundle) -> Options:
     values = parser.parse_args(arguments)
     if values.out is None:
         values.out = bundle.folder / "runs" / values.mode
-    if values.mode not in PIPELINES:
+    if values.mode in WHOLE:
         values.microbatches = 1
+    elif values.microbatches is None and values.mode not in PIPELINES:
+        # Torch's pipelines need some; that such a plan has some says nothing of other modes.
+        values.microbatches = 1 if schedule.mode in PIPELINES else schedule.microbatches
     elif values.microbatches is None:
         # A plan for another mode says 1, which is no pipeline.
         least = max(DEFAULT_MICROBATCHES, bundle.stages)

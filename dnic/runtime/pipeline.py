@@ -34,6 +34,7 @@ from dnic.runtime.inputs import Batch
 from dnic.runtime.links import Link, Receiver, Sender
 from dnic.runtime.loss import Loss, own_loss
 from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.microbatches import microbatches
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, Plan
 from dnic.runtime.stopwatch import Stopwatch
@@ -200,11 +201,6 @@ class Pipelined(Trainer):
     def _kept(self, output: Any) -> Tensor:
         self._outputs.append(output)
         return torch.zeros(())
-
-
-def microbatches(batch_size: int, most: int) -> int:
-    """The largest divisor of a batch size that is not above `most`."""
-    return next(n for n in range(min(most, batch_size), 0, -1) if batch_size % n == 0)
 
 
 def check_microbatches(mode: Mode, batch_size: int, asked: int, stages: int) -> None:

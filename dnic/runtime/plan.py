@@ -133,7 +133,7 @@ class SchedulePlan:
     Attributes:
         mode: as `train.py --mode`; `oracle` is for proofs only and not planned.
         processes: number of processes; None: one for each stage.
-        microbatches: parts into which a pipeline's batches are cut.
+        microbatches: parts into which batches are cut, where stages train.
     """
 
     mode: Mode = "decoupled"

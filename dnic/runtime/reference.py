@@ -24,12 +24,14 @@ from torch.utils.data import Dataset
 
 from dnic.runtime.batches import Batches
 from dnic.runtime.bundle import Bundle, check_stages
+from dnic.runtime.cells import cut_all
 from dnic.runtime.clipping import gradient_norm, joined_norm, planned_limits, scale_gradients
 from dnic.runtime.crossing import Crossings, Returns, crossings, rounded
 from dnic.runtime.forward import sent_dtypes
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
 from dnic.runtime.lr import LearningRate, planned_learning_rate
+from dnic.runtime.microbatches import Returned, microbatches, whole
 from dnic.runtime.names import StateNames
 from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import Mode
@@ -48,10 +50,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Batch:
-    """A batch on its way: every tensor that crosses, and of each stage inputs and weights."""
+    """A batch, or one of `number` microbatches of it, on its way through all stages.
+
+    Every tensor that crosses, and of each stage inputs and weights.
+    """
 
     step: int
+    taken: list[Tensor]  # by the first stage
     target: Tensor
+    number: int = 1
     values: dict[str, Tensor] = field(default_factory=dict)  # with their stages' graphs
     given: list[dict[Any, Tensor]] = field(default_factory=list)  # leaves
     weights: list[dict[str, Tensor]] = field(default_factory=list)  # of late stages
@@ -75,11 +82,25 @@ class _Interface:
     window: int
     heads: list[HeadTrainer]
     returns: Returns = field(default_factory=Returns)
-    waiting: deque[tuple[_Batch, list[Tensor]]] = field(default_factory=deque)
+    waiting: deque[_Batch] = field(default_factory=deque)
 
     @property
     def names(self) -> list[str]:
         return [spec.name for spec in self.plan.differentiable]
+
+    def sent(self, batch: _Batch) -> list[Tensor]:
+        return [batch.values[name].detach() for name in self.names]
+
+    def learn(self) -> None:
+        """Trains the heads on the oldest batch, of which all microbatches wait."""
+        step = self.waiting[0].step
+        parts = []
+        while self.waiting and self.waiting[0].step == step:
+            part = self.waiting.popleft()
+            parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
+        batch = whole(self.plan.differentiable, parts)
+        for head, tensor, true in zip(self.heads, batch.tensors, batch.gradients, strict=True):
+            head.learn(tensor, batch.target, true)
 
 
 @dataclass
@@ -96,7 +117,7 @@ class _Stage:
     above: list[_Interface]
     late: int
     random: dict[str, Any]
-    open: deque[_Batch] = field(default_factory=deque)  # forward, not yet back
+    open: deque[list[_Batch]] = field(default_factory=deque)  # forward, not yet back
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -151,6 +172,7 @@ class Reference:
         mode: `decoupled`, `stale`, `exact` or `oracle`.
         seed: None takes the plan's.
         dropout: False makes every dropout module pass its input through.
+        microbatches: parts into which a batch is cut, at most; 1 where stages are late.
     """
 
     def __init__(
@@ -164,6 +186,7 @@ class Reference:
         mode: Mode = "decoupled",
         seed: int | None = None,
         dropout: bool = True,
+        microbatches: int = 1,
     ) -> None:
         check_stages(bundle, stages.PLAN)
         torch.set_flush_denormal(True)
@@ -198,6 +221,7 @@ class Reference:
                 samples=bundle.plan.samples,
             )
         self._inputs = Inputs(bundle.plan.samples)
+        self._microbatches = microbatches
         self._step = 0
         self.losses: list[float] = []
 
@@ -289,10 +313,11 @@ class Reference:
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
                 for now in range(self._step, self._step + len(stage.open)):
-                    self._update(stage, self._backward(stage), now)
+                    self._backward(stage)
+                    self._update(stage, now)
                 for interface in stage.above:
                     while interface.waiting:
-                        self._learn(interface, *interface.waiting.popleft())
+                        interface.learn()
         self._update_late()
         for tie in self._ties:
             tie.share()
@@ -313,32 +338,22 @@ class Reference:
                 stage.optimizer.step()
 
     def _train_step(self, inputs: Any, target: Tensor) -> None:
-        batch = _Batch(self._step, target)
+        parts = self._cut(inputs, target)
         for tie in self._ties:
             tie.share()
         for stage in self._stages:
             with stage.own_random_numbers():
-                first = stage is self._stages[0]
-                leaves = (
-                    dict(enumerate(self._inputs.take(inputs, target.shape[0])))
-                    if first
-                    else self._leaves(stage, batch.values)
-                )
-                output = self._forward(stage, batch, tuple(leaves.values()))
-                batch.given.append(leaves)
-                stage.open.append(batch)
-                if stage is self._stages[-1]:
-                    with autocast(self._plan.train.precision, torch.device("cpu")):
-                        batch.loss = total_loss(self._loss, output, target)
-                else:
-                    outputs = output if isinstance(output, (tuple, list)) else (output,)
-                    batch.values.update(zip(stage.outputs, outputs, strict=True))
-        self.losses.append(float(batch.loss.detach()))
-        going: list[tuple[_Stage, _Batch]] = []
+                for part in parts:
+                    self._forward(stage, part)
+                stage.open.append(parts)
+        losses = torch.stack([part.loss.detach() for part in parts])
+        self.losses.append(float(losses.mean() if len(parts) > 1 else losses[0]))
+        going: list[_Stage] = []
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
                 if len(stage.open) > stage.late:
-                    going.append((stage, self._backward(stage)))
+                    self._backward(stage)
+                    going.append(stage)
                 else:
                     for tie in self._ties:
                         tie.updates += tie.owner is stage
@@ -346,12 +361,33 @@ class Reference:
             norm = joined_norm([gradient_norm(stage.parameters) for stage in self._stages])
             for stage in self._stages:
                 scale_gradients(stage.parameters, self._limit, norm)
-        for stage, batch in going:
+        for stage in going:
             with stage.own_random_numbers():
-                self._update(stage, batch, self._step)
+                self._update(stage, self._step)
         self._step += 1
 
-    def _forward(self, stage: _Stage, batch: _Batch, inputs: tuple[Tensor, ...]) -> Any:
+    def _cut(self, inputs: Any, target: Tensor) -> list[_Batch]:
+        taken = self._inputs.take(inputs, target.shape[0])
+        number = microbatches(target.shape[0], self._microbatches)
+        if number == 1:
+            return [_Batch(self._step, taken, target)]
+        rows = cut_all(taken, self._plan.samples.inputs, number)
+        parts = zip(rows, target.chunk(number), strict=True)
+        return [_Batch(self._step, row, targets, number) for row, targets in parts]
+
+    def _forward(self, stage: _Stage, batch: _Batch) -> None:
+        first = stage is self._stages[0]
+        leaves = dict(enumerate(batch.taken)) if first else self._leaves(stage, batch.values)
+        output = self._called(stage, batch, tuple(leaves.values()))
+        batch.given.append(leaves)
+        if stage is self._stages[-1]:
+            with autocast(self._plan.train.precision, torch.device("cpu")):
+                batch.loss = total_loss(self._loss, output, batch.target)
+        else:
+            outputs = output if isinstance(output, (tuple, list)) else (output,)
+            batch.values.update(zip(stage.outputs, outputs, strict=True))
+
+    def _called(self, stage: _Stage, batch: _Batch, inputs: tuple[Tensor, ...]) -> Any:
         if not stage.late:
             batch.weights.append({})
             return stage.module(*inputs)
@@ -372,14 +408,18 @@ class Reference:
             for name in stage.inputs
         }
 
-    def _backward(self, stage: _Stage) -> _Batch:
+    def _backward(self, stage: _Stage) -> None:
         """Backward of one stage's oldest batch; the stages above have done theirs."""
-        batch = stage.open.popleft()
         stage.optimizer.zero_grad(set_to_none=True)
-        if stage is self._stages[-1]:
-            backward([batch.loss])
-            self._tie(stage)
-            return batch
+        for batch in stage.open.popleft():
+            if stage is self._stages[-1]:
+                # The mean of the parts' means is the batch's.
+                backward([batch.loss], [torch.full_like(batch.loss, 1 / batch.number)])
+            else:
+                self._back(stage, batch)
+        self._tie(stage)
+
+    def _back(self, stage: _Stage, batch: _Batch) -> None:
         sums: dict[str, Tensor] = {}
         for interface in stage.above:
             used = self._used(interface, batch)
@@ -390,31 +430,32 @@ class Reference:
         for name, parameter in stage.module.named_parameters():
             if name in weights:
                 parameter.grad = weights[name].grad
-        self._tie(stage)
-        return batch
 
-    def _update(self, stage: _Stage, batch: _Batch, now: int) -> None:
+    def _update(self, stage: _Stage, now: int) -> None:
         """Update and head training of one stage."""
         self._clip(stage)
         stage.optimizer.step()
         stage.learning_rate.updated()
         for interface in stage.above:
-            lag = 0 if batch.step < interface.returns.warmup else interface.window
-            while interface.waiting and interface.waiting[0][0].step <= now - lag:
-                self._learn(interface, *interface.waiting.popleft())
+            while interface.waiting:
+                step = interface.waiting[0].step
+                if step > now - (0 if step < interface.returns.warmup else interface.window):
+                    break
+                interface.learn()
 
     def _used(self, interface: _Interface, batch: _Batch) -> list[Tensor]:
         """The gradients with which a stage goes on."""
+        true = batch.true(interface.plan)
         if not interface.heads:
-            return batch.true(interface.plan)
-        tensors = [batch.values[name].detach() for name in interface.names]
+            return true
         if batch.step in interface.returns:
-            interface.waiting.append((batch, tensors))
+            interface.waiting.append(batch)
         if interface.oracle or batch.step < interface.returns.warmup:
-            return batch.true(interface.plan)
+            # Autograd may add to what it is given.
+            return [gradient.clone() for gradient in true]
         return [
-            head.predict(tensor, batch.target)
-            for head, tensor in zip(interface.heads, tensors, strict=True)
+            head.predict(tensor, batch.target, batch.number)
+            for head, tensor in zip(interface.heads, interface.sent(batch), strict=True)
         ]
 
     def _clip(self, stage: _Stage) -> None:
@@ -430,11 +471,6 @@ class Reference:
                 tie.give()
             if tie.owner is stage and tie.due():
                 tie.take()
-
-    def _learn(self, interface: _Interface, batch: _Batch, tensors: list[Tensor]) -> None:
-        true = batch.true(interface.plan)
-        for head, tensor, gradient in zip(interface.heads, tensors, true, strict=True):
-            head.learn(tensor, batch.target, gradient)
 
 
 def _gradient(leaf: Tensor) -> Tensor:

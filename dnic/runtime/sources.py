@@ -1,8 +1,10 @@
 """Where the gradient at an interface comes from: awaited, predicted, or both.
 
-One object for each interface that a stage sends differentiable tensors over. The engine calls, in
-every step, `gradient` (before the backward pass), `take` (before the update) and `learn` (after
-it); at the end of an epoch `drain`. `torch.distributed.pipelining` knows only the first kind.
+One object for each interface that a stage sends differentiable tensors over. The engine calls
+`gradient` before the backward pass of every microbatch; in every step `take` (before the update)
+and `learn` (after it); at the end of an epoch `drain`. Heads predict for each microbatch and learn
+once a step, on the whole batch: what they learn, and how fast, does not depend on how batches are
+cut. `torch.distributed.pipelining` knows only awaited gradients.
 
 Synthetic gradients: Jaderberg et al. 2016, arXiv 1608.05343, sections 2 and 3; the lag between
 activation and true gradient is fixed here, so that a run does not depend on its links' timing.
@@ -22,6 +24,7 @@ from torch import Tensor
 from dnic.runtime.crossing import Returns
 from dnic.runtime.crossing import warmup_steps as warmup_steps
 from dnic.runtime.links import Count, Receiver, dtype_named
+from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, TargetPlan
 from dnic.runtime.seeds import head_seed
@@ -64,19 +67,21 @@ class SourceStatistics:
 
 @dataclass(frozen=True)
 class Sent:
-    """What a stage sent over an interface in one step.
+    """What a stage sent over an interface in one message.
 
     Attributes:
         step: global step.
         version: updates that the stage had made when it computed the tensors.
         tensors: the differentiable ones, detached.
-        target: the batch's targets, valid during the step.
+        target: the targets, valid until the backward pass is over.
+        microbatches: of the batch; the message holds one of them.
     """
 
     step: int
     version: int
     tensors: list[Tensor]
     target: Tensor
+    microbatches: int = 1
 
 
 class GradientSource(ABC):
@@ -84,7 +89,7 @@ class GradientSource(ABC):
 
     Args:
         plan: the interface.
-        returned: where the true gradients arrive, one message per step.
+        returned: where the true gradients arrive, a message for each microbatch.
     """
 
     kind = "exact"
@@ -94,9 +99,15 @@ class GradientSource(ABC):
         self.statistics = SourceStatistics()
         self._returned = returned
 
-    def begin(self, count: Count, step: int) -> None:
-        """Posts the receives of an epoch of `count` batches, the first of which is of a step."""
-        self._returned.begin(self.plan.differentiable, count)
+    def begin(self, count: Count, step: int, microbatches: int) -> None:
+        """Posts the receives of an epoch.
+
+        Args:
+            count: its batches.
+            step: of the first of them.
+            microbatches: into which each is cut, at most.
+        """
+        self._returned.begin(self.plan.differentiable, count.cut(microbatches))
 
     @abstractmethod
     def gradient(self, sent: Sent) -> list[Tensor]:
@@ -128,21 +139,28 @@ class GradientSource(ABC):
 
 
 class ExactSource(GradientSource):
-    """Waits for the true gradient of the same batch."""
+    """Waits for the true gradient of the same microbatch."""
 
     def __init__(self, plan: InterfacePlan, returned: Receiver) -> None:
         super().__init__(plan, returned)
         self._version = 0
+        self._held = 0
 
     def gradient(self, sent: Sent) -> list[Tensor]:
         """The true gradients; valid until `take`."""
         self._version = sent.version
+        self._held += 1
         return self._returned.receive()
 
     def take(self, step: int, version: int) -> None:
-        """Counts the gradient and frees its buffer: the backward pass is over."""
+        """Counts the gradients and frees their buffers: the backward passes are over.
+
+        Not earlier, because autograd may have made a parameter's gradient a view of a buffer.
+        """
         self.statistics.late(version - self._version)
-        self._returned.release()
+        for _ in range(self._held):
+            self._returned.release()
+        self._held = 0
 
     def learn(self) -> None:
         """Nothing: there is no head."""
@@ -197,42 +215,48 @@ class SyntheticSource(GradientSource):
         self._trainers = trainers
         self._window = plan.window + late
         self._pending: deque[Sent] = deque()
-        self._due: tuple[Sent, list[Tensor]] | None = None
+        self._due: list[tuple[Sent, list[Tensor]]] = []  # the microbatches of one step
 
-    def begin(self, count: Count, step: int) -> None:
+    def begin(self, count: Count, step: int, microbatches: int) -> None:
         """Posts the receives of an epoch: of those gradients that are sent."""
-        super().begin(self.returns.count(step, count), step)
+        super().begin(self.returns.count(step, count), step, microbatches)
 
     def gradient(self, sent: Sent) -> list[Tensor]:
         """Predicted gradients; the true ones while warming up."""
         if sent.step < self.returns.warmup:
             gradients = self._returned.receive()
-            self._due = (replace(sent, target=sent.target.clone()), gradients)
-            return gradients
+            self._due.append((replace(sent, target=sent.target.clone()), gradients))
+            return _copies(gradients)
         if sent.step in self.returns:
             self._pending.append(replace(sent, target=sent.target.clone()))
         return self._predict(sent)
 
     def take(self, step: int, version: int) -> None:
         """Waits for the gradient of the batch `window` steps ago."""
-        if self._pending and self._pending[0].step <= step - self._window:
-            self._due = (self._pending.popleft(), self._returned.receive())
-        if self._due is not None:
-            self.statistics.late(version - self._due[0].version)
+        while self._pending and self._pending[0].step <= step - self._window:
+            self._due.append((self._pending.popleft(), self._returned.receive()))
+        if self._due:
+            self.statistics.late(version - self._due[0][0].version)
 
     def learn(self) -> None:
-        """One step of every head on the gradient that `take` got."""
-        if self._due is None:
+        """One step of every head on the gradients that `take` got."""
+        if not self._due:
             return
-        sent, gradients = self._due
+        batch = whole(
+            self.plan.differentiable,
+            [Returned(sent.tensors, sent.target, given) for sent, given in self._due],
+        )
         share = 1.0 / len(self._trainers)
-        for trainer, tensor, gradient in zip(self._trainers, sent.tensors, gradients, strict=True):
-            figures = trainer.learn(tensor, sent.target, gradient)
+        for trainer, tensor, gradient in zip(
+            self._trainers, batch.tensors, batch.gradients, strict=True
+        ):
+            figures = trainer.learn(tensor, batch.target, gradient)
             self.statistics.cosine = self.statistics.cosine + figures.cosine * share
             self.statistics.norm_ratio = self.statistics.norm_ratio + figures.norm_ratio * share
         self.statistics.learned += 1
-        self._due = None
-        self._returned.release()
+        for _ in self._due:
+            self._returned.release()
+        self._due.clear()
 
     def drain(self, version: int) -> None:
         """Takes the gradients of the last `window` batches, in order."""
@@ -263,7 +287,7 @@ class SyntheticSource(GradientSource):
 
     def _predict(self, sent: Sent) -> list[Tensor]:
         return [
-            trainer.predict(tensor, sent.target)
+            trainer.predict(tensor, sent.target, sent.microbatches)
             for trainer, tensor in zip(self._trainers, sent.tensors, strict=True)
         ]
 
@@ -289,13 +313,22 @@ class OracleSource(SyntheticSource):
         self._predict(sent)
         self._pending.append(sent)
         self._true.append(self._returned.receive())
-        return self._true[-1]
+        return _copies(self._true[-1])
 
     def take(self, step: int, version: int) -> None:
         """Takes the gradient of the step before."""
-        if self._pending and self._pending[0].step < step:
-            self._due = (self._pending.popleft(), self._true.popleft())
-            self.statistics.late(version - self._due[0].version)
+        while self._pending and self._pending[0].step < step:
+            self._due.append((self._pending.popleft(), self._true.popleft()))
+        if self._due:
+            self.statistics.late(version - self._due[0][0].version)
+
+
+def _copies(gradients: list[Tensor]) -> list[Tensor]:
+    """What a backward pass may have, where the heads need the gradients as they are afterwards.
+
+    Autograd may make a parameter's gradient a view of them, to which more is added.
+    """
+    return [gradient.clone() for gradient in gradients]
 
 
 def build_source(

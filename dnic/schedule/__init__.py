@@ -2,7 +2,7 @@
 
 from dnic.schedule.decoupled import decoupled
 from dnic.schedule.parallel import data_parallel, one_device
-from dnic.schedule.pipeline import gpipe, interleaved, naive, one_f_one_b
+from dnic.schedule.pipeline import eager_one_f_one_b, gpipe, interleaved, naive, one_f_one_b
 from dnic.schedule.work import CutWork, Machine, Outcome, Source, StageWork, joined
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "StageWork",
     "data_parallel",
     "decoupled",
+    "eager_one_f_one_b",
     "gpipe",
     "interleaved",
     "joined",

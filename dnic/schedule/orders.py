@@ -2,7 +2,8 @@
 
 GPipe: Huang et al. 2019, arXiv 1811.06965, section 2.3. 1F1B: Narayanan et al. 2021, arXiv
 2104.04473, section 2.2; interleaved: the same, with warm-up as `torch.distributed.pipelining` has
-it. All backwards go in the order of the microbatches, as torch's do.
+it. Eager 1F1B is what our own engine runs: `dnic.runtime.order`. All backwards go in the order of
+the microbatches, as torch's do.
 """
 
 from __future__ import annotations
@@ -34,6 +35,17 @@ def gpipe_order(device: int, devices: int, microbatches: int) -> Order:
 def one_f_one_b_order(device: int, devices: int, microbatches: int) -> Order:
     """As many forwards ahead as there are devices behind, then one forward, one backward."""
     ahead = min(microbatches, devices - 1 - device)
+    return _alternate(
+        ahead,
+        microbatches,
+        lambda k: Pass(True, device, k),
+        lambda k: Pass(False, device, k),
+    )
+
+
+def eager_order(device: int, devices: int, microbatches: int) -> Order:
+    """1F1B with two forwards ahead for each device behind, which hides the messages."""
+    ahead = min(microbatches, 2 * (devices - 1 - device))
     return _alternate(
         ahead,
         microbatches,

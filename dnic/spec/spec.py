@@ -190,7 +190,7 @@ class PartitionSpec(Section):
             | {"one_device": "backprop", "dni": "decoupled"},
         ),
     ] = Field(default="auto", description="how to train; auto: what is predicted to be fastest")
-    microbatches: CountOrAuto = Field(default="auto", description="of 1f1b and gpipe")
+    microbatches: CountOrAuto = Field(default="auto", description="of 1f1b, gpipe and exact")
     replicas: CountOrAuto = Field(default="auto", description="copies of a stage")
     max_decoupled_interfaces: CountOrNone = Field(
         default=None, description="predict gradients at so many at most; auto: no limit"

@@ -77,6 +77,11 @@ def plan(stages: int, **schedule: Any) -> Plan:
             "torchrun --standalone --nproc-per-node=2 train.py",
         ),
         (
+            plan(3, mode="exact", microbatches=4),
+            "3 stages under dnic's own 1F1B schedule.",
+            "torchrun --standalone --nproc-per-node=3 train.py",
+        ),
+        (
             plan(2, mode="exact"),
             "2 stages, each waiting for its gradient.",
             "torchrun --standalone --nproc-per-node=2 train.py",

@@ -213,9 +213,39 @@ def test_a_tensor_that_skips_stages_is_not_for_torchs_pipelines(
         sources = (operations[-1].name,) if i < 5 else ("layer4", "layer0")
         operations.append(operation(f"layer{i}", sources, flops=10**9))
     operations.append(operation("output", ("layer5",), kind="output", shape=None))
-    decision = decided(graph_of(operations), device, PartitionRequest(3, stages=3))
-    assert "skips stages, which torch's schedules cannot" in named(decision, "1f1b").unfit
+    graph = graph_of(operations)
+    decision = decided(graph, device, PartitionRequest(3, stages=3))
+    assert "skips stages, which torch's schedules cannot" in named(decision, "gpipe").unfit
     assert named(decision, "decoupled").runs
+    # Our engine runs 1F1B all the same, as exact stages with microbatches.
+    ours = named(decision, "1f1b")
+    assert (ours.unfit, ours.mode, ours.outcome.name[:10]) == ("", "exact", "eager 1F1B")
+    best = replace(decision, chosen=ours, request=PartitionRequest(3)).schedule
+    assert (best.mode, best.microbatches) == ("exact", ours.microbatches)
+    asked = decided(graph, device, PartitionRequest(3, stages=3, schedule="1f1b"))
+    assert asked.schedule.mode == "exact"
+    assert asked.schedule.microbatches == asked.chosen.microbatches == ours.microbatches > 1
+    whole = decided(graph, device, PartitionRequest(3, stages=3, schedule="exact"))
+    assert (whole.schedule.mode, whole.schedule.microbatches) == ("exact", 1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "microbatches", "planned"),
+    [("exact", 2, ("exact", 2)), ("exact", 1, ("exact", 1)), ("1f1b", 2, ("1f1b", 2))],
+)
+def test_microbatches_of_exact_stages_are_asked_for(
+    schedule: str,
+    microbatches: int,
+    planned: tuple[str, int],
+    chain: Chain,
+    device: DeviceProfile,
+) -> None:
+    request = PartitionRequest(2, schedule=schedule, microbatches=microbatches)  # type: ignore[arg-type]
+    graph = chain(LAYERS)
+    decision = decided(graph, device, request)
+    assert (decision.schedule.mode, decision.schedule.microbatches) == planned
+    plan = plan_of(graph, device, request, decision)
+    assert {interface.gradient for interface in plan.interfaces} == {"exact"}
 
 
 def test_the_faster_device_gets_more(chain: Chain, device: DeviceProfile) -> None:

@@ -80,8 +80,9 @@ def scheduled(bundle: Path, **schedule: Any) -> Path:
 
 
 @pytest.mark.processes
-def test_a_planned_schedule_is_compared_with_backprop(tmp_path: Path) -> None:
-    bundle = scheduled(written(tmp_path), mode="1f1b", microbatches=3)
+@pytest.mark.parametrize("mode", ["1f1b", "exact"])
+def test_a_planned_schedule_is_compared_with_backprop(tmp_path: Path, mode: str) -> None:
+    bundle = scheduled(written(tmp_path), mode=mode, microbatches=3)
     begun: list[str] = []
     result = verify_bundle(bundle, begun.append)
     assert begun == ["split", "capture", "exact", "oracle", "schedule"]
@@ -90,7 +91,7 @@ def test_a_planned_schedule_is_compared_with_backprop(tmp_path: Path) -> None:
     )
     rung = result["rungs"]["schedule"]
     assert rung["compared"] == 20
-    assert "against backprop, with 1f1b" in rung["detail"]
+    assert f"against backprop, with {mode}" in rung["detail"]
 
 
 @pytest.mark.parametrize(

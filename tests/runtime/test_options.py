@@ -53,6 +53,11 @@ def test_the_plan_says_the_mode_and_the_microbatches(bundle: Callable[..., Path]
     assert options("--microbatches=2", mode="1f1b", microbatches=8) == ("1f1b", 2)
     assert options("--mode=gpipe") == ("gpipe", 4)
     assert options("--mode=exact", mode="1f1b", microbatches=8) == ("exact", 1)
+    assert options(mode="exact", microbatches=8) == ("exact", 8)
+    assert options("--mode=decoupled", mode="exact", microbatches=8) == ("decoupled", 8)
+    assert options("--microbatches=1", mode="exact", microbatches=8) == ("exact", 1)
+    assert options("--mode=exact", "--microbatches=4") == ("exact", 4)
+    assert options() == ("decoupled", 1)
     assert options("--mode=ddp", "--microbatches=3") == ("ddp", 1)
 
 

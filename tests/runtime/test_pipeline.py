@@ -18,7 +18,8 @@ from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import load_bundle
 from dnic.runtime.cells import Cell, cut
 from dnic.runtime.launch import RankFault, launch
-from dnic.runtime.pipeline import check_chain, check_microbatches, microbatches
+from dnic.runtime.microbatches import microbatches
+from dnic.runtime.pipeline import check_chain, check_microbatches
 from dnic.runtime.place import Place, check_processes
 from dnic.runtime.plan import InputSpec, SharedPlan
 from dnic.runtime.record import Record, read_record

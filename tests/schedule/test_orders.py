@@ -8,8 +8,10 @@ import pytest
 from torch.distributed.pipelining import schedules
 
 from dnic.errors import PartitionError
+from dnic.runtime.order import AHEAD_OF_EACH, passes
 from dnic.schedule.orders import (
     Pass,
+    eager_order,
     gpipe_order,
     in_flight,
     interleaved_order,
@@ -35,6 +37,13 @@ def test_gpipe() -> None:
 )
 def test_one_f_one_b(device: int, order: str) -> None:
     assert text(one_f_one_b_order(device, 3, 5)) == order
+
+
+@pytest.mark.parametrize("microbatches", [1, 2, 5, 9])
+def test_eager_is_the_engines_own(microbatches: int) -> None:
+    for device in range(3):
+        engines = passes(AHEAD_OF_EACH * (2 - device), microbatches)
+        assert text(eager_order(device, 3, microbatches)) == " ".join(map(str, engines))
 
 
 def test_fewer_microbatches_than_devices() -> None:

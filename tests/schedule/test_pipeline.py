@@ -12,6 +12,7 @@ from dnic.schedule import (
     Machine,
     StageWork,
     decoupled,
+    eager_one_f_one_b,
     gpipe,
     interleaved,
     joined,
@@ -72,6 +73,29 @@ def test_each_device_is_busy_as_long_as_the_simulation_has_it(
         lambda *at: pipeline.interleaved_order(*at, chunks),
     )
     assert made.simulate(3).busy_us_per_step(1) == pytest.approx(made.busy_us(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("latency_us", "plain_us", "eager_us"),
+    [
+        pytest.param(0.0, 270.0, 270.0, id="no delay: 1F1B's time"),
+        pytest.param(
+            5.0, 310.0, 280.0, id="a round trip in every second microbatch, or one in all"
+        ),
+    ],
+)
+def test_running_further_ahead_hides_the_messages(
+    latency_us: float, plain_us: float, eager_us: float
+) -> None:
+    stages, cuts = equal(2, 8), [cut(0, latency_us=latency_us)]
+    plain, eager = one_f_one_b(stages, cuts, 8), eager_one_f_one_b(stages, cuts, 8)
+    assert (plain.step_us, eager.step_us) == pytest.approx((plain_us, eager_us))
+
+
+def test_running_further_ahead_takes_memory() -> None:
+    stages = equal(3, 8, activation_bytes=800)
+    for way, held in ((one_f_one_b, (300, 200, 100)), (eager_one_f_one_b, (500, 300, 100))):
+        assert way(stages, [cut(0)] * 2, 8).peak_memory_bytes == held
 
 
 @given(stage=ALONE, devices=whole(6, 1), microbatches=whole(20, 1), latency_us=st.floats(0, 50))
