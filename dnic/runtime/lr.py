@@ -157,9 +157,12 @@ def planned_learning_rate(plan: TrainPlan, optimizer: torch.optim.Optimizer) -> 
     return LearningRate(build_scheduler(plan.scheduler, optimizer), plan.scheduler.interval)
 
 
-def _as_before(kept: Mapping[str, Any], fresh: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint keeps every kind of mapping as a plain one."""
-    return {
-        key: Counter(value) if isinstance(fresh.get(key), Counter) else value
-        for key, value in kept.items()
-    }
+def _as_before(kept: Any, fresh: Any) -> Any:
+    """A scheduler's state with its counters, which a checkpoint keeps as plain mappings."""
+    if isinstance(fresh, Counter):
+        return Counter(kept)
+    if isinstance(fresh, Mapping):
+        return {key: _as_before(value, fresh.get(key)) for key, value in kept.items()}
+    if isinstance(fresh, list) and len(fresh) == len(kept):
+        return [_as_before(*pair) for pair in zip(kept, fresh, strict=True)]
+    return kept

@@ -30,9 +30,9 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "SequentialLR": {
         "schedulers": [
             {"name": "LinearLR", "options": {"total_iters": 3}},
-            {"name": "ExponentialLR", "options": {"gamma": 0.5}},
+            {"name": "MultiStepLR", "options": {"milestones": [1, 2]}},
         ],
-        "milestones": [3],
+        "milestones": [6],  # after the checkpoint: what is joined has not begun
     },
     "ChainedScheduler": {
         "schedulers": [
