@@ -204,6 +204,30 @@ def test_decoupled_equals_reference(
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize(
+    ("count", "gradients"),
+    [(2, ["stale"]), (3, ["stale", "stale"]), (3, ["synthetic", "stale"])],
+)
+def test_stale_equals_reference(
+    tied: Make,
+    run_ranks: Run,
+    reference: Run,
+    same: Run,
+    count: int,
+    gradients: list[str],
+    tmp_path: Path,
+) -> None:
+    """Late stages copy their weights away before the owner's values overwrite them."""
+    folder = tied(count, window=2, warmup_steps=2, edit=slow(count - 1))
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    for row, gradient in zip(plan["interfaces"], gradients, strict=True):
+        row["gradient"] = gradient
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    run_ranks(folder, count, f"--record={tmp_path / 'record'}")
+    assert same(read_record(tmp_path / "record"), reference(folder).run())
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize("count", [2, 3])
 def test_exact_follows_backprop_and_oracle_equals_exact(
     tied: Make, run_ranks: Run, reference: Run, same: Run, count: int, tmp_path: Path
@@ -346,6 +370,9 @@ LAGS = [
     ("decoupled", ["synthetic", "exact"], [2, 3], 2),
     ("decoupled", ["exact", "synthetic"], [2, 3], 3),
     ("decoupled", ["exact", "exact"], [2, 3], 0),
+    ("decoupled", ["stale", "stale"], [2, 3], 5),
+    ("decoupled", ["stale", "synthetic"], [2, 3], 5),
+    ("stale", ["synthetic", "exact"], [2, 3], 2),
     ("exact", ["synthetic", "synthetic"], [2, 3], 0),
     ("oracle", ["synthetic", "synthetic"], [2, 3], 0),
 ]
