@@ -17,6 +17,7 @@ from dnic.runtime.head_training import HeadTrainer
 from dnic.runtime.heads import HeadSpec, build_head
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import TensorSpec
+from dnic.runtime.links import Count
 from dnic.runtime.record import Record, read_record
 
 Make = Callable[..., Path]
@@ -345,9 +346,9 @@ def test_microbatches_are_predicted_as_their_batch_is() -> None:
     torch.testing.assert_close(torch.cat(parts), predicted)
 
 
-def test_slots_of_an_evaluation_hold_batches(make: Make) -> None:
-    """Training holds many small messages, an evaluation few large ones: not many large ones."""
+def test_an_interface_has_a_slot_for_every_message_of_its_window(make: Make) -> None:
     from dnic.runtime.edges import pairs
 
     (pair,) = pairs(load_bundle(make("mlp2", window=2)).plan, "decoupled", 8)
-    assert (pair.slots, pair.back, pair.whole) == (24, 24, 3)
+    assert (pair.slots, pair.back) == (24, 24)
+    assert pair.cut(Count(3, 16, 12)) == Count(8 + 8 + 6, 2, 2, last=6)
