@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint format format-check types imports check models scaling \
-	prediction partitioning maps wheel clean
+	prediction bench partitioning maps wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ scaling: $(INSTALLED) ## Measure how long large models take to compile; see docs
 prediction: $(INSTALLED) ## Compare predicted with measured step times; needs a quiet machine
 	$(BIN)/dnic calibrate --refresh
 	$(BIN)/python -m studies.predicting
+
+bench: $(INSTALLED) ## Measure every way to train, on loopback and slow links; root, a quiet machine
+	$(BIN)/dnic calibrate
+	$(BIN)/python -m studies.benching
 
 partitioning: $(INSTALLED) ## Measure how long the exact solver takes
 	$(BIN)/python -m studies.partitioning

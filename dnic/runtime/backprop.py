@@ -28,7 +28,7 @@ class Backprop(Trainer):
         figures = EpochFigures()
         device = self.worker.device
         started = time.perf_counter()
-        watch = Stopwatch()
+        watch = self._stopwatch()
         for done, (batch, target) in zip(range(1, header.count.messages + 1), feed, strict=False):
             watch.lap("data")
             output = self._inputs.call(self.module, batch, device)

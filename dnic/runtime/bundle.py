@@ -39,7 +39,7 @@ from dnic.runtime.plan import (
     batch_multiple,
 )
 
-PLANNED_MODES = tuple(mode for mode in get_args(Mode) if mode != "oracle")
+PLANNED_MODES = tuple(mode for mode in get_args(Mode) if mode not in ("oracle", "alone"))
 COMPILE_AGAIN = "dnic compile --plan plan.yaml writes the generated files anew"
 
 

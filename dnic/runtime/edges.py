@@ -118,6 +118,17 @@ class InEdge:
         sent = self._backward.waited_s if self._backward is not None else 0.0
         return self._forward.waited_s + sent
 
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes sent back since the run began."""
+        return self._backward.sent_bytes if self._backward is not None else 0
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Memory of the messages that may be under way, both ways."""
+        back = self._backward.slots_bytes if self._backward is not None else 0
+        return self._forward.slots_bytes + back
+
 
 class OutEdge:
     """What a stage gives to one stage above.
@@ -161,6 +172,17 @@ class OutEdge:
         """Seconds spent waiting for this edge since the run began."""
         received = self._backward.waited_s if self._backward is not None else 0.0
         return self._forward.waited_s + received
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes sent since the run began."""
+        return self._forward.sent_bytes
+
+    @property
+    def in_flight_bytes(self) -> int:
+        """Memory of the messages that may be under way, both ways."""
+        back = self._backward.slots_bytes if self._backward is not None else 0
+        return self._forward.slots_bytes + back
 
 
 def connect(worker: Worker) -> tuple[list[InEdge], list[OutEdge]]:

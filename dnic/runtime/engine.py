@@ -98,9 +98,9 @@ class Engine(Trainer):
         figures = EpochFigures()
         self._begin(header, gradients=True)
         self._shared.begin(header.count.messages)
-        waited_before = self._waited_s()
+        waited_before, sent_before = self._waited_s(), self._sent_bytes()
         started = time.perf_counter()
-        watch = Stopwatch(self._waited_s)
+        watch = self._stopwatch(self._waited_s)
         for done in range(1, header.count.messages + 1):
             loss = self._step(feed, watch)
             watch.tick()
@@ -115,6 +115,8 @@ class Engine(Trainer):
         figures.seconds = time.perf_counter() - started
         figures.timed(watch)
         figures.waited_s = self._waited_s() - waited_before
+        figures.sent_bytes = self._sent_bytes() - sent_before
+        figures.in_flight_bytes = sum(e.in_flight_bytes for e in (*self._below, *self._above))
         figures.interfaces = self._interface_figures()
         return figures
 
@@ -247,6 +249,9 @@ class Engine(Trainer):
     def _waited_s(self) -> float:
         below = sum(edge.waited_s for edge in self._below)
         return below + sum(edge.waited_s for edge in self._above) + self._shared.waited_s
+
+    def _sent_bytes(self) -> int:
+        return sum(edge.sent_bytes for edge in (*self._below, *self._above))
 
     def _interface_figures(self) -> dict[str, dict[str, Any]]:
         return {

@@ -119,6 +119,11 @@ class _Slots:
             known = self._known[slot, batch_size] = (bytes_, layout.views(bytes_))
         return known
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all buffers."""
+        return sum(buffer.numel() for buffer in self._buffers)
+
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor is a view of one of the buffers."""
         pointer = tensor.untyped_storage().data_ptr()
@@ -142,6 +147,12 @@ class Sender:
         self._count = Count(0, 0, 0)
         self._sent = 0
         self.waited_s = 0.0
+        self.sent_bytes = 0
+
+    @property
+    def slots_bytes(self) -> int:
+        """Memory of the messages that may be under way."""
+        return self._slots.nbytes
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Prepares a phase of `count.messages` messages of these tensors."""
@@ -168,6 +179,7 @@ class Sender:
         except RuntimeError as error:
             raise LinkFault(f"stage {link.peer}", str(error)) from error
         self._sent += 1
+        self.sent_bytes += buffer.numel()
 
     def finish(self) -> None:
         """Waits until every message has left."""
@@ -200,6 +212,11 @@ class Receiver:
         self._taken = 0
         self._released = 0
         self.waited_s = 0.0
+
+    @property
+    def slots_bytes(self) -> int:
+        """Memory of the messages that may be under way."""
+        return self._slots.nbytes
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Posts the first receives of a phase of `count.messages` messages of these tensors."""

@@ -14,7 +14,7 @@ from dnic.errors import RuntimeFault
 
 Size = int | str
 Gradient = Literal["exact", "synthetic"]
-Mode = Literal["decoupled", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b"]
+Mode = Literal["decoupled", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b", "alone"]
 Key = str | int
 Path = tuple[Key, ...]
 
@@ -89,7 +89,8 @@ class SchedulePlan:
     """How the processes of a run work together, unless `--mode` says otherwise.
 
     Attributes:
-        mode: as `train.py --mode`; `oracle` is for proofs only and not planned.
+        mode: as `train.py --mode`; `oracle` is for proofs, `alone` for measuring; neither is
+            planned.
         processes: number of processes; None: one for each stage.
         microbatches: parts into which a pipeline's batches are cut.
     """

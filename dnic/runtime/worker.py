@@ -284,6 +284,10 @@ def _kind(mode: Mode) -> type[Trainer]:
         from dnic.runtime.pipeline import Pipelined
 
         return Pipelined
+    if mode == "alone":
+        from dnic.runtime.alone import Alone
+
+        return Alone
     from dnic.runtime.engine import Engine
 
     return Engine
