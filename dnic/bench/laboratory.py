@@ -78,7 +78,7 @@ class Laboratory:
     def _run(self, variant: Variant, options: list[str]) -> Measured:
         out = self._scratch / "run"
         extra = [*_BARE, *options]
-        if variant.mode in MICROBATCHED:
+        if variant.microbatches is not None and variant.mode in MICROBATCHED:
             extra.append(f"--microbatches={variant.microbatches}")
         environment = {"OMP_NUM_THREADS": str(variant.threads)}
         if self._hosts is not None and variant.wired:

@@ -41,7 +41,7 @@ class Variant:
         family: of `FAMILIES`.
         mode: of `train.py`.
         processes: how many.
-        microbatches: parts into which a batch is cut.
+        microbatches: parts into which a batch is cut; None: as the plan has it.
         threads: of each process; one that has several is not pinned to a core.
         wired: whether its processes send one another anything during a step.
     """
@@ -50,7 +50,7 @@ class Variant:
     family: str
     mode: Mode
     processes: int
-    microbatches: int = 1
+    microbatches: int | None = None
     threads: int = 1
     wired: bool = True
 
@@ -140,7 +140,7 @@ def _family(
     elif family == "ceiling":
         yield Variant(family, family, "alone", stages, wired=False)
     elif family == "naive":
-        yield Variant(family, family, "exact", stages)
+        yield Variant(family, family, "exact", stages, microbatches=1)
     elif family == "stale":
         yield _stale(stages)
     elif family == "decoupled":

@@ -35,8 +35,8 @@ def row(step: int, mean_us: Sequence[float], samples: int = 80, **others: Any) -
 
 def test_the_slowest_rank_counts() -> None:
     found = measured([row(10, [1000.0, 500.0])], "decoupled")
-    assert found.samples_per_s == 8 / 1000e-6  # 80 samples in 10 steps
-    assert found.median_samples_per_s == 8 / 990e-6
+    assert found.samples_per_s == pytest.approx(8 / 1000e-6)  # 80 samples in 10 steps
+    assert found.median_samples_per_s == pytest.approx(8 / 990e-6)
     assert found.step_us == (1000.0, 500.0)
     assert found.sent_bytes == 120.0  # 600 of each rank in 10 steps
     assert found.in_flight_bytes == (32, 32)
@@ -52,7 +52,7 @@ def test_the_ceiling_divides_the_work_evenly() -> None:
 def test_the_first_of_several_epochs_warms_up() -> None:
     rows = [row(4, [9000.0], 32), row(8, [100.0], 32), row(12, [300.0], 32)]
     found = measured(rows, "backprop")
-    assert found.samples_per_s == 8 / 200e-6
+    assert found.samples_per_s == pytest.approx(8 / 200e-6)
     assert found.parts_us == ({"forward": 50.0, "wait": 100.0},)
     assert found.memory_bytes == (1200,)
     assert found.steps == 12

@@ -6,6 +6,7 @@ there is no such link, and the reason is the error's.
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -135,8 +136,6 @@ def test_delay_and_rate_are_there_and_nothing_is_lost(
             for process in (client, server):
                 process.kill()
                 process.wait()
-    import json
-
     times_s, whole_s = json.loads((tmp_path / "client").read_text())
     # Lower bounds only: a busy machine makes everything later, nothing earlier.
     assert min(times_s) >= 2 * DELAY_US / 1e6

@@ -84,7 +84,7 @@ def test_a_bench(compiled: Path, tmp_path: Path) -> None:
         assert mean_us == pytest.approx(v["step_us"], rel=1e-3)
     decoupled = by["decoupled"]
     assert decoupled["samples_per_s"] == pytest.approx(16e6 / max(decoupled["step_us"]))
-    # 16 x 32 float32 there and back, 16 targets there; no step waited for its gradient.
+    # 16 x 32 float32 there and back, 16 targets of int64 there.
     assert decoupled["wire_bytes_per_step"] == 2 * 16 * 32 * 4 + 16 * 8
     assert "learn" in decoupled["parts_us"][0] and decoupled["in_flight_bytes"] is not None
     assert by["ceiling"]["wire_bytes_per_step"] == 0

@@ -65,7 +65,7 @@ def test_every_way_of_a_chain() -> None:
     assert [v.name for v in found][:10] == [*always, "1f1b-2", "1f1b-4", "1f1b-8"]
     assert [v.name for v in found][-2:] == ["decoupled", "ceiling"]
     by = {v.name: v for v in found}
-    assert by["naive"] == Variant("naive", "naive", "exact", 2)
+    assert by["naive"] == Variant("naive", "naive", "exact", 2, microbatches=1)
     assert by["threads"] == Variant("threads", "threads", "backprop", 1, threads=2, wired=False)
     assert by["gpipe-4"] == Variant("gpipe-4", "gpipe", "gpipe", 2, microbatches=4)
     assert by["ceiling"] == Variant("ceiling", "ceiling", "alone", 2, wired=False)
@@ -81,7 +81,7 @@ def test_what_cannot_be_is_named_with_its_reason() -> None:
     assert "h of the interface cut02 goes from stage 0 to stage 2" in reasons(left_out)["gpipe"]
     assert reasons(left_out)["threads"] == "this machine has one core"
     assert not names(found, "gpipe", "1f1b", "threads")
-    whole = {name: reason for name, reason in reasons(variants(plan(1, []), FAMILIES, (2,), 2)[1]).items()}
+    whole = reasons(variants(plan(1, []), FAMILIES, (2,), cores=2)[1])
     assert whole["ceiling"] == whole["decoupled"] == whole["naive"] == "the plan has one stage"
     assert whole["ddp"] == "it takes two processes or more; the plan has one"
 
