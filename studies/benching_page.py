@@ -16,7 +16,7 @@ NAMES = {"mlp": "mlp", "transformer": "transformer", "conv": "convolution"}
 # Ways that train exactly what backprop trains, on two processes; and all that need no second core.
 PIPELINES = ("naive", "gpipe", "1f1b", "exact")
 EXACT = (*PIPELINES, "ddp", "backprop")
-# What neither the model nor a head nor waiting is: messages are copied and handed over, clocks read.
+# All but these is the engine's own: messages are copied and handed over, clocks are read.
 MODEL_PARTS = ("forward", "head", "backward", "update", "learn", "wait", "data")
 NONE = "–"
 LEGEND = """\
@@ -35,9 +35,9 @@ def page(study: Mapping[str, Any]) -> str:
     lines = [
         "# Bench",
         "",
-        f"`{study['command']}` (`make bench`): dnic {study['dnic']}, torch {study['torch']}, Python "
-        f"{study['python']}, {study['cores']} cores; {_rounds(cases)}, {_dates(cases)}. How to read "
-        "it, and how to measure a bundle of your own: [benching.md](benching.md).",
+        f"`{study['command']}` (`make bench`): dnic {study['dnic']}, torch {study['torch']}, "
+        f"Python {study['python']}, {study['cores']} cores; {_rounds(cases)}, {_dates(cases)}. "
+        "How to read it, and how to measure a bundle of your own: [benching.md](benching.md).",
         "",
         LEGEND,
         "![Speed of every way over one core, by model and link](bench.svg)",

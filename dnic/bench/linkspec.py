@@ -52,9 +52,7 @@ def parse_link(text: str) -> LinkSpec:
         if key in found:
             raise SpecError(f"{key} is given twice", where="--link", expected=_USUAL)
         found[key] = _quantity(key, value)
-    return LinkSpec(
-        found.get("delay", 0.0), found.get("rate", float("inf")), text.replace(" ", "")
-    )
+    return LinkSpec(found.get("delay", 0.0), found.get("rate", float("inf")), text.replace(" ", ""))
 
 
 def _quantity(key: str, value: str) -> float:

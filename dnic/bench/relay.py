@@ -1,4 +1,4 @@
-"""A slow link in user space: reads IP packets from each TUN device, writes them to another one later.
+"""A slow link in user space: IP packets read from one TUN device are later written to another.
 
 The kernel's own `netem` is a module that many kernels lack. Here one process joins all hosts like a
 switch: between every two there is a lane for each direction, with its own delay and rate. A packet

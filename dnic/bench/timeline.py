@@ -58,9 +58,7 @@ def predicted(plan: Plan, steps: int = TRACED_STEPS) -> dict[int, list[Lap]]:
     programs = [_program(plan, stage, steps + _FILLING_STEPS) for stage in range(len(plan.stages))]
     channels, wires = _channels(plan.interfaces)
     # A step that is done after every action: so the simulation tells when each ends.
-    marked = [
-        [action for _, us in program for action in (us, StepDone())] for program in programs
-    ]
+    marked = [[action for _, us in program for action in (us, StepDone())] for program in programs]
     run = simulate(marked, channels, wires)
     shown: dict[int, list[Lap]] = {}
     for stage, (program, ends_us) in enumerate(zip(programs, run.ends_us, strict=True)):
@@ -93,7 +91,9 @@ def _program(plan: Plan, stage: int, steps: int) -> list[tuple[str, Action]]:
     here = plan.stages[stage]
     below = [k for k, interface in enumerate(plan.interfaces) if interface.to == stage]
     above = [k for k, interface in enumerate(plan.interfaces) if interface.source == stage]
-    returning = [k for k, i in enumerate(plan.interfaces) if any(t.differentiable for t in i.tensors)]
+    returning = [
+        k for k, i in enumerate(plan.interfaces) if any(t.differentiable for t in i.tensors)
+    ]
     heads = [i.head for i in (plan.interfaces[k] for k in above) if i.head is not None]
     head_us, learn_us = sum(h.forward_us for h in heads), sum(h.train_us for h in heads)
     rest_us = _rest_us(plan, stage, here.forward_us + here.backward_us + head_us + learn_us)

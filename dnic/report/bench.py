@@ -23,11 +23,15 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "send": ("send", "send back"),
     "wait": ("wait",),
 }
-_EXPLAINED = """\
-samples/s: batch over mean step, median of the rounds; x core: over backprop on one core; ceiling:
-every stage alone at once, divided evenly; sent: bytes of all processes in a step{planned}
-below: mean milliseconds of a step of each rank; learn: training heads; other: data, receiving, and
-torch's schedules (gpipe, 1f1b), of which the parts are not known"""
+_EXPLAINED = (
+    "samples/s: batch over mean step, median of the rounds; x core: over backprop on one core; "
+    "ceiling: over every stage alone at once, divided evenly; sent: bytes of all processes in a "
+    "step{planned}; MiB: most memory of each rank, libraries included"
+)
+_PARTS_EXPLAINED = (
+    "milliseconds of a mean step; learn: training heads; other: data, receiving, and torch's "
+    "schedules (gpipe, 1f1b), of which the parts are not known"
+)
 
 
 def bench_table(result: Mapping[str, Any]) -> RenderableType:
@@ -44,6 +48,7 @@ def bench_table(result: Mapping[str, Any]) -> RenderableType:
         _speeds(variants),
         Text(note, "dim"),
         _parts(variants),
+        Text(_PARTS_EXPLAINED, "dim"),
         *(Text(line, "dim") for line in _remarks(result)),
         *(Text(f"left out: {o['name']}: {o['reason']}", "yellow") for o in result["left_out"]),
     )
@@ -59,7 +64,7 @@ def _title(result: Mapping[str, Any]) -> str:
 
 
 def _speeds(variants: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("way", "samples/s", "min", "max", "x core", "ceiling", "sent", "ranks")
+    table = _table("way", "samples/s", "min", "max", "x core", "ceiling", "sent", "MiB")
     for v in variants:
         sent = units.size(v["wire_bytes_per_step"]) if v["wire_bytes_per_step"] else NONE
         table.add_row(
@@ -70,13 +75,13 @@ def _speeds(variants: Sequence[Mapping[str, Any]]) -> Table:
             _ratio(v["ratio_to_one_core"]),
             _ratio(v["ratio_to_ceiling"]),
             sent if v["wire_bytes_counted"] or sent == NONE else f"~{sent}",
-            str(v["processes"]),
+            " ".join(f"{nbytes / 2**20:.0f}" for nbytes in v["memory_bytes"]),
         )
     return table
 
 
 def _parts(variants: Sequence[Mapping[str, Any]]) -> Table:
-    table = _table("way, rank", "step", *COLUMNS, "other", "MiB")
+    table = _table("way, rank", "step", *COLUMNS, "other")
     for v in variants:
         for rank, parts in enumerate(v["parts_us"]):
             sums = [sum(parts.get(part, 0.0) for part in names) for names in COLUMNS.values()]
@@ -84,7 +89,6 @@ def _parts(variants: Sequence[Mapping[str, Any]]) -> Table:
             table.add_row(
                 f"{v['name']} {rank}" if v["processes"] > 1 else v["name"],
                 *(_ms(us) for us in (v["step_us"][rank], *sums, other)),
-                f"{v['memory_bytes'][rank] / 2**20:.0f}",
                 end_section=rank == v["processes"] - 1,
             )
     return table
@@ -112,7 +116,11 @@ def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(*columns: str) -> Table:
     table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold"
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        header_style="bold",
     )
     for place, title in enumerate(columns):
         table.add_column(title, justify="right" if place else "left", no_wrap=True)

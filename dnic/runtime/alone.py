@@ -139,9 +139,7 @@ class _MadeUp:
         return [named[name] for name in used], [self._gradients[name] for name in used]
 
 
-def _tensor(
-    spec: TensorSpec, size: int, classes: int | None, generator: torch.Generator
-) -> Tensor:
+def _tensor(spec: TensorSpec, size: int, classes: int | None, generator: torch.Generator) -> Tensor:
     """Random numbers or classes; other whole numbers are 0, which is an index into anything."""
     shape, dtype = spec.resolve(size), dtype_named(spec.dtype)
     if dtype.is_floating_point or dtype.is_complex:

@@ -17,7 +17,6 @@ from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import own_loss
 from dnic.runtime.metrics import EpochFigures
-from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
 
 

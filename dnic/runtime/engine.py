@@ -116,7 +116,7 @@ class Engine(Trainer):
         figures.timed(watch)
         figures.waited_s = self._waited_s() - waited_before
         figures.sent_bytes = self._sent_bytes() - sent_before
-        figures.in_flight_bytes = sum(e.in_flight_bytes for e in (*self._below, *self._above))
+        figures.in_flight_bytes = self._in_flight_bytes()
         figures.interfaces = self._interface_figures()
         return figures
 
@@ -251,7 +251,12 @@ class Engine(Trainer):
         return below + sum(edge.waited_s for edge in self._above) + self._shared.waited_s
 
     def _sent_bytes(self) -> int:
-        return sum(edge.sent_bytes for edge in (*self._below, *self._above))
+        below = sum(edge.sent_bytes for edge in self._below)
+        return below + sum(edge.sent_bytes for edge in self._above)
+
+    def _in_flight_bytes(self) -> int:
+        below = sum(edge.in_flight_bytes for edge in self._below)
+        return below + sum(edge.in_flight_bytes for edge in self._above)
 
     def _interface_figures(self) -> dict[str, dict[str, Any]]:
         return {

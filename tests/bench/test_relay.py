@@ -151,10 +151,9 @@ def test_nothing_is_left_behind() -> None:
         return {path.name for path in Path("/sys/class/net").iterdir()}
 
     before = devices()
-    with pytest.raises(KeyboardInterrupt), namespaces(2) as members:
-        with relay(LinkSpec(), members):
-            assert all(Path(f"/proc/{member.holder}").exists() for member in members)
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), namespaces(2) as members, relay(LinkSpec(), members):
+        assert all(Path(f"/proc/{member.holder}").exists() for member in members)
+        raise KeyboardInterrupt
     assert not any(Path(f"/proc/{member.holder}").exists() for member in members)
     assert devices() == before
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_laps_of_the_last_steps(bundle: Make, run_ranks: Run, tmp_path: Path) ->
         parts = [lap.part for lap in rank]
         step = parts[: parts.index("rest") + 1]
         assert parts == step * 7 and {"forward", "backward", "update"} < set(step)
-        for lap, following in zip(rank, rank[1:], strict=False):
+        for lap, following in pairwise(rank):
             assert lap.start_s <= lap.end_s == following.start_s
     # One clock: the second stage cannot receive before the first one has sent.
     sent = next(lap for lap in laps[0] if lap.part == "send")
