@@ -89,7 +89,6 @@ def _parts(variants: Sequence[Mapping[str, Any]]) -> Table:
             table.add_row(
                 f"{v['name']} {rank}" if v["processes"] > 1 else v["name"],
                 *(_ms(us) for us in (v["step_us"][rank], *sums, other)),
-                end_section=rank == v["processes"] - 1,
             )
     return table
 
