@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 TITLES = {
-    "loopback": "This machine's loopback",
+    "loopback": "loopback",
     "5ms-1gbit": "5 ms, 1 Gb/s",
     "20ms-1gbit": "20 ms, 1 Gb/s",
     "5ms-100mbit": "5 ms, 100 Mb/s",
@@ -51,7 +51,14 @@ def page(study: Mapping[str, Any]) -> str:
     for link, title in TITLES.items():
         here = [case for case in cases if case["link_name"] == link]
         if here:
-            lines += ["", f"## {title}", "", *_table(here), "", *_remarks(here)]
+            lines += [
+                "",
+                f"## {title[0].upper()}{title[1:]}",
+                "",
+                *_table(here),
+                "",
+                *_remarks(here),
+            ]
     return "\n".join(lines) + "\n"
 
 
@@ -90,7 +97,9 @@ def _goals(cases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     by = {(case["family"], case["link_name"]): case for case in cases}
 
     def row(what: str, goals: Mapping[str, float], value: Any, link: str) -> str:
-        wanted = ", ".join(f"{NAMES[f]} {goal:.2f}" for f, goal in goals.items())
+        each = len(set(goals.values())) == 1
+        named_goals = ", ".join(f"{NAMES[f]} {goal:.2f}" for f, goal in goals.items())
+        wanted = f"{goals['mlp']:.2f} each" if each else named_goals
         cells = []
         for family, goal in goals.items():
             case = by.get((family, link))
@@ -156,7 +165,7 @@ def _goals(cases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _judged(figure: float, goal: float) -> str:
-    return f"**{figure:.2f}**" if round(figure, 2) >= goal else f"{figure:.2f} (missed)"
+    return f"**{figure:.3f}**" if figure >= goal else f"{figure:.3f} (missed)"
 
 
 def _step_us(case: Mapping[str, Any]) -> float:
@@ -219,7 +228,7 @@ def _remarks(cases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
 
 def _rounds(cases: Sequence[Mapping[str, Any]]) -> str:
     counts = sorted({case["rounds"] for case in cases})
-    return f"{' or '.join(map(str, counts)) or 'no'} rounds"
+    return f"rounds of each way: {' or '.join(map(str, counts)) or 'none'}"
 
 
 def _dates(cases: Sequence[Mapping[str, Any]]) -> str:

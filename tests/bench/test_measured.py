@@ -70,16 +70,16 @@ def speed(samples_per_s: float) -> Measured:
 
 def test_ratios_are_made_within_rounds() -> None:
     rounds = {
-        "backprop": [speed(100), speed(50), speed(100)],  # slow in the second round
-        "ceiling": [speed(200), speed(100), speed(200)],
-        "decoupled": [speed(180), speed(90), speed(190)],
+        "backprop": [speed(100), speed(50), speed(60)],  # the machine slows down
+        "ceiling": [speed(200), speed(100), speed(120)],
+        "decoupled": [speed(180), speed(90), speed(114)],
     }
     entry = summary(DECOUPLED, rounds, wire_bytes=7)
-    assert entry["samples_per_s"] == 180
-    assert (entry["min_samples_per_s"], entry["max_samples_per_s"]) == (90, 190)
+    assert entry["samples_per_s"] == 114
+    assert (entry["min_samples_per_s"], entry["max_samples_per_s"]) == (90, 180)
     assert entry["ratio_to_one_core"] == pytest.approx(1.8)
     assert entry["ratio_to_ceiling"] == pytest.approx(0.9)
-    assert entry["rounds"] == [180, 90, 190]
+    assert entry["rounds"] == [180, 90, 114]
     assert (entry["wire_bytes_per_step"], entry["wire_bytes_counted"]) == (60.0, True)
     assert summary(DECOUPLED, {"decoupled": [speed(1)]}, 0)["ratio_to_ceiling"] is None
 
