@@ -86,7 +86,11 @@ class Hosts:
             _end(started)
         if failed is not None:
             node, status = failed
-            raise run_fault(out, status, _tail(_log(out, node)))
+            tail = _tail(_log(out, node))
+            fault = run_fault(out, status, tail)
+            # A rank that left no report may have said something before it went.
+            fault.report = fault.report or tail
+            raise fault
 
     def relay_figures(self) -> dict[str, Any]:
         """What the relay has moved and taken so far."""
