@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint format format-check types imports check models scaling \
-	large prediction partitioning maps wheel clean
+	large prediction bench partitioning maps wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,10 @@ large: $(INSTALLED) ## Measure how long planning GPT-3 on 512 devices takes; see
 prediction: $(INSTALLED) ## Compare predicted with measured step times; needs a quiet machine
 	$(BIN)/dnic calibrate --refresh
 	$(BIN)/python -m studies.predicting
+
+bench: $(INSTALLED) ## Measure every way to train, on loopback and slow links; root, a quiet machine
+	$(BIN)/dnic calibrate
+	$(BIN)/python -m studies.benching
 
 partitioning: $(INSTALLED) ## Measure how long the exact solver takes
 	$(BIN)/python -m studies.partitioning

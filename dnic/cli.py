@@ -215,6 +215,46 @@ def compare_command(
     )
 
 
+@app.command("bench")
+def bench_command(
+    bundle: BundleArg,
+    against: Annotated[
+        str, typer.Option("--against", metavar="LIST", help="such as ddp,1f1b; default: all ways")
+    ] = "all",
+    link: Annotated[
+        str | None,
+        typer.Option("--link", metavar="L", help="between ranks: delay=20ms,rate=1gbit (root)"),
+    ] = None,
+    rounds: Annotated[
+        int, typer.Option("--repeats", min=1, metavar="N", help="runs of each way, in turns")
+    ] = 5,
+    microbatches: Annotated[
+        str, typer.Option("--microbatches", metavar="LIST", help="where batches are cut")
+    ] = "2,4,8",
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="a trace for Perfetto")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a bundle's speed beside every other way to train it, in turns."""
+    from dnic.bench.linkspec import parse_link
+    from dnic.bench.rounds import bench
+    from dnic.bench.variant import parse_families, parse_microbatches
+    from dnic.report import bench_table
+
+    with (err if not as_json else Console(quiet=True)).status("measuring") as status:
+        result = bench(
+            bundle,
+            families=parse_families(against),
+            microbatches=parse_microbatches(microbatches),
+            link=None if link is None else parse_link(link),
+            rounds=rounds,
+            trace=trace,
+            progress=status.update,
+        )
+    _print_json(result) if as_json else out.print(bench_table(result))
+
+
 @app.command("draw")
 def draw_command(
     target: Annotated[Path, typer.Argument(metavar="DIR|MODEL.py", help="a bundle or a model")],

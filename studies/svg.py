@@ -152,11 +152,11 @@ class Panel:
         )
         for value, label in self.x.ticks:
             x = self.left + self.x.place(value, self.width)
-            lines.append(_line(x, bottom, x, bottom + 4))
+            lines.append(line(x, bottom, x, bottom + 4))
             lines.append(text(x, bottom + 17, label, anchor="middle", size=11))
         for value, label in self.y.ticks:
             y = bottom - self.y.place(value, self.height)
-            lines.append(_line(self.left - 4, y, self.left, y))
+            lines.append(line(self.left - 4, y, self.left, y))
             lines.append(text(self.left - 7, y + 4, label, anchor="end", size=11))
         middle = (self.left + right) / 2
         lines.append(text(middle, bottom + 35, self.x.label, anchor="middle"))
@@ -208,5 +208,7 @@ def picture(width: float, height: float, title: str, parts: Sequence[Sequence[st
     return "\n".join([head, f"<title>{escape(title)}</title>", ground, *body, "</svg>", ""])
 
 
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f"<line x1='{x1:.2f}' y1='{y1:.2f}' x2='{x2:.2f}' y2='{y2:.2f}' stroke='{INK}'/>"
+def line(x1: float, y1: float, x2: float, y2: float, width: float = 1.0) -> str:
+    """A straight line."""
+    wide = "" if width == 1.0 else f" stroke-width='{width:g}'"
+    return f"<line x1='{x1:.2f}' y1='{y1:.2f}' x2='{x2:.2f}' y2='{y2:.2f}' stroke='{INK}'{wide}/>"

@@ -1,6 +1,7 @@
 """What people read: pictures of a plan, tables, figures with their units."""
 
 from dnic.report.alternatives import schedule_text, verdict_table
+from dnic.report.bench import bench_table
 from dnic.report.notes import plan_notes
 from dnic.report.partition import draw_plan, partition_diagram
 from dnic.report.planjson import plan_json
@@ -8,6 +9,7 @@ from dnic.report.result import result_lines
 from dnic.report.tables import comparison_table, plan_table, verify_table
 
 __all__ = [
+    "bench_table",
     "comparison_table",
     "draw_plan",
     "partition_diagram",

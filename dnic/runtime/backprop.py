@@ -17,7 +17,6 @@ from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import own_loss
 from dnic.runtime.metrics import EpochFigures
-from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
 
 
@@ -28,7 +27,7 @@ class Backprop(Trainer):
         figures = EpochFigures()
         device = self.worker.device
         started = time.perf_counter()
-        watch = Stopwatch()
+        watch = self._stopwatch()
         for done, (batch, target) in zip(range(1, header.count.messages + 1), feed, strict=False):
             watch.lap("data")
             output = self._inputs.call(self.module, batch, device)

@@ -41,7 +41,7 @@ from dnic.runtime.plan import (
 )
 from dnic.runtime.trainplan import check_training, read_training
 
-PLANNED_MODES = tuple(mode for mode in get_args(Mode) if mode != "oracle")
+PLANNED_MODES = tuple(mode for mode in get_args(Mode) if mode not in ("oracle", "alone"))
 COMPILE_AGAIN = "dnic compile --plan plan.yaml writes the generated files anew"
 
 

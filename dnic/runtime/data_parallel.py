@@ -78,7 +78,7 @@ class DataParallel(Backprop):
         share = Share(self._rank, self._ranks)
         parts: list[Tensor] = []
         started = time.perf_counter()
-        watch = Stopwatch()
+        watch = self._stopwatch()
         with lost_peers_named():
             for done in range(1, header.count.messages + 1):
                 size = header.count.size(done - 1)

@@ -61,6 +61,7 @@ from dnic.runtime.crossing import Returns
 from dnic.runtime.edges import connect
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
+from dnic.runtime.links import Sender
 from dnic.runtime.loss import Loss, mean_loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
@@ -137,9 +138,9 @@ class Engine(Trainer):
         figures = EpochFigures()
         self._begin(header, gradients=True)
         self._shared.begin(header.count.messages)
-        waited_before = self._waited_s()
+        waited_before, sent_before = self._waited_s(), self._sent_bytes()
         started = time.perf_counter()
-        watch = Stopwatch(self._waited_s)
+        watch = self._stopwatch(self._waited_s)
         for done in range(1, header.count.messages + 1):
             size = header.count.size(done - 1)
             loss = self._step(feed, size, watch)
@@ -154,6 +155,8 @@ class Engine(Trainer):
         figures.seconds = time.perf_counter() - started
         figures.timed(watch)
         figures.waited_s = self._waited_s() - waited_before
+        figures.sent_bytes = self._sent_bytes() - sent_before
+        figures.in_flight_bytes = self._in_flight_bytes()
         figures.interfaces = self._interface_figures()
         return figures
 
@@ -340,6 +343,12 @@ class Engine(Trainer):
 
     def _waited_s(self) -> float:
         return sum([end.waited_s for end in self._ends]) + self.clipping.waited_s
+
+    def _sent_bytes(self) -> int:
+        return sum(end.sent_bytes for end in self._ends if isinstance(end, Sender))
+
+    def _in_flight_bytes(self) -> int:
+        return sum(end.slots_bytes for end in self._ends)
 
     def _interface_figures(self) -> dict[str, dict[str, Any]]:
         return {

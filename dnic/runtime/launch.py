@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -77,6 +77,7 @@ def launch(
     pin: bool = False,
     quiet: bool = False,
     extra: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> LaunchResult:
     """Trains a bundle on this machine and waits for the end.
 
@@ -88,6 +89,7 @@ def launch(
         pin: whether each process gets a core of its own and one thread.
         quiet: whether no progress is shown.
         extra: further options of `train.py`.
+        environment: further environment variables of the processes.
 
     Raises:
         RankFault: a process failed.
@@ -102,9 +104,10 @@ def launch(
     (run_dir / RESULT_FILE).unlink(missing_ok=True)
     train = [str(bundle_dir / "train.py"), *arguments]
     command = [sys.executable, *_torchrun(processes or plan.processes(mode), mode), *train]
-    status, tail = _run(command, _environment(pin=pin, quiet=quiet), run_dir)
+    variables = run_environment(pin=pin, quiet=quiet) | dict(environment or {})
+    status, tail = _run(command, variables, run_dir)
     if status != 0:
-        raise _fault(run_dir, status, tail)
+        raise run_fault(run_dir, status, tail)
     result = json.loads((run_dir / RESULT_FILE).read_text(encoding="utf-8"))
     asked = torchrun_command(
         bundle_dir, epochs=epochs, mode=mode, processes=processes, out=out, seed=seed, extra=extra
@@ -148,7 +151,8 @@ def _torchrun(processes: int, mode: Mode) -> list[str]:
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
 
 
-def _environment(*, pin: bool, quiet: bool) -> dict[str, str]:
+def run_environment(*, pin: bool, quiet: bool) -> dict[str, str]:
+    """The environment of a run's processes, or of the torchrun that starts them."""
     # One thread per process, as torchrun sets it; here so that backprop, which runs without
     # torchrun, is given the same.
     environment = {"OMP_NUM_THREADS": "1", **os.environ, LAUNCHED: "1"}
@@ -200,7 +204,8 @@ def _end(process: subprocess.Popen[str]) -> None:
             process.wait()
 
 
-def _fault(run_dir: Path, status: int, tail: str) -> RankFault:
+def run_fault(run_dir: Path, status: int, tail: str) -> RankFault:
+    """What a run failed of: its own report, or what torchrun wrote last."""
     failure = read_failure(run_dir)
     if failure is not None:
         report = failure["message"] if failure["user_error"] else failure["traceback"]

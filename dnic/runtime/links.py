@@ -145,6 +145,11 @@ class _Slots:
             known = self._known[slot, batch_size] = (bytes_, layout.views(bytes_))
         return known
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of all buffers."""
+        return sum(buffer.numel() for buffer in self._buffers)
+
     def owns(self, tensor: Tensor) -> bool:
         """Whether a tensor is a view of one of the buffers."""
         return tensor.untyped_storage().data_ptr() in self._pointers
@@ -168,6 +173,12 @@ class Sender:
         self._count = Count(0, 0, 0)
         self._before = self._sent = 0  # messages of earlier phases, and of this one
         self.waited_s = 0.0
+        self.sent_bytes = 0
+
+    @property
+    def slots_bytes(self) -> int:
+        """Memory of the messages that may be under way."""
+        return self._slots.nbytes
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Prepares a phase of `count.messages` messages of these tensors."""
@@ -192,6 +203,7 @@ class Sender:
             view.copy_(tensor.detach())
         self._leave(message, buffer)
         self._sent += 1
+        self.sent_bytes += buffer.numel()
 
     def finish(self) -> None:
         """Waits until every message has left."""
@@ -241,6 +253,11 @@ class Receiver:
         self._taken = 0
         self._released = 0
         self.waited_s = 0.0
+
+    @property
+    def slots_bytes(self) -> int:
+        """Memory of the messages that may be under way."""
+        return self._slots.nbytes
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Posts the first receives of a phase of `count.messages` messages of these tensors."""

@@ -39,6 +39,8 @@ class EpochFigures:
         interfaces: figures of each interface that this rank sends over, by name.
         step_us: `median`, `min` and `mean` of this rank's steps, in microseconds.
         parts_us: mean microseconds of each part of a step.
+        sent_bytes: that this rank sent during the epoch; None where torch sends.
+        in_flight_bytes: most that messages under way can take of this rank's memory.
     """
 
     samples: int = 0
@@ -48,6 +50,8 @@ class EpochFigures:
     interfaces: dict[str, dict[str, Any]] = field(default_factory=dict)
     step_us: dict[str, float] | None = None
     parts_us: dict[str, float] = field(default_factory=dict)
+    sent_bytes: int | None = None
+    in_flight_bytes: int | None = None
 
     def timed(self, watch: Stopwatch) -> None:
         """Takes the times of an epoch that is over."""
@@ -62,6 +66,8 @@ class EpochFigures:
             "train_loss": float(self.loss_sum) / self.samples if last and self.samples else None,
             "interfaces": self.interfaces,
             "memory_bytes": peak_memory_bytes(),
+            "sent_bytes": self.sent_bytes,
+            "in_flight_bytes": self.in_flight_bytes,
             "step_us": self.step_us,
             "parts_us": self.parts_us,
         }
@@ -82,8 +88,11 @@ def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "waited_share": [_share(figures["waited_s"], figures["seconds"]) for figures in ranks],
         "memory_bytes": [figures["memory_bytes"] for figures in ranks],
+        "in_flight_bytes": [figures["in_flight_bytes"] for figures in ranks],
+        "sent_bytes": [figures["sent_bytes"] for figures in ranks],
         # The rank that takes longest holds the others.
         "step_us": max(steps, key=lambda step: step["mean"], default=None),
+        "rank_step_us": [figures["step_us"] for figures in ranks],
         "parts_us": [figures["parts_us"] for figures in ranks],
     }
 

@@ -20,6 +20,8 @@ from dnic.runtime.plan import Precision
 # The undivided model; and torch's pipeline schedules over the stages.
 WHOLE: tuple[Mode, ...] = ("backprop", "ddp")
 PIPELINES: tuple[Mode, ...] = ("gpipe", "1f1b")
+# Those that cut a batch into `--microbatches`.
+MICROBATCHED: tuple[Mode, ...] = (*PIPELINES, "exact", "decoupled", "oracle")
 DEFAULT_MICROBATCHES = 4
 DEFAULT_TIMEOUT_S = 1800.0
 
@@ -34,7 +36,8 @@ class Options:
             as late as the window; `exact`: every interface waits for its gradient; `oracle`: heads
             run and train, but the true gradient is used; `backprop`: the undivided model in
             one process; `ddp`: the undivided model in every process, each with a share of every
-            batch; `gpipe`, `1f1b`: torch's pipeline schedules over the stages.
+            batch; `gpipe`, `1f1b`: torch's pipeline schedules over the stages; `alone`: every stage
+            by itself on made-up tensors, which trains nothing and shows how fast it could be.
         microbatches: parts into which a batch is cut, at most; 1 with the undivided model.
         out: folder for metrics, checkpoints and the result.
         resume: a checkpoint, or the `out` folder of an earlier run, to continue from.
@@ -42,6 +45,7 @@ class Options:
         evaluate, checkpoint: whether the trainer's methods of these names do anything.
         max_steps: end the run after this many steps.
         record: folder for every step's loss and the final parameters.
+        trace: folder for the times of the parts of the last steps.
         timeout_s: how long a rank waits for another before it gives up.
         dropout: False makes every dropout module pass its input through.
         scheduler: False leaves the learning rate as it is.
@@ -59,6 +63,7 @@ class Options:
     checkpoint: bool
     max_steps: int | None
     record: Path | None
+    trace: Path | None
     timeout_s: float
     dropout: bool
     scheduler: bool
@@ -90,6 +95,7 @@ def parse_options(arguments: Sequence[str], bundle: Bundle) -> Options:
     add("--no-checkpoint", dest="checkpoint", action="store_false", help="write no checkpoints")
     add("--max-steps", type=_count, help="end after this many steps")
     add("--record", type=Path, metavar="FOLDER", help="write every loss, and the final parameters")
+    add("--trace", type=Path, metavar="FOLDER", help="write when each part of the last steps ran")
     add(
         "--timeout",
         dest="timeout_s",
@@ -110,7 +116,9 @@ def parse_options(arguments: Sequence[str], bundle: Bundle) -> Options:
     values = parser.parse_args(arguments)
     if values.out is None:
         values.out = bundle.folder / "runs" / values.mode
-    if values.mode in WHOLE:
+    if values.mode == "alone":
+        values.evaluate = values.checkpoint = False  # it trains nothing
+    if values.mode not in MICROBATCHED:
         values.microbatches = 1
     elif values.microbatches is None and values.mode not in PIPELINES:
         # Torch's pipelines need some; that such a plan has some says nothing of other modes.

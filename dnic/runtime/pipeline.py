@@ -86,7 +86,7 @@ class Pipelined(Trainer):
         check_microbatches(mode, header.count.batch_size, asked, self._stages)
         self._begin(header)
         started = time.perf_counter()
-        watch = Stopwatch()
+        watch = self._stopwatch()
         with lost_peers_named():
             for done in range(1, header.count.messages + 1):
                 size = header.count.size(done - 1)

@@ -16,7 +16,7 @@ Size = int | str
 Gradient = Literal["exact", "synthetic", "stale"]
 Precision = Literal["fp32", "bf16"]
 Interval = Literal["step", "epoch"]
-Mode = Literal["decoupled", "stale", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b"]
+Mode = Literal["decoupled", "stale", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b", "alone"]
 MessageDtype = Literal["float32", "bfloat16"]
 Key = str | int
 Path = tuple[Key, ...]
@@ -131,7 +131,8 @@ class SchedulePlan:
     """How the processes of a run work together, unless `--mode` says otherwise.
 
     Attributes:
-        mode: as `train.py --mode`; `oracle` is for proofs only and not planned.
+        mode: as `train.py --mode`; `oracle` is for proofs, `alone` for measuring; neither is
+            planned.
         processes: number of processes; None: one for each stage.
         microbatches: parts into which batches are cut, where stages train.
     """

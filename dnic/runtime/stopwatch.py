@@ -13,11 +13,11 @@ they do not count.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
-from typing import Any
 
 WARMUP_STEPS = 3
 WAIT = "wait"
@@ -44,15 +44,16 @@ class Stopwatch:
 
     Args:
         waited_s: seconds for which this process has waited for others so far.
-        keep: whether to keep every lap.
+        keep: of how many steps, the last ones, to keep every lap.
     """
 
-    def __init__(self, waited_s: Callable[[], float] = lambda: 0.0, *, keep: bool = False) -> None:
+    def __init__(self, waited_s: Callable[[], float] = lambda: 0.0, *, keep: int = 0) -> None:
         self._waited_s = waited_s
         self._waited = waited_s()
         self._sums: dict[str, float] = {}
         self._at_warm: tuple[dict[str, float], int] = ({}, 0)
-        self.laps: list[Lap] | None = [] if keep else None
+        self._kept: deque[list[Lap]] = deque(maxlen=keep)
+        self._laps: list[Lap] | None = [] if keep else None
         self._last = time.perf_counter()
         self._ticks_s = [self._last]
 
@@ -64,14 +65,17 @@ class Stopwatch:
         sums[part] = sums.get(part, 0.0) + (now - self._last - wait)
         if wait:
             sums[WAIT] = sums.get(WAIT, 0.0) + wait
-        if self.laps is not None:
-            self.laps.append(Lap(part, self._last, now, wait))
+        if self._laps is not None:
+            self._laps.append(Lap(part, self._last, now, wait))
         self._last, self._waited = now, waited
 
     def tick(self) -> None:
         """A step is over; what went on since the last lap is `rest`."""
         self.lap("rest")
         self._ticks_s.append(self._last)
+        if self._laps is not None:
+            self._kept.append(self._laps)
+            self._laps = []
         if len(self._ticks_s) - 1 == WARMUP_STEPS:
             self._at_warm = dict(self._sums), WARMUP_STEPS
 
@@ -98,6 +102,7 @@ class Stopwatch:
             for part, total in self._sums.items()
         }
 
-    def to_json(self) -> list[list[Any]]:
-        """The kept laps, as lists."""
-        return [[lap.part, lap.start_s, lap.end_s, lap.wait_s] for lap in self.laps or ()]
+    @property
+    def laps(self) -> list[Lap]:
+        """The kept ones, in order."""
+        return [lap for step in self._kept for lap in step]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,7 @@ from dnic.runtime.batches import Batches, Header, Share, target_spec
 from dnic.runtime.clipping import Clipping
 from dnic.runtime.evaluation import Evaluation
 from dnic.runtime.inputs import Batch, Inputs
+from dnic.runtime.laps import TRACED_STEPS, write_laps
 from dnic.runtime.loss import Loss, total_loss
 from dnic.runtime.lr import LearningRate
 from dnic.runtime.metrics import (
@@ -40,13 +41,24 @@ from dnic.runtime.precision import autocast
 from dnic.runtime.progress import Progress
 from dnic.runtime.record import clear_record, write_record
 from dnic.runtime.seeds import random_state, restore_random_state
+from dnic.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
     from dnic.runtime.worker import Worker
 
 
 # Of an epoch's record, what the result of the run repeats.
-_KEPT = ("train_loss", "interfaces", "waited_share", "memory_bytes", "step_us", "parts_us")
+_KEPT = (
+    "train_loss",
+    "interfaces",
+    "waited_share",
+    "memory_bytes",
+    "in_flight_bytes",
+    "sent_bytes",
+    "step_us",
+    "rank_step_us",
+    "parts_us",
+)
 
 
 class Trainer(ABC):
@@ -83,6 +95,7 @@ class Trainer(ABC):
         self._losses: list[Tensor] = []
         self._phase = 0
         self._row: dict[str, Any] | None = None
+        self._watch: Stopwatch | None = None
         self._result: dict[str, Any] = {}
         self._trained_samples = 0
         self._trained_s = 0.0
@@ -130,6 +143,9 @@ class Trainer(ABC):
         self.learning_rate.trained(self.epoch)
         self._progress.end()
         figures.samples = header.count.samples
+        options = self.worker.options
+        if options.trace is not None and self._watch is not None:
+            write_laps(options.trace, self.worker.place.rank, self._watch.laps)
         ranks = self._gathered(figures.to_json(last=self._last))
         if not ranks:
             return
@@ -139,7 +155,7 @@ class Trainer(ABC):
         self._row = {
             "epoch": self.epoch,
             "step": self.step,
-            "mode": self.worker.options.mode,
+            "mode": options.mode,
             "lr": lr,
             **row,
         }
@@ -277,6 +293,12 @@ class Trainer(ABC):
         self.worker.board.publish(key, header.to_json())
         return header, chain((first,), feed)
 
+    def _stopwatch(self, waited_s: Callable[[], float] = lambda: 0.0) -> Stopwatch:
+        """A stopwatch for an epoch, which keeps the last steps where a trace is asked for."""
+        keep = TRACED_STEPS if self.worker.options.trace is not None else 0
+        self._watch = Stopwatch(waited_s, keep=keep)
+        return self._watch
+
     def _loss_of(self, output: Any, target: Tensor) -> Tensor:
         with autocast(self.worker.bundle.plan.train.precision, self.worker.device):
             return total_loss(self.loss, output, target)
@@ -322,13 +344,5 @@ class Trainer(ABC):
             return
         self._metrics.append(self._row)
         self._progress.epoch(self._row)
-        for key in (
-            "train_loss",
-            "interfaces",
-            "waited_share",
-            "memory_bytes",
-            "step_us",
-            "parts_us",
-        ):
-            self._result[key] = self._row[key]
+        self._result.update((key, self._row[key]) for key in _KEPT)
         self._row = None

@@ -320,6 +320,10 @@ def _kind(worker: Worker) -> type[Trainer]:
         from dnic.runtime.pipeline import Pipelined
 
         return Pipelined
+    if mode == "alone":
+        from dnic.runtime.alone import Alone
+
+        return Alone
     from dnic.runtime.crossing import crossings
     from dnic.runtime.engine import Engine
     from dnic.runtime.late_engine import LateEngine

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from dnic.runtime.bundle import load_bundle
 from dnic.runtime.head_training import HeadTrainer
 from dnic.runtime.heads import HeadSpec, build_head
+from dnic.runtime.links import Count
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import TensorSpec
-from dnic.runtime.links import Count
 from dnic.runtime.record import Record, read_record
 
 Make = Callable[..., Path]

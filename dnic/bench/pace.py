@@ -1,0 +1,65 @@
+"""How many steps a run makes: as many as take a few seconds.
+
+A prediction would do for the first run, if plans were always made for the machine that measures
+them. They are not, so one short run of plain backprop comes first; it is not counted, and warms the
+machine up. Every other way is taken to need what perfectly divided work needs, and the time of its
+bytes on the link, until it has been measured.
+"""
+
+from __future__ import annotations
+
+from dnic.bench.linkspec import LinkSpec
+from dnic.bench.measured import Measured
+from dnic.bench.variant import Variant
+
+# The stopwatch leaves the first three steps out where there are more than six.
+FEWEST_STEPS, MOST_STEPS = 10, 1000
+FIRST_STEPS = 8
+
+
+class Pace:
+    """What is known of the steps' times.
+
+    Args:
+        seconds: that a run is to take.
+        link: between the processes; None: this machine's own.
+    """
+
+    def __init__(self, seconds: float, link: LinkSpec | None) -> None:
+        self._seconds = seconds
+        self._link = link
+        self._backprop_us = 0.0
+        self._known_us: dict[str, float] = {}
+        self._epoch_steps: int | None = None
+
+    def first(self, run: Measured) -> None:
+        """Takes note of the run that comes first, of `FIRST_STEPS` steps."""
+        self._backprop_us = max(run.step_us)
+        if run.steps < FIRST_STEPS:
+            self._epoch_steps = run.steps
+
+    def note(self, variant: Variant, run: Measured, asked: int) -> None:
+        """Takes note of a run; one of fewer steps than asked has shown how long an epoch is."""
+        self._known_us[variant.name] = max(run.step_us)
+        if run.steps < asked and self._epoch_steps is None:
+            self._epoch_steps = run.steps
+
+    def steps(self, variant: Variant, wire_bytes: int) -> int:
+        """Steps of the next run."""
+        step_us = self._known_us.get(variant.name)
+        if step_us is None:
+            workers = max(variant.processes, variant.threads)
+            step_us = self._backprop_us / workers + self._wire_us(variant, wire_bytes)
+        return min(max(round(self._seconds * 1e6 / step_us), FEWEST_STEPS), MOST_STEPS)
+
+    def options(self, steps: int) -> list[str]:
+        """Options of `train.py` for so many steps; whole epochs where one is shorter."""
+        if self._epoch_steps is None or steps <= self._epoch_steps:
+            return ["--epochs=1", f"--max-steps={steps}"]
+        return [f"--epochs={-(-steps // self._epoch_steps)}"]
+
+    def _wire_us(self, variant: Variant, wire_bytes: int) -> float:
+        if self._link is None or not variant.wired:
+            return 0.0
+        # Half of it each way, at the same time.
+        return wire_bytes / 2 / self._link.rate_bytes_per_s * 1e6
