@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import cast
 
 from dnic.errors import DnicError, SpecError
 from dnic.runtime.options import MICROBATCHED
@@ -142,7 +142,7 @@ def _family(
     elif family == "naive":
         yield Variant(family, family, "exact", stages, microbatches=1)
     elif family == "stale":
-        yield _stale(stages)
+        yield _stale(plan)
     elif family == "decoupled":
         yield _decoupled(plan)
     else:
@@ -155,10 +155,10 @@ def _threads(cores: int) -> Variant | LeftOut:
     return Variant("threads", "threads", "backprop", 1, threads=cores, wired=False)
 
 
-def _stale(stages: int) -> Variant | LeftOut:
-    if "stale" not in get_args(Mode):
-        return LeftOut("stale", "the runtime has no such mode")
-    return Variant("stale", "stale", cast("Mode", "stale"), stages)
+def _stale(plan: Plan) -> Variant | LeftOut:
+    if all(i.gradient == "exact" or not i.differentiable for i in plan.interfaces):
+        return LeftOut("stale", "every gradient is awaited")
+    return Variant("stale", "stale", "stale", len(plan.stages))
 
 
 def _decoupled(plan: Plan) -> Variant | LeftOut:

@@ -72,7 +72,7 @@ def test_other_numbers_of_threads_are_kept_apart(cache: Path) -> None:
     assert len(list(cache.iterdir())) == 2
 
 
-PAIR = PairFigures(1.1, 1.2, 1.3, 2e9, 40.0, 3e9, 7e8, 90.0, 250.0)
+PAIR = PairFigures(1.1, 1.2, 1.3, 2e9, 40.0, 3e9, 7e8, 90.0, 4.0, 0.05, 250.0)
 FIGURES = Figures(1e11, 2e10, 5.0, Efficiency(matmul=0.9, conv=0.8, attention=0.7))
 
 
@@ -103,6 +103,7 @@ def test_a_full_calibration_replaces_a_quick_one(measurements: list[str]) -> Non
     assert (full.link.latency_us, full.link.bandwidth_bytes_per_s) == (40, 2e9)
     assert (full.message_bytes_per_s, full.microbatch_us) == (3e9, 250)
     assert (full.reduce_bytes_per_s, full.reduce_latency_us) == (7e8, 90)
+    assert (full.reduce_tensor_us, full.skew) == (4, 0.05)
     assert (full.efficiency, full.threads) == (FIGURES.efficiency, 2)
     assert calibrate(2) == calibrate_machine(2) == full
     assert len(measurements) == 3
