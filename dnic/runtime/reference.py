@@ -9,10 +9,7 @@ study lags and heads without starting processes. No evaluation and no checkpoint
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -30,136 +27,22 @@ from dnic.runtime.crossing import Crossings, Returns, crossings, rounded
 from dnic.runtime.forward import sent_dtypes
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
-from dnic.runtime.lr import LearningRate, planned_learning_rate
-from dnic.runtime.microbatches import Returned, microbatches, whole
+from dnic.runtime.lr import planned_learning_rate
+from dnic.runtime.microbatches import microbatches
 from dnic.runtime.names import StateNames
 from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import Mode
-from dnic.runtime.plan import InterfacePlan, TensorSpec
 from dnic.runtime.precision import autocast, autocast_forward
 from dnic.runtime.record import Record
-from dnic.runtime.seeds import random_state, restore_random_state, seed_everything, stage_seed
-from dnic.runtime.shared import Channel, borrowed_parameters, channels, take_gradient
+from dnic.runtime.reference_parts import PassingBatch, ReferenceInterface, ReferenceStage, Tie
+from dnic.runtime.seeds import random_state, seed_everything, stage_seed
+from dnic.runtime.shared import borrowed_parameters, channels
 from dnic.runtime.sources import build_trainers
 from dnic.runtime.stage import check_ownership
 from dnic.runtime.worker import initial_model
 
 if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadTrainer
-
-
-@dataclass
-class _Batch:
-    """A batch, or one of `number` microbatches of it, on its way through all stages.
-
-    Every tensor that crosses, and of each stage inputs and weights.
-    """
-
-    step: int
-    taken: list[Tensor]  # by the first stage
-    target: Tensor
-    number: int = 1
-    values: dict[str, Tensor] = field(default_factory=dict)  # with their stages' graphs
-    given: list[dict[Any, Tensor]] = field(default_factory=list)  # leaves
-    weights: list[dict[str, Tensor]] = field(default_factory=list)  # of late stages
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-
-    def true(self, interface: InterfacePlan) -> list[Tensor]:
-        """The gradients that come back over an interface, once the stage above has gone back."""
-        leaves = [self.given[interface.to][spec.name] for spec in interface.differentiable]
-        return [
-            rounded(_gradient(leaf), spec)
-            for leaf, spec in zip(leaves, interface.differentiable, strict=True)
-        ]
-
-
-@dataclass
-class _Interface:
-    """An interface with its heads, and the batches whose true gradient is not due yet."""
-
-    plan: InterfacePlan
-    oracle: bool
-    window: int
-    heads: list[HeadTrainer]
-    returns: Returns = field(default_factory=Returns)
-    waiting: deque[_Batch] = field(default_factory=deque)
-
-    @property
-    def names(self) -> list[str]:
-        return [spec.name for spec in self.plan.differentiable]
-
-    def sent(self, batch: _Batch) -> list[Tensor]:
-        return [batch.values[name].detach() for name in self.names]
-
-    def learn(self) -> None:
-        """Trains the heads on the oldest batch, of which all microbatches wait."""
-        step = self.waiting[0].step
-        parts = []
-        while self.waiting and self.waiting[0].step == step:
-            part = self.waiting.popleft()
-            parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
-        batch = whole(self.plan.differentiable, parts)
-        for head, tensor, true in zip(self.heads, batch.tensors, batch.gradients, strict=True):
-            head.learn(tensor, batch.target, true)
-
-
-@dataclass
-class _Stage:
-    """A stage with its optimizer, its interfaces to stages above and its random numbers."""
-
-    module: nn.Module
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    optimizer: torch.optim.Optimizer
-    learning_rate: LearningRate
-    limit: float | None  # of the norm of its own gradients
-    arriving: dict[str, TensorSpec]
-    above: list[_Interface]
-    late: int
-    random: dict[str, Any]
-    open: deque[list[_Batch]] = field(default_factory=deque)  # forward, not yet back
-
-    @property
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.module.parameters())
-
-    @contextmanager
-    def own_random_numbers(self) -> Iterator[None]:
-        restore_random_state(self.random)
-        yield
-        self.random = random_state()
-
-
-@dataclass
-class _Tie:
-    """An owner of parameters, a stage with copies, and gradients that are not due yet."""
-
-    owner: _Stage
-    holder: _Stage
-    channel: Channel
-    waiting: deque[list[Tensor]] = field(default_factory=deque)
-    updates: int = 0
-
-    def share(self) -> None:
-        with torch.no_grad():
-            for own, copy in self._both():
-                copy.copy_(own)
-
-    def give(self) -> None:
-        self.waiting.append([take_gradient(copy).clone() for _, copy in self._both()])
-
-    def due(self) -> bool:
-        """Whether the holder's gradients are to be added to the owner's; asked in every step."""
-        self.updates += 1
-        return self.updates > self.channel.lag and bool(self.waiting)
-
-    def take(self) -> None:
-        for (own, _), gradient in zip(self._both(), self.waiting.popleft(), strict=True):
-            own.grad = gradient if own.grad is None else own.grad + gradient
-
-    def _both(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
-        stages = (self.owner, self.holder)
-        return zip(*(self.channel.parameters(stage.module) for stage in stages), strict=True)
+    pass
 
 
 class Reference:
@@ -208,7 +91,7 @@ class Reference:
             for index, part in enumerate(parts)
         ]
         self._ties = [
-            _Tie(self._stages[channel.owner], self._stages[channel.holder], channel)
+            Tie(self._stages[channel.owner], self._stages[channel.holder], channel)
             for channel in channels(bundle.plan, mode)
         ]
         with self._stages[0].own_random_numbers():
@@ -232,7 +115,7 @@ class Reference:
         mode: Mode,
         crossed: Crossings,
         limit: float | None,
-    ) -> _Stage:
+    ) -> ReferenceStage:
         train = self._plan.train
         cpu = torch.device("cpu")
         if train.precision != "fp32":
@@ -249,7 +132,7 @@ class Reference:
                     heads = build_trainers(plan, self._plan.target, cpu, self._seed)
                     oracle = mode == "oracle"
                 window = 1 if oracle else plan.window + crossed.late[plan.to]
-                above.append(_Interface(plan, oracle, window, heads))
+                above.append(ReferenceInterface(plan, oracle, window, heads))
         row, late = self._plan.stages[index], crossed.late[index]
         rows = [plan for plan in crossed.interfaces if plan.to == index]
         arriving = {spec.name: spec for plan in rows for spec in plan.tensors}
@@ -257,7 +140,9 @@ class Reference:
         rate = planned_learning_rate(train, optimizer)
         if rate.needs_evaluation:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
-        return _Stage(module, *names, optimizer, rate, limit, arriving, above, late, random_state())
+        return ReferenceStage(
+            module, *names, optimizer, rate, limit, arriving, above, late, random_state()
+        )
 
     def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
         """Trains from the beginning.
@@ -348,7 +233,7 @@ class Reference:
                 stage.open.append(parts)
         losses = torch.stack([part.loss.detach() for part in parts])
         self.losses.append(float(losses.mean() if len(parts) > 1 else losses[0]))
-        going: list[_Stage] = []
+        going: list[ReferenceStage] = []
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
                 if len(stage.open) > stage.late:
@@ -366,16 +251,16 @@ class Reference:
                 self._update(stage, self._step)
         self._step += 1
 
-    def _cut(self, inputs: Any, target: Tensor) -> list[_Batch]:
+    def _cut(self, inputs: Any, target: Tensor) -> list[PassingBatch]:
         taken = self._inputs.take(inputs, target.shape[0])
         number = microbatches(target.shape[0], self._microbatches)
         if number == 1:
-            return [_Batch(self._step, taken, target)]
+            return [PassingBatch(self._step, taken, target)]
         rows = cut_all(taken, self._plan.samples.inputs, number)
         parts = zip(rows, target.chunk(number), strict=True)
-        return [_Batch(self._step, row, targets, number) for row, targets in parts]
+        return [PassingBatch(self._step, row, targets, number) for row, targets in parts]
 
-    def _forward(self, stage: _Stage, batch: _Batch) -> None:
+    def _forward(self, stage: ReferenceStage, batch: PassingBatch) -> None:
         first = stage is self._stages[0]
         leaves = dict(enumerate(batch.taken)) if first else self._leaves(stage, batch.values)
         output = self._called(stage, batch, tuple(leaves.values()))
@@ -387,7 +272,9 @@ class Reference:
             outputs = output if isinstance(output, (tuple, list)) else (output,)
             batch.values.update(zip(stage.outputs, outputs, strict=True))
 
-    def _called(self, stage: _Stage, batch: _Batch, inputs: tuple[Tensor, ...]) -> Any:
+    def _called(
+        self, stage: ReferenceStage, batch: PassingBatch, inputs: tuple[Tensor, ...]
+    ) -> Any:
         if not stage.late:
             batch.weights.append({})
             return stage.module(*inputs)
@@ -398,7 +285,7 @@ class Reference:
         batch.weights.append(copies)
         return functional_call(stage.module, copies, inputs)
 
-    def _leaves(self, stage: _Stage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
+    def _leaves(self, stage: ReferenceStage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
         """A stage's inputs as it would receive them: contiguous, without their history."""
         flows = {spec.name for row in self._plan.interfaces for spec in row.differentiable}
         return {
@@ -408,7 +295,7 @@ class Reference:
             for name in stage.inputs
         }
 
-    def _backward(self, stage: _Stage) -> None:
+    def _backward(self, stage: ReferenceStage) -> None:
         """Backward of one stage's oldest batch; the stages above have done theirs."""
         stage.optimizer.zero_grad(set_to_none=True)
         for batch in stage.open.popleft():
@@ -419,7 +306,7 @@ class Reference:
                 self._back(stage, batch)
         self._tie(stage)
 
-    def _back(self, stage: _Stage, batch: _Batch) -> None:
+    def _back(self, stage: ReferenceStage, batch: PassingBatch) -> None:
         sums: dict[str, Tensor] = {}
         for interface in stage.above:
             used = self._used(interface, batch)
@@ -431,7 +318,7 @@ class Reference:
             if name in weights:
                 parameter.grad = weights[name].grad
 
-    def _update(self, stage: _Stage, now: int) -> None:
+    def _update(self, stage: ReferenceStage, now: int) -> None:
         """Update and head training of one stage."""
         self._clip(stage)
         stage.optimizer.step()
@@ -443,7 +330,7 @@ class Reference:
                     break
                 interface.learn()
 
-    def _used(self, interface: _Interface, batch: _Batch) -> list[Tensor]:
+    def _used(self, interface: ReferenceInterface, batch: PassingBatch) -> list[Tensor]:
         """The gradients with which a stage goes on."""
         true = batch.true(interface.plan)
         if not interface.heads:
@@ -458,20 +345,16 @@ class Reference:
             for head, tensor in zip(interface.heads, interface.sent(batch), strict=True)
         ]
 
-    def _clip(self, stage: _Stage) -> None:
+    def _clip(self, stage: ReferenceStage) -> None:
         """Clips one stage's own gradients, where that is what the limit is of."""
         if stage.limit is not None:
             norm = gradient_norm(stage.parameters)
             scale_gradients(stage.parameters, stage.limit, norm)
 
-    def _tie(self, stage: _Stage) -> None:
+    def _tie(self, stage: ReferenceStage) -> None:
         """Gives and takes the gradients of parameters that several stages use."""
         for tie in self._ties:
             if tie.holder is stage:
                 tie.give()
             if tie.owner is stage and tie.due():
                 tie.take()
-
-
-def _gradient(leaf: Tensor) -> Tensor:
-    return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad.contiguous()

@@ -118,16 +118,16 @@ def test_slots() -> None:
         interface(2, 3),
     )
 
-    def slots(microbatches: int) -> dict[tuple[int, int], tuple[int, int, int]]:
+    def slots(microbatches: int) -> dict[tuple[int, int], tuple[int, int]]:
         found = pairs(plan, "decoupled", microbatches)
-        return {(pair.source, pair.to): (pair.slots, pair.back, pair.whole) for pair in found}
+        return {(pair.source, pair.to): (pair.slots, pair.back) for pair in found}
 
-    assert slots(1) == {(0, 1): (2, 2, 2), (0, 3): (7, 2, 7), (1, 2): (4, 4, 4), (2, 3): (2, 2, 2)}
+    assert slots(1) == {(0, 1): (2, 2), (0, 3): (7, 2), (1, 2): (4, 4), (2, 3): (2, 2)}
     assert slots(8) == {
-        (0, 1): (3, 8, 2),
-        (0, 3): (3 + 32 + 3 + 1, 8, 7),
-        (1, 2): (32, 32, 4),
-        (2, 3): (3, 8, 2),
+        (0, 1): (3, 8),
+        (0, 3): (3 + 32 + 3 + 1, 8),
+        (1, 2): (32, 32),
+        (2, 3): (3, 8),
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dnic.runtime.stopwatch import WARMUP_STEPS, Stopwatch
+from dnic.runtime.stopwatch import WARMUP_STEPS, Lap, Stopwatch
 
 
 @pytest.fixture
@@ -51,18 +51,18 @@ def test_the_first_steps_do_not_count_where_there_are_others(clock: list[float])
 
 def test_waiting_is_taken_out_of_the_part_that_waited(clock: list[float]) -> None:
     waited = [7.0]
-    watch = Stopwatch(lambda: waited[0], keep=True)
+    watch = Stopwatch(lambda: waited[0], keep=1)
     clock[0] += 1.0
     waited[0] += 0.75
     watch.lap("receive")
     clock[0] += 1.0
     watch.tick()
     assert watch.parts_us() == pytest.approx({"receive": 0.25e6, "wait": 0.75e6, "rest": 1e6})
-    assert watch.to_json() == [["receive", 0.0, 1.0, 0.75], ["rest", 1.0, 2.0, 0.0]]
+    assert watch.laps == [Lap("receive", 0.0, 1.0, 0.75), Lap("rest", 1.0, 2.0, 0.0)]
 
 
 def test_nothing_is_known_before_the_first_step(clock: list[float]) -> None:
     watch = Stopwatch()
     assert watch.step_us() is None
     assert watch.parts_us() == {}
-    assert watch.to_json() == []
+    assert watch.laps == []
