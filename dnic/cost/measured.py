@@ -191,7 +191,7 @@ class MeasuredModel:
         facts = [*found.keys, optimizer, repr(sorted((options or {}).items()))]
         facts += [str(self.traced.batch_size), str(self.loss is not None), str(len(spare) > 1)]
         facts += self._precision_facts()
-        key = _digest("whole3", facts)
+        key = _digest("whole4", facts)
         if key not in known:
             self._tell("whole model")
             trial = try_whole(

@@ -89,6 +89,9 @@ class Step:
 
     def times(self, inputs: Any, target: Any, share: float, budget_us: float) -> StepTimes:
         """Times of a step on these inputs and targets."""
+        # Long steps have few runs, of which the first ones still make the heap grow.
+        for _ in range(_WARM):
+            self.run(inputs, target)
         phases = repeated(lambda: self.run(inputs, target), budget_us, least=4)
         forward, backward, update = map(typical, phases)
         if self._loss is None or self._own_loss:
