@@ -176,10 +176,16 @@ class Engine(Trainer):
             self._backward(done, watch)
             if done.loss is not None:
                 losses.append(done.loss.detach())
+        self._settle(self.step, watch)
+        self.step += 1
+        return mean_loss(losses)
+
+    def _settle(self, now: int, watch: Stopwatch) -> None:
+        """What follows the backward passes of a batch; `now` counts on past an epoch's end."""
         self._shared.send_gradients()  # 6
         watch.lap("send back")
         for source in self._sources:  # 7
-            source.take(self.step, self.version)
+            source.take(now, self.version)
         self._shared.take_gradients()
         watch.lap("take")
         self._update()  # 8
@@ -188,8 +194,6 @@ class Engine(Trainer):
         for source in self._sources:  # 9
             source.learn()
         watch.lap("learn")
-        self.step += 1
-        return mean_loss(losses)
 
     def _forward(
         self, fed: Iterator[tuple[list[Tensor], Tensor]], number: int, watch: Stopwatch

@@ -108,19 +108,11 @@ class LateEngine(Engine):
         watch.lap("backward")
         for below in self._below:  # 6
             below.send_back(batch.inputs, batch.step)
-        self._shared.send_gradients()
-        watch.lap("send back")
-        for source in self._sources:  # 7
-            source.take(now, self.version)
-        self._shared.take_gradients()
-        watch.lap("take")
+        self._settle(now, watch)
+
+    def _update(self) -> None:
         self._stash.keep()
-        self._update()  # 8
-        watch.lap("update")
-        self.version += 1
-        for source in self._sources:  # 9
-            source.learn()
-        watch.lap("learn")
+        super()._update()
 
     def _drain(self, watch: Stopwatch) -> None:
         for now in range(self.step, self.step + len(self._open)):
