@@ -155,7 +155,36 @@ class _Slots:
         return tensor.untyped_storage().data_ptr() in self._pointers
 
 
-class Sender:
+class _End:
+    """What both ends of a link have: slots, and the transfers that are under way in them."""
+
+    def __init__(self, link: Link, slots: int) -> None:
+        self._link = link
+        self._slots = _Slots(slots, self._allocate)
+        self._number = slots
+        self._works: list[dist.Work | None] = [None] * slots
+        self.waited_s = 0.0
+
+    @property
+    def slots_bytes(self) -> int:
+        """Memory of the messages that may be under way."""
+        return self._slots.nbytes
+
+    def _allocate(self, nbytes: int) -> list[Tensor]:
+        """The buffers of all slots."""
+        device = self._link.device
+        return [torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(self._number)]
+
+    def _await(self, message: int) -> None:
+        """Waits until the transfer that uses a message's slot is over."""
+        slot = message % self._number
+        work = self._works[slot]
+        if work is not None:
+            self.waited_s += wait(work, self._link)
+            self._works[slot] = None
+
+
+class Sender(_End):
     """The sending end of a link.
 
     Args:
@@ -164,21 +193,12 @@ class Sender:
     """
 
     def __init__(self, link: Link, slots: int) -> None:
-        self._link = link
-        self._slots = _Slots(slots, self._allocate)
-        self._number = slots
-        self._works: list[dist.Work | None] = [None] * slots
+        super().__init__(link, slots)
         self._dtypes: list[torch.dtype] = []
         self._specs: tuple[TensorSpec, ...] = ()
         self._count = Count(0, 0, 0)
         self._before = self._sent = 0  # messages of earlier phases, and of this one
-        self.waited_s = 0.0
         self.sent_bytes = 0
-
-    @property
-    def slots_bytes(self) -> int:
-        """Memory of the messages that may be under way."""
-        return self._slots.nbytes
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Prepares a phase of `count.messages` messages of these tensors."""
@@ -210,18 +230,6 @@ class Sender:
         for slot in range(self._number):
             self._await(slot)
 
-    def _allocate(self, nbytes: int) -> list[Tensor]:
-        """The buffers of all slots."""
-        return _buffers(self._number, nbytes, self._link.device)
-
-    def _await(self, message: int) -> None:
-        """Waits until the slot of a message may be written again."""
-        slot = message % self._number
-        work = self._works[slot]
-        if work is not None:
-            self.waited_s += wait(work, self._link)
-            self._works[slot] = None
-
     def _leave(self, message: int, buffer: Tensor) -> None:
         """Lets a message go that lies in its slot."""
         link = self._link
@@ -232,7 +240,7 @@ class Sender:
         self._works[message % self._number] = work
 
 
-class Receiver:
+class Receiver(_End):
     """The receiving end of a link.
 
     Args:
@@ -242,22 +250,13 @@ class Receiver:
     """
 
     def __init__(self, link: Link, slots: int) -> None:
-        self._link = link
-        self._slots = _Slots(slots, self._allocate)
-        self._number = slots
-        self._works: list[dist.Work | None] = [None] * slots
+        super().__init__(link, slots)
         self._count = Count(0, 0, 0)
         self._cast: list[tuple[int, torch.dtype]] = []  # what arrives in another dtype
         self._before = 0  # messages of earlier phases
         self._posted = 0
         self._taken = 0
         self._released = 0
-        self.waited_s = 0.0
-
-    @property
-    def slots_bytes(self) -> int:
-        """Memory of the messages that may be under way."""
-        return self._slots.nbytes
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Posts the first receives of a phase of `count.messages` messages of these tensors."""
@@ -303,10 +302,6 @@ class Receiver:
         """Whether a tensor will be overwritten when its slot is released."""
         return self._slots.owns(tensor)
 
-    def _allocate(self, nbytes: int) -> list[Tensor]:
-        """The buffers of all slots."""
-        return _buffers(self._number, nbytes, self._link.device)
-
     def _post(self) -> None:
         """Makes the next message of this phase welcome."""
         message = self._before + self._posted
@@ -322,20 +317,8 @@ class Receiver:
             raise LinkFault(f"stage {link.peer}", str(error)) from error
         self._works[message % self._number] = work
 
-    def _await(self, message: int) -> None:
-        """Waits until a message has arrived."""
-        slot = message % self._number
-        work = self._works[slot]
-        if work is not None:
-            self.waited_s += wait(work, self._link)
-            self._works[slot] = None
-
     def _free(self) -> None:
         """Tells the sender of a slot that was released, where it needs telling."""
-
-
-def _buffers(number: int, nbytes: int, device: torch.device) -> list[Tensor]:
-    return [torch.empty(nbytes, dtype=torch.uint8, device=device) for _ in range(number)]
 
 
 def wait(work: dist.Work, link: Link) -> float:
