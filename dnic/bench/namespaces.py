@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dnic.bench.held import let_go
 from dnic.errors import RuntimeFault
 
 MTU_BYTES = 65000
@@ -33,7 +34,6 @@ _DEVICE_PATTERN = b"dnic%d"  # the kernel puts a number that is free
 # Packets that wait in the kernel while the relay does not read: some windows of TCP.
 _QUEUE_PACKETS = 2000
 _TOOLS = ("ip", "unshare", "nsenter", "taskset")
-_END_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def _namespace(stack: ExitStack, address: str) -> Namespace:
         stdout=subprocess.PIPE,
         start_new_session=True,
     )
-    stack.callback(_release, holder)
+    stack.callback(let_go, holder)
     if holder.stdout is None or not holder.stdout.readline():
         raise _refused("unshare --net failed")  # its own words are on the terminal
     try:
@@ -139,18 +139,6 @@ def _namespace(stack: ExitStack, address: str) -> Namespace:
     ):
         _run(namespace.command(["ip", *line.split()]))
     return namespace
-
-
-def _release(holder: subprocess.Popen[bytes]) -> None:
-    if holder.stdin is not None:
-        holder.stdin.close()
-    try:
-        holder.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        holder.kill()
-        holder.wait()
-    if holder.stdout is not None:
-        holder.stdout.close()
 
 
 def _tun() -> tuple[int, str]:

@@ -26,6 +26,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dnic.bench.held import let_go
+
 if TYPE_CHECKING:
     from dnic.bench.linkspec import LinkSpec
     from dnic.bench.namespaces import Namespace
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 LANE_BYTES = 64 * 2**20
 _PACKET_BYTES = 65536
 _BURST = 32  # packets that are read from one host before the others get their turn
-_END_S = 5.0
 _NICENESS = -5  # a rank that computes must not hold the packets of others
 
 
@@ -176,20 +177,7 @@ def relay(link: LinkSpec, members: Sequence[Namespace]) -> Iterator[Relay]:
     try:
         yield Relay(process)
     finally:
-        _end(process)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    if process.stdin is not None:
-        with suppress(BrokenPipeError):
-            process.stdin.close()
-    try:
-        process.wait(_END_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-    if process.stdout is not None:
-        process.stdout.close()
+        let_go(process)
 
 
 def main(arguments: Sequence[str]) -> None:
