@@ -25,7 +25,8 @@ stages alone, at once, without messages and heads, divided evenly. One core and 
 rank, all ways in turns, medians over the rounds of the ratios within each round. gpipe-4: four
 microbatches. `threads` is one process with all cores. Links with delay (one way) and rate: two
 network namespaces joined by a relay in user space, ranks started by torchrun in each; what the
-relay takes of the cores is in every figure. Models: `studies/predicted`, DNIC_SIZE=2, SGD.
+relay takes of the cores is in every figure. Models: `studies/benched` and, with DNIC_SIZE=2,
+`studies/predicted`; SGD.
 """
 
 
