@@ -190,7 +190,8 @@ def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
     again: dict[str, Any] = interface.model_dump(include=kept)
     again["message"] = {"float32": "fp32", "bfloat16": "bf16"}[interface.message]
     if interface.head is not None:
-        head = interface.head.model_dump(include={"hidden_layers", "width", "context", "lr"})
+        asked = {"hidden_layers", "width", "context", "lr", "one_in"}
+        head = interface.head.model_dump(include=asked)
         again["head"] = {key: value for key, value in head.items() if value is not None}
     return again
 

@@ -156,6 +156,7 @@ def _choice(interface: InterfaceSpec) -> InterfaceChoice:
         width=interface.head.width,
         context=interface.head.context,
         lr=interface.head.lr,
+        one_in=interface.head.one_in,
         window=interface.window,
         warmup_steps=interface.warmup_steps,
         message=interface.message,

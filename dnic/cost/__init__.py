@@ -3,12 +3,12 @@
 from dnic.cost.analytic import AnalyticModel, cost_model
 from dnic.cost.calibration import calibrate
 from dnic.cost.costs import CostModel, Costs, Crowding, SharePoint
-from dnic.cost.head import (
+from dnic.cost.head import head_cost, head_features, samples_of
+from dnic.cost.head_choice import (
     NARROWEST,
     choose_width,
-    head_cost,
-    head_features,
-    samples_of,
+    fitting_head,
+    most_left_out,
     stage_slack_us,
 )
 from dnic.cost.head_parts import HeadCost, Source, TargetSize
@@ -38,12 +38,14 @@ __all__ = [
     "calibrate",
     "choose_width",
     "cost_model",
+    "fitting_head",
     "head_cost",
     "head_features",
     "is_stock",
     "load_link",
     "load_profile",
     "message_us",
+    "most_left_out",
     "occupancy_us",
     "samples_of",
     "stage_slack_us",

@@ -1,17 +1,16 @@
-"""What a gradient head costs, and how wide it may be.
+"""What a gradient head costs.
 
 The heads that a bundle runs (`dnic.runtime.heads`) map features to a gradient through k hidden
 layers of width r: d->r (->r)* ->d, without hidden layers one linear map d->d or, with a width, its
 two factors d->r->d; the target enters as a code of width r. Small tensors are one vector; larger
 ones share one map between positions, and have a coarse map of the whole beside it. What is
 multiplied with what is repeated here, because the compiler does not import the runtime; a test
-holds the two together. Times are the roofline's, as the model's are. Only time decides the width:
-how well a head of that width predicts is not known before training.
+holds the two together. Times are the roofline's, as the model's are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
@@ -33,12 +32,7 @@ from dnic.cost.tail import tail_cost
 from dnic.graph.graph import Value
 from dnic.graph.shape import Shape, Size, batch_multiple, resolve
 
-# Heads of rank 8 lost 7 points of accuracy to rank 16 on the digits without BatchNorm.
-NARROWEST = 16
-WIDEST = 256
-SLACK_SHARE = 0.05
-
-_MOST_FLAT = 4096
+MOST_FLAT = 4096
 _MOST_SLOTS = 16
 _MOST_VALUES = 1024
 _CELLS = 4
@@ -65,6 +59,7 @@ def head_cost(
     profile: DeviceProfile,
     target: TargetSize | None = None,
     source: Source = "synthetic",
+    one_in: int = 1,
 ) -> HeadCost:
     """What the heads of all `values` that cross one interface cost together.
 
@@ -79,6 +74,7 @@ def head_cost(
         profile: the device.
         target: what the heads see of the targets; None without context.
         source: where the gradient comes from.
+        one_in: a synthetic head learns from one in so many samples of a batch.
     """
     cost = HeadCost()
     if source in ("exact", "stale"):
@@ -88,7 +84,7 @@ def head_cost(
         if source != "synthetic":
             cost += tail_cost(count, sample, hidden_layers, width, profile, target, source)
             continue
-        cost += _one_head(count, sample, hidden_layers, width, profile, target)
+        cost += _one_head(count, sample, hidden_layers, width, profile, target, one_in)
     return cost
 
 
@@ -96,58 +92,6 @@ def samples_of(value: Value, batch_size: int) -> tuple[int, tuple[int, ...]]:
     """How many samples a head reads in a tensor of so large a batch, and the shape of one."""
     rows, sample = _samples(value.shape)
     return resolve((rows,), batch_size)[0], sample
-
-
-def choose_width(
-    values: Sequence[Value],
-    batch_size: int,
-    hidden_layers: int,
-    slack_us: float,
-    profile: DeviceProfile,
-    target: TargetSize | None = None,
-    costing: Callable[..., HeadCost] | None = None,
-) -> int | None:
-    """The widest head that fits a stage's slack: low-rank by default.
-
-    A power of two from 16 to 256, at most the tensor's features: the widest that takes at most
-    `slack_us` longer than width 16. What the narrowest head takes (starting its operations, walking
-    through the gradient) is the price of any head: narrowing would not save it.
-
-    Args:
-        values: the differentiable tensors that cross, the batch on one axis.
-        batch_size: samples in a batch.
-        hidden_layers: 0 to 3.
-        slack_us: time that width may cost: see `stage_slack_us`.
-        profile: the device.
-        target: what the heads see of the targets; None without context.
-        costing: what a head of some width costs; None for `head_cost`.
-
-    Returns:
-        The width; None, full width, for tensors of at most 16 features.
-    """
-    features = max(head_features(value) for value in values)
-    if features <= NARROWEST:
-        return None
-
-    def time_us(width: int) -> float:
-        cost = costing or head_cost
-        return cost(values, batch_size, hidden_layers, width, profile, target).total_us
-
-    chosen = width = NARROWEST
-    while width <= min(features, WIDEST) and time_us(width) - time_us(NARROWEST) <= slack_us:
-        chosen = width
-        width *= 2
-    return chosen
-
-
-def stage_slack_us(stage_us: float, slowest_us: float) -> float:
-    """Time that width may add to a stage: 5% of its own, or all that it idles if that is more.
-
-    Args:
-        stage_us: time of the stage with the narrowest heads.
-        slowest_us: time of the slowest stage.
-    """
-    return max(SLACK_SHARE * stage_us, slowest_us - stage_us)
 
 
 @cache
@@ -158,6 +102,7 @@ def _one_head(
     width: int | None,
     profile: DeviceProfile,
     target: TargetSize | None,
+    one_in: int,
 ) -> HeadCost:
     """One head for `rows` samples of shape `sample`."""
     features, positions = layout_of(sample)
@@ -169,7 +114,7 @@ def _one_head(
     if target is not None:
         code, informed = _context(target, sample, code_width, rows, profile)
         part += code
-    if width is not None and not informed and prod(sample) <= _MOST_FLAT:
+    if width is not None and not informed and prod(sample) <= MOST_FLAT:
         features, positions = prod(sample), ()
     count = rows * prod(positions)
     if width is None and hidden_layers == 0:
@@ -187,10 +132,11 @@ def _one_head(
         part += _low_rank(cells, width, hidden_layers, rows, profile)
         part += element_wise(3, rows * prod(sample), profile)
     walks_us = element_wise(_LEARNING_WALKS, rows * prod(sample), profile).forward_us
-    walks_us += _LEARNING_LAUNCHES * profile.overhead_us
     adam = update_rule("Adam", {"fused": True})
     adam_us = update_us(adam, FLOAT_BYTES * part.parameters, part.tensors, profile)
-    train_us = 3 * part.forward_us + walks_us + adam_us
+    # Starting its operations takes as long for a part of a batch.
+    train_us = (3 * part.forward_us + walks_us) / one_in + adam_us
+    train_us += _LEARNING_LAUNCHES * profile.overhead_us
     return HeadCost(part.parameters, part.forward_us, train_us)
 
 
@@ -209,6 +155,20 @@ def _samples(shape: Shape) -> tuple[Size, tuple[int, ...]]:
     return rows, rest
 
 
+def per_position(target: TargetSize, sample: tuple[int, ...]) -> bool:
+    """Whether every position of a crossing tensor has a target of its own."""
+    _, positions = layout_of(sample)
+    rank = len(positions)
+    if not positions:
+        return False
+    if target.classes is not None:
+        alike = target.shape == positions or prod(target.shape) > _MOST_SLOTS
+        return len(target.shape) == rank and alike
+    if len(target.shape) not in (rank, rank + 1):
+        return False
+    return channels_first(sample) or target.shape[:rank] == positions
+
+
 def _context(
     target: TargetSize,
     sample: tuple[int, ...],
@@ -219,21 +179,16 @@ def _context(
     """The code of the targets, and whether every position has one of its own."""
     _, positions = layout_of(sample)
     count, rank = prod(target.shape), len(positions)
+    informed = per_position(target, sample)
     if target.classes is not None:
-        alike = target.shape == positions or count > _MOST_SLOTS
-        informed = bool(positions) and len(target.shape) == rank and alike
         slots = count if not informed and count <= _MOST_SLOTS else 1
         codes = rows * (prod(positions) if informed else 1)
         part = Part(slots * (target.classes + 1) * width, 1, 0.0)
         return part + element_wise(2, codes * width, profile), informed
-    maps = channels_first(sample)
-    informed = bool(positions) and len(target.shape) in (rank, rank + 1)
-    if informed and not maps:
-        informed = target.shape[:rank] == positions
     values = min(count, _MOST_VALUES)
     if informed:
         alone = len(target.shape) == rank
-        values = 1 if alone else target.shape[0 if maps else -1]
+        values = 1 if alone else target.shape[0 if channels_first(sample) else -1]
     codes = rows * (prod(positions) if informed else 1)
     return linear(values, width, codes, profile), informed
 

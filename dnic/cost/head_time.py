@@ -32,6 +32,7 @@ def time_head(
     source: Source = "synthetic",
     threads: int = 1,
     kept: KeptTimes | None = None,
+    one_in: int = 1,
 ) -> HeadCost:
     """Like `head_cost`, but synthetic heads are built and run on this machine's CPU.
 
@@ -50,18 +51,21 @@ def time_head(
         source: where the gradient comes from.
         threads: that one process computes with.
         kept: times that are known; None for this machine's file.
+        one_in: it learns from one in so many samples of a batch.
     """
-    computed = head_cost(values, batch_size, hidden_layers, width, profile, target, source)
+    computed = head_cost(values, batch_size, hidden_layers, width, profile, target, source, one_in)
     if source != "synthetic" or batch_size < 1:
         return computed
     known = kept or KeptTimes(threads)
     forward_us = train_us = 0.0
     for value in values:
         rows, sample = samples_of(value, batch_size)
-        key = f"head-between3-{rows}-{sample}-{value.dtype}-{hidden_layers}-{width}-{target}"
+        key = f"head-between4-{rows}-{sample}-{value.dtype}-{hidden_layers}-{width}-{target}"
+        key += f"-{one_in}"
         if key not in known:
             try:
-                times = _timed(rows, sample, value.dtype, hidden_layers, width, target, threads)
+                head = rows, sample, value.dtype, hidden_layers, width, target, one_in
+                times = _timed(*head, threads)
             except (DnicError, RuntimeError, ValueError, TypeError, ChildFailed):
                 return computed
             known.put(key, times)
@@ -92,6 +96,7 @@ def _time(
     hidden_layers: int,
     width: int | None,
     target: TargetSize | None,
+    one_in: int,
     threads: int,
 ) -> list[float]:
     """Microseconds of predicting, and of learning from, one batch."""
@@ -109,7 +114,7 @@ def _time(
         target.shape if target else None,
         targets.dtype if targets is not None else None,
     )
-    trainer = HeadTrainer(head, spec.lr)
+    trainer = HeadTrainer(head, spec.lr, one_in=one_in)
     h = torch.randn(rows, *sample, dtype=torch.float32).to(dtype)
     gradient = torch.randn_like(h) / rows
     clock = Clock(torch.device("cpu"), threads)

@@ -17,7 +17,7 @@ from dnic.cost import (
     NARROWEST,
     Costs,
     HeadCost,
-    choose_width,
+    fitting_head,
     head_cost,
     message_us,
     stage_slack_us,
@@ -320,16 +320,15 @@ def _head_estimate(
         values = [Value("", shape, "float32", 0, True) for shape in shapes]
         if not values:
             return HeadCost()
-        k, width = choice.hidden_layers, choice.width
+        given = values, batch_size, choice.hidden_layers
         size = target_size(target, values) if choice.context == "target" else None
         costing = time_head if request.timed_heads else head_cost
-        if width == "auto":
-            # Few heads are worth building: what one takes longer than computed, the others will.
-            given = (values, batch_size, k)
-            built = costing(*given, NARROWEST, costs.profile, size).total_us
-            factor = built / head_cost(*given, NARROWEST, costs.profile, size).total_us
-            width = choose_width(*given, slack_us / factor, costs.profile, size)
-        return costing(values, batch_size, k, width, costs.profile, size)
+        # Few heads are worth building: what one takes longer than computed, the others will.
+        built = costing(*given, NARROWEST, costs.profile, size).total_us
+        factor = built / head_cost(*given, NARROWEST, costs.profile, size).total_us
+        wanted = choice.width, choice.one_in
+        width, one_in = fitting_head(*given, *wanted, slack_us / factor, costs.profile, size)
+        return costing(*given, width, costs.profile, size, one_in=one_in)
 
     return lambda values, choice: estimate(tuple(value.shape for value in values), choice)
 

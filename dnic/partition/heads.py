@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dnic.cost import DeviceProfile, HeadCost, TargetSize, choose_width, head_cost, time_head
+from dnic.cost import DeviceProfile, HeadCost, TargetSize, fitting_head, head_cost, time_head
 from dnic.graph.graph import Value
 from dnic.graph.shape import batch_multiple, resolve, text
 from dnic.partition.plan import PlannedHead, PlannedTarget
@@ -62,7 +62,7 @@ def plan_head(
     Args:
         values: the differentiable tensors that cross.
         choice: what is asked for.
-        slack_us: time that its width may cost.
+        slack_us: time that it may cost more than the cheapest one.
         profile: the device.
         batch_size: samples in a batch.
         target: what training targets look like; None without training data.
@@ -72,15 +72,16 @@ def plan_head(
     context = "none" if misfit else choice.context
     size = target_size(target, values) if context == "target" else None
     costing = time_head if timed else head_cost
-    k, width = choice.hidden_layers, choice.width
-    if width == "auto":
-        width = choose_width(values, batch_size, k, slack_us, profile, size, costing)
-    cost = costing(values, batch_size, k, width, profile, size)
+    given = values, batch_size, choice.hidden_layers
+    wanted = choice.width, choice.one_in
+    width, one_in = fitting_head(*given, *wanted, slack_us, profile, size, costing)
+    cost = costing(*given, width, profile, size, one_in=one_in)
     head = PlannedHead(
-        hidden_layers=k,
+        hidden_layers=choice.hidden_layers,
         width=width,
         context=context,
         lr=choice.lr,
+        one_in=one_in,
         parameters=cost.parameters,
         forward_us=cost.forward_us,
         train_us=cost.train_us,

@@ -210,13 +210,15 @@ class PlannedHead(Part):
     """The module that predicts the gradient at an interface.
 
     `width` is the rank of the hidden layers; None means full width (0 hidden layers: one linear
-    map without a bottleneck). `forward_us` and `train_us` are predicted.
+    map without a bottleneck). It learns from one in `one_in` samples of a batch. `forward_us` and
+    `train_us` are predicted.
     """
 
     hidden_layers: int = Field(ge=0, le=3)
     width: int | None = None
     context: Literal["target", "none"] = "target"
     lr: float = 1e-3
+    one_in: int = Field(default=1, ge=1)
     parameters: int = 0
     forward_us: float = 0.0
     train_us: float = 0.0

@@ -31,6 +31,8 @@ class InterfaceChoice:
         width: of its hidden layers; None is full width, `auto` fits the stage's slack.
         context: what the head sees beside the activation.
         lr: of the head's optimizer.
+        one_in: it learns from one in so many samples of a batch; `auto` is all where that fits the
+            stage's slack.
         window: batches in flight; `auto` is the smallest that does not limit, at least 2.
         warmup_steps: steps on true gradients at the start.
         message: float32 tensors on the way; `auto` is bf16 where the link is what limits.
@@ -44,6 +46,7 @@ class InterfaceChoice:
     width: int | Auto | None = "auto"
     context: Literal["target", "none"] = "target"
     lr: float = 1e-3
+    one_in: int | Auto = "auto"
     window: int | Auto = "auto"
     warmup_steps: int | Auto = "auto"
     message: Literal["auto", "fp32", "bf16"] = "auto"

@@ -182,6 +182,12 @@ def check_plan(plan: Plan, path: Path) -> None:
                 where=where,
                 expected="head: {hidden_layers: 1, width: 64, context: target, lr: 1.0e-3}",
             )
+        if interface.head is not None and interface.head.one_in < 1:
+            raise RuntimeFault(
+                f"one_in {interface.head.one_in} is too small",
+                where=f"{where}: head",
+                expected="1 to learn from whole batches, 4 for a quarter of each",
+            )
         if interface.window < 1:
             raise RuntimeFault(
                 f"window {interface.window} is too small", where=where, expected="1 or more"
@@ -337,4 +343,5 @@ def _head(content: Mapping[str, Any]) -> HeadPlan:
         width=None if width is None else int(width),
         context=content.get("context", "target"),
         lr=float(content.get("lr", 1e-3)),
+        one_in=int(content.get("one_in", 1)),
     )

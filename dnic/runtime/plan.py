@@ -44,12 +44,13 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """The head of a synthetic interface."""
+    """The head of a synthetic interface; it learns from one in so many samples of each batch."""
 
     hidden_layers: int
     width: int | None
     context: Literal["target", "none"]
     lr: float
+    one_in: int = 1
 
 
 @dataclass(frozen=True)

@@ -385,5 +385,5 @@ def build_trainers(
             dtype_named(target.dtype) if target else None,
             seed=head_seed(seed, plan.source, plan.to, number),
         )
-        trainers.append(HeadTrainer(built.to(device), head.lr, axis))
+        trainers.append(HeadTrainer(built.to(device), head.lr, axis, head.one_in))
     return trainers

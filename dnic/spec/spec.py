@@ -223,6 +223,10 @@ class HeadSpec(Section):
         default="target", description="what it sees beside the activation: target or none"
     )
     lr: Rate = Field(default=1e-3, description="its own learning rate")
+    one_in: CountOrAuto = Field(
+        default="auto",
+        description="learns from one in so many samples; auto: what fits the slack",
+    )
 
 
 class PenaltySpec(Section):

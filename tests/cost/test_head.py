@@ -1,27 +1,23 @@
-"""Heads and links: sizes by hand, and the width against its definition."""
+"""Heads and links: sizes by hand."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from dnic.cost import (
-    DeviceProfile,
     HeadCost,
     Link,
     TargetSize,
-    choose_width,
     head_cost,
     head_features,
     head_time,
     load_profile,
     message_us,
     occupancy_us,
-    stage_slack_us,
     time_head,
     transfer_us,
 )
@@ -107,6 +103,17 @@ def test_times_by_hand() -> None:
     assert maps.forward_us == pytest.approx(3 * shared + coarse)
 
 
+def test_learning_from_fewer_samples_by_hand() -> None:
+    """Arithmetic and walks are divided, Adam's step and starting operations are not."""
+    device = CPU.model_copy(update={"overhead_us": 3.0, "bytes_per_s": 1e30})
+    costs = [head_cost([value("B", 64)], 16, 1, 8, device, one_in=n) for n in (1, 2, 4)]
+    saved = [a.train_us - b.train_us for a, b in itertools.pairwise(costs)]
+    assert saved[0] == pytest.approx(2 * saved[1])
+    assert saved[0] > 0
+    assert len({cost.forward_us for cost in costs}) == 1
+    assert costs[2].train_us > 3.0 * 20
+
+
 def test_each_tensor_has_a_head_of_its_own() -> None:
     one, other = value("B", 64), value("B", 16)
     both = head_cost([one, other], 10, 1, 8, CPU)
@@ -114,52 +121,6 @@ def test_each_tensor_has_a_head_of_its_own() -> None:
     assert both == apart
     assert both.parameters == 64 * 8 + 8 + 8 * 64 + 64 + 16 * 8 + 8 + 8 * 16 + 16
     assert both.forward_us > head_cost([one], 10, 1, 8, CPU).forward_us
-
-
-def width_for(slack_us: float, *shape: int | str, profile: DeviceProfile = CPU) -> int | None:
-    return choose_width([value(*shape)], 256, 1, slack_us, profile)
-
-
-def test_the_width_grows_with_the_slack_up_to_its_limits() -> None:
-    widths = [width_for(slack, "B", 1024) for slack in (0, 1500, 3000, 6000, 12000, 1e9)]
-    assert widths == sorted(w for w in widths if w)
-    assert (widths[0], widths[-1]) == (16, 256)
-    assert len(set(widths)) > 3
-    assert width_for(1e9, "B", 100) == 64
-    assert width_for(1e9, "B", 17) == 16
-    assert width_for(1e9, "B", 16) is None
-    assert width_for(1e9, "B") is None
-
-
-def test_overhead_alone_narrows_nothing() -> None:
-    slow_start = CPU.model_copy(update={"overhead_us": 1e6})
-    assert width_for(3000, "B", 1024, profile=slow_start) == width_for(3000, "B", 1024)
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.integers(17, 2000),
-    st.integers(1, 512),
-    st.integers(0, 3),
-    st.floats(0, 1e5),
-    st.none() | st.integers(2, 1000),
-)
-def test_the_width_is_the_widest_that_fits(
-    features: int, batch_size: int, hidden_layers: int, slack_us: float, classes: int | None
-) -> None:
-    target = None if classes is None else TargetSize((), classes)
-    crossing = [value("B", features)]
-    width = choose_width(crossing, batch_size, hidden_layers, slack_us, CPU, target)
-
-    def fits(candidate: int) -> bool:
-        costs = [
-            head_cost(crossing, batch_size, hidden_layers, w, CPU, target).total_us
-            for w in (16, candidate)
-        ]
-        return costs[1] - costs[0] <= slack_us
-
-    allowed = [w for w in (16, 32, 64, 128, 256) if w <= features and fits(w)]
-    assert width == max(allowed, default=16)
 
 
 def test_gradients_that_come_over_the_link_cost_no_head() -> None:
@@ -213,12 +174,6 @@ def test_heads_that_cannot_be_built_are_computed(tmp_path: Path) -> None:
     assert time_head([whole], 4, 1, 8, CPU, kept=kept) == head_cost([whole], 4, 1, 8, CPU)
     virtual = time_head([value("B", 8)], 4, 1, 8, CPU, source="virtual", kept=kept)
     assert virtual == head_cost([value("B", 8)], 4, 1, 8, CPU, source="virtual")
-
-
-def test_slack_is_a_share_or_what_is_idle() -> None:
-    assert stage_slack_us(1000, 1000) == 50
-    assert stage_slack_us(1000, 1020) == 50
-    assert stage_slack_us(1000, 1400) == 400
 
 
 def test_links() -> None:

@@ -102,6 +102,45 @@ def test_a_gradient_of_zero_is_harmless() -> None:
     assert torch.isfinite(head.predict(h, y)).all()
 
 
+@pytest.mark.parametrize(("batch", "one_in"), [(16, 4), (15, 4), (3, 4)])
+def test_learns_from_a_part_of_each_batch_in_turns(batch: int, one_in: int) -> None:
+    """As if there were only that part, but for the units: gradients are of the whole batch."""
+    spec = HeadSpec(width=8)
+    head = build_head((12,), torch.float32, spec, 4, (), torch.int64)
+    part, whole = HeadTrainer(copy.deepcopy(head), spec.lr, one_in=one_in), HeadTrainer(head, 5e-3)
+    seen = []
+    for step, (h, y, g) in enumerate(pairs(2 * one_in, batch)):
+        block = step % one_in
+        some = slice(block * batch // one_in, (block + 1) * batch // one_in)
+        if batch < one_in:
+            some = slice(0, batch)
+        rows = h[some].shape[0]
+        one = part.learn(h, y, g)
+        other = whole.learn(h[some], y[some], g[some] * (batch / rows))
+        assert torch.isclose(one.cosine, other.cosine, atol=1e-6)
+        seen += h[some, 0].tolist() if step < one_in else []
+    everything = [x for h, _, _ in pairs(one_in, batch) for x in h[:, 0].tolist()]
+    assert len(seen) in (batch, one_in * batch)
+    assert set(seen) <= set(everything)
+    h, y, _ = pairs(1, batch)[0]
+    assert torch.allclose(part.predict(h, y), whole.predict(h, y), rtol=1e-4, atol=1e-7)
+
+
+def test_parts_keep_positions_with_their_sample() -> None:
+    """`[n*B, d]` whose targets are of the samples, and targets that are one for no sample."""
+    head = build_head((12,), torch.float32, HeadSpec(width=8), 4, (), torch.int64)
+    trainer = HeadTrainer(head, 5e-3, one_in=2)
+    h, y, g = torch.randn(12, 12), torch.arange(4), torch.randn(12, 12)
+    first, targets, true = trainer._part(h, y, g)
+    assert torch.equal(first, h[:6])
+    assert targets is not None
+    assert torch.equal(targets, y[:2])
+    assert torch.equal(true, g[:6])
+    odd = trainer._part(h, torch.arange(5), g)
+    assert odd[0] is h
+    assert trainer._part(h, None, g)[0].shape == (6, 12)
+
+
 def test_resumes_bit_for_bit() -> None:
     sequence = pairs(30)
     whole, first = trainer(), trainer()

@@ -77,6 +77,19 @@ def test_every_kth_gradient_equals_reference(
 
 
 @pytest.mark.processes
+def test_learning_from_a_part_of_each_batch_equals_reference(
+    bundle: Make, run_ranks: Run, reference: Run, same: Run, tmp_path: Path
+) -> None:
+    whole = reference(bundle("conv2", window=2)).run()
+    head = {"hidden_layers": 1, "width": 8, "context": "target", "lr": 1e-3, "one_in": 3}
+    folder = bundle("conv2", window=2, head=head)
+    run_ranks(folder, 2, f"--record={tmp_path / 'record'}")
+    expected = reference(folder).run()
+    assert same(read_record(tmp_path / "record"), expected)
+    assert expected.losses != whole.losses, "the part must matter"
+
+
+@pytest.mark.processes
 def test_every_kth_gradient_resumes_bit_for_bit(
     bundle: Make, run_ranks: Run, same: Run, tmp_path: Path
 ) -> None:
@@ -106,6 +119,7 @@ def test_heads_learn_from_what_comes_back(bundle: Make, reference: Run) -> None:
         ({"return_every": 0}, "return_every 0 is too small"),
         ({"return_every": 2, "gradient": "exact"}, "return_every 2 where the gradient is exact"),
         ({"return_every": 2, "gradient": "stale"}, "return_every 2 where the gradient is stale"),
+        ({"head": {"hidden_layers": 1, "width": 4, "one_in": 0}}, "one_in 0 is too small"),
         ({"gradient": "virtual"}, "gradient 'virtual' is not known"),
     ],
 )
