@@ -23,6 +23,7 @@ LEGEND = """\
 Samples per second over those of plain backprop on one core; in brackets, over the ceiling: both
 stages alone, at once, without messages and heads, divided evenly. One core and one thread for each
 rank, all ways in turns, medians over the rounds of the ratios within each round. gpipe-4: four
+microbatches; with a star: run once, and a tenth or more slower there than with the best number of
 microbatches. `threads` is one process with all cores. Links with delay (one way) and rate: two
 network namespaces joined by a relay in user space, ranks started by torchrun in each; what the
 relay takes of the cores is in every figure. Models: `studies/benched` and, with DNIC_SIZE=2,
@@ -75,8 +76,12 @@ def ratio(case: Mapping[str, Any], way: str, others: Sequence[str]) -> float | N
 
 
 def best(case: Mapping[str, Any], families: Sequence[str]) -> Mapping[str, Any] | None:
-    """The fastest variant of some families."""
-    found = [v for v in case["variants"] if v["name"].partition("-")[0] in families]
+    """The fastest variant of some families, of those that were run in every round."""
+    found = [
+        v
+        for v in case["variants"]
+        if v["name"].partition("-")[0] in families and len(v["rounds"]) == case["rounds"]
+    ]
     return max(found, key=lambda v: v["samples_per_s"], default=None)
 
 
@@ -213,7 +218,8 @@ def _cell(v: Mapping[str, Any] | None) -> str:
         return NONE
     ceiling = v["ratio_to_ceiling"]
     brackets = "" if ceiling is None else f" ({ceiling:.2f})"
-    return f"{v['ratio_to_one_core']:.2f}{brackets}"
+    once = "" if len(v["rounds"]) > 1 else " *"
+    return f"{v['ratio_to_one_core']:.2f}{brackets}{once}"
 
 
 def _spread(v: Mapping[str, Any] | None) -> str:

@@ -1,14 +1,16 @@
 """`dnic bench`: every way to train a bundle, measured in turns, and what came of it as plain data.
 
 Each round runs every way once, in the same order, so that a machine that slows down slows all of
-them. Plain backprop on one core and the ceiling are always among them: every figure is shown as a
-ratio to both. Accuracy is not looked at: `dnic compare` trains to the end.
+them. Of the numbers of microbatches that a way is tried with, those that were clearly slower than
+its best one are run in the first round only. Plain backprop on one core and the ceiling are always
+among the ways: every figure is shown as a ratio to both. Accuracy is not looked at: `dnic compare`
+trains to the end.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +29,9 @@ from dnic.runtime.bundle import PLAN_FILE, read_plan
 from dnic.runtime.launch import RankFault
 
 SECONDS = 3.0
+# Of the best number of microbatches; below, a way is not run with this number again.
+_WORTH = 0.9
+_FEWEST_ROUNDS = 3
 
 
 def bench(
@@ -76,7 +81,8 @@ def bench(
         done, failed = _rounds(laboratory, found, rounds, laps, progress)
         found = [variant for variant in found if variant.name in done]
         if trace is not None and laps is not None:
-            write_trace(trace, laps, [variant.name for variant in found], whole)
+            last = [variant.name for variant in found if len(done[variant.name]) == rounds]
+            write_trace(trace, laps, last, whole)
         relay = hosts.relay_figures() if hosts is not None else None
     return {
         "model": whole.model.name,
@@ -108,7 +114,10 @@ def _rounds(
     laps: Path | None,
     progress: Callable[[str], None],
 ) -> tuple[dict[str, list[Measured]], list[LeftOut]]:
-    """The figures of every variant that never failed, and those that did, with their reasons."""
+    """The figures of every variant that never failed, and those that did, with their reasons.
+
+    Variants that are not worth more than the first round have figures of that one alone.
+    """
     progress("a first run")
     laboratory.warm_up()
     done: dict[str, list[Measured]] = {variant.name: [] for variant in found}
@@ -126,7 +135,23 @@ def _rounds(
                     raise
                 del done[variant.name]
                 failed.append(LeftOut(variant.name, f"it failed: {_last_line(fault)}"))
+        if number == 1 and rounds >= _FEWEST_ROUNDS:
+            found = _worth_more(found, done)
     return done, failed
+
+
+def _worth_more(found: Sequence[Variant], done: Mapping[str, Sequence[Measured]]) -> list[Variant]:
+    """All but those that another number of microbatches has left behind."""
+    best: dict[str, float] = {}
+    for variant in found:
+        for run in done.get(variant.name, ()):
+            best[variant.family] = max(best.get(variant.family, 0.0), run.samples_per_s)
+    return [
+        variant
+        for variant in found
+        if variant.name in done
+        and done[variant.name][0].samples_per_s >= _WORTH * best[variant.family]
+    ]
 
 
 def _last_line(fault: RankFault) -> str:

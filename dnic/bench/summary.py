@@ -22,7 +22,7 @@ def summary(
     """What the rounds showed of one variant: plain data.
 
     Args:
-        variant: which; it has been run in every round.
+        variant: which; it has been run in every round, or in the first ones.
         rounds: figures of every variant, in the order of the rounds.
         wire_bytes: that a step sends by the plan; counts where nobody counted.
     """
@@ -59,7 +59,7 @@ def summary(
 def _ratio(runs: Sequence[Measured], base: Sequence[Measured] | None) -> float | None:
     if not base:
         return None
-    pairs = zip(runs, base, strict=True)
+    pairs = zip(runs, base[: len(runs)], strict=True)
     return median(run.samples_per_s / other.samples_per_s for run, other in pairs)
 
 

@@ -104,6 +104,12 @@ def _remarks(result: Mapping[str, Any]) -> Iterator[str]:
         if any(v["in_flight_bytes"] or ()):
             sizes = ", ".join(units.size(nbytes) for nbytes in v["in_flight_bytes"])
             yield f"{v['name']}: messages under way take at most {sizes} (by rank)"
+    once = [v["name"] for v in result["variants"] if len(v["rounds"]) < result["rounds"]]
+    if once:
+        yield (
+            f"one round of {', '.join(once)}: more than a tenth slower there than with their best "
+            "number of microbatches"
+        )
     relay = result["relay"]
     if relay is not None:
         share = relay["cpu_s"] / relay["seconds"]

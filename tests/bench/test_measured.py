@@ -82,6 +82,8 @@ def test_ratios_are_made_within_rounds() -> None:
     assert entry["rounds"] == [180, 90, 114]
     assert (entry["wire_bytes_per_step"], entry["wire_bytes_counted"]) == (60.0, True)
     assert summary(DECOUPLED, {"decoupled": [speed(1)]}, 0)["ratio_to_ceiling"] is None
+    once = summary(DECOUPLED, rounds | {"decoupled": [speed(150)]}, 0)
+    assert (once["ratio_to_one_core"], once["rounds"]) == (pytest.approx(1.5), [150])
 
 
 def test_bytes_of_a_step_by_the_plan() -> None:

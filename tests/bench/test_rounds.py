@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,23 @@ def test_rounds_take_turns_and_what_fails_is_left_out() -> None:
     assert [(f.name, f.reason) for f in failed] == [("ddp", "it failed: ValueError: no such thing")]
     with pytest.raises(RankFault):
         _rounds(Broken("backprop"), found, 2, None, ignored)  # type: ignore[arg-type]
+
+
+def test_microbatches_that_do_not_pay_are_run_once() -> None:
+    speeds = {"backprop": 10.0, "gpipe-2": 70.0, "gpipe-4": 50.0, "exact-2": 89.0, "exact-4": 100.0}
+
+    class Room(Broken):
+        def run(self, variant: Variant, trace: Path | None = None) -> Measured:
+            super().run(variant, trace)
+            return replace(FIGURES, samples_per_s=speeds[variant.name])
+
+    found = [Variant(name, name.partition("-")[0], "exact", 2) for name in speeds]
+    for rounds, again in ((3, {"backprop", "gpipe-2", "exact-4"}), (2, set(speeds))):
+        done, failed = _rounds(Room(), found, rounds, None, lambda what: None)  # type: ignore[arg-type]
+        assert {name: len(runs) for name, runs in done.items()} == {
+            name: rounds if name in again else 1 for name in speeds
+        }
+        assert not failed
 
 
 @pytest.mark.parametrize(

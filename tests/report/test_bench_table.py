@@ -25,6 +25,7 @@ def variant(name: str, **others: Any) -> dict[str, Any]:
         "parts_us": [parts, parts | {"learn": 2.0}],
         "memory_bytes": [300 * 2**20, 310 * 2**20],
         "in_flight_bytes": None,
+        "rounds": [4266.7] * 5,
     } | others
 
 
@@ -85,3 +86,9 @@ def test_what_is_planned_what_is_left_out_and_the_relay() -> None:
 def test_the_ceilings_slowest_stage() -> None:
     text = printed(variants=[variant("ceiling", slowest_stage_samples_per_s=4100.4)])
     assert "the slowest stage alone: 4,100 samples/s" in text
+
+
+def test_what_was_run_once_is_named() -> None:
+    once = variant("gpipe-8", rounds=[3000.0])
+    assert "one round of gpipe-8: more than a tenth slower" in printed(variants=[once])
+    assert "one round" not in printed()
