@@ -164,7 +164,9 @@ def restore(worker: Worker, folder: Path, module: nn.Module) -> dict[str, Any]:
         for name, entry in names.items():
             fill(entry, tensors[_MODEL + name])
         for name, buffer in worker.names.private(module, index).items():
-            buffer.copy_(state["buffers"][name])
+            kept = state["buffers"][name].to(buffer.device)
+            if not torch.equal(buffer, kept):  # a constant may be a view that cannot be written
+                buffer.copy_(kept)
     return state
 
 

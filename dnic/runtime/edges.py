@@ -202,7 +202,13 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
             continue
         peer = place.rank_of(pair.to if stage == pair.source else pair.source)
         forward, backward = (
-            Link(peer, place.tag_of(2 * number + direction), made[direction], worker.device)
+            Link(
+                peer,
+                place.tag_of(2 * number + direction),
+                made[direction],
+                worker.device,
+                place.replicas,
+            )
             for direction in (0, 1)
         )
         returns = bool(pair.differentiable)

@@ -127,14 +127,15 @@ class Replicas:
         buffers = [buffer for buffer in module.buffers() if buffer.numel()]
         if self.number == 1 or not buffers:
             return
-        parts = [buffer.detach().reshape(-1).view(torch.uint8) for buffer in buffers]
+        # Constants may be views without an axis of their own.
+        parts = [buffer.detach().flatten().contiguous().view(torch.uint8) for buffer in buffers]
         together = torch.cat(parts)
         with lost_peers_named():
             dist.broadcast(together, group=self.group, group_src=0)
         given = together.split_with_sizes([part.numel() for part in parts])
         with torch.no_grad():
             for buffer, own, first in zip(buffers, parts, given, strict=True):
-                if not torch.equal(own, first):  # constants may be views that cannot be written
+                if not torch.equal(own, first):
                     # A copy of its own: not every offset suits every dtype.
                     buffer.copy_(first.clone().view(buffer.dtype).view(buffer.shape))
 

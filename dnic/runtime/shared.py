@@ -244,7 +244,13 @@ def connect_shared(worker: Worker, stage: nn.Module, transport: Transport) -> Sh
         peer = place.rank_of(channel.holder if owns else channel.owner)
         tag = first_tag + 2 * number
         values, gradients = (
-            Link(peer, place.tag_of(tag + direction), made[direction], worker.device)
+            Link(
+                peer,
+                place.tag_of(tag + direction),
+                made[direction],
+                worker.device,
+                place.replicas,
+            )
             for direction in (0, 1)
         )
         if not parameters:
