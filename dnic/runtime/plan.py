@@ -228,7 +228,7 @@ class Plan:
         if mode == "backprop":
             return 1
         if mode == "ddp":
-            return self.schedule.processes or len(self.stages)
+            return self.schedule.processes or len(self.stages) * self.schedule.replicas
         return len(self.stages) * self.replicas(mode)
 
     def replicas(self, mode: Mode) -> int:

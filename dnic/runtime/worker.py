@@ -276,12 +276,21 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
     if options.precision is not None:
         train = replace(bundle.plan.train, precision=options.precision)
         bundle = replace(bundle, plan=replace(bundle.plan, train=train))
+    if options.replicas is not None:
+        bundle = _with_replicas(bundle, options.replicas)
     place = guard.place = replace(place, replicas=bundle.plan.replicas(options.mode))
     guard.run_dir = options.out
     guard.staged = options.mode not in WHOLE
     check_processes(place, bundle.plan, options.mode)
     check_sharding(bundle.plan, options.mode)
     return Worker(bundle, options, place, guard)
+
+
+def _with_replicas(bundle: Bundle, replicas: int) -> Bundle:
+    """The bundle with another number of replicas; one is never in parts."""
+    schedule = bundle.plan.schedule
+    schedule = replace(schedule, replicas=replicas, shard=schedule.shard and replicas > 1)
+    return replace(bundle, plan=replace(bundle.plan, schedule=schedule))
 
 
 def initial_model(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ from dnic.runtime.bundle import load_bundle
 from dnic.runtime.checkpoint import load_full_state_dict
 from dnic.runtime.links import Count
 from dnic.runtime.place import Place, check_processes
-from dnic.runtime.plan import TensorSpec
+from dnic.runtime.plan import Mode, TensorSpec
 from dnic.runtime.record import Record, read_record
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.sharding import check_sharding, shard_stage
@@ -368,13 +368,16 @@ def test_a_parameter_without_axes_cannot_lie_in_parts() -> None:
 
 def test_the_number_of_processes_follows_from_the_replicas(bundle: Make) -> None:
     plan = load_bundle(bundle("mlp2", plan_keys=keys())).plan
-    assert [plan.processes(mode) for mode in ("exact", "alone", "ddp", "1f1b", "backprop")] == [
-        4,
-        4,
-        2,
-        2,
-        1,
-    ]
+    processes = {mode: plan.processes(mode) for mode in get_args(Mode)}
+    assert {mode for mode, number in processes.items() if number == 4} == {
+        "decoupled",
+        "stale",
+        "exact",
+        "oracle",
+        "alone",
+        "ddp",
+    }
+    assert processes["1f1b"] == processes["gpipe"] == 2
     check_processes(Place(3, 3, 4, True), plan, "stale")
     with pytest.raises(RuntimeFault, match="2 stages of 2 replicas each") as refused:
         check_processes(Place(0, 0, 2, True), plan, "exact")
