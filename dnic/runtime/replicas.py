@@ -87,10 +87,7 @@ class Replicas:
         """
         if self.number == 1:
             return tensor
-        part = tensor / self.number
-        with lost_peers_named():
-            dist.all_reduce(part, group=self.group)
-        return part
+        return self._sum(tensor / self.number)
 
     def weighed(self, weight: float) -> Average | None:
         """The average of what is a mean over each replica's share; None without others."""
@@ -114,8 +111,7 @@ class Replicas:
             return False
         device = parameters[0].device
         having = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
-        with lost_peers_named():
-            dist.all_reduce(having, group=self.group)
+        having = self._sum(having)
         for parameter, count in zip(parameters, having.tolist(), strict=True):
             if count:
                 own = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
@@ -129,15 +125,25 @@ class Replicas:
             return
         # Constants may be views without an axis of their own.
         parts = [buffer.detach().flatten().contiguous().view(torch.uint8) for buffer in buffers]
-        together = torch.cat(parts)
-        with lost_peers_named():
-            dist.broadcast(together, group=self.group, group_src=0)
+        together = self._of_first(torch.cat(parts))
         given = together.split_with_sizes([part.numel() for part in parts])
         with torch.no_grad():
             for buffer, own, first in zip(buffers, parts, given, strict=True):
                 if not torch.equal(own, first):
                     # A copy of its own: not every offset suits every dtype.
                     buffer.copy_(first.clone().view(buffer.dtype).view(buffer.shape))
+
+    def _sum(self, tensor: Tensor) -> Tensor:
+        """The sum over the replicas, where the tensor was."""
+        with lost_peers_named():
+            dist.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def _of_first(self, tensor: Tensor) -> Tensor:
+        """What the first replica has, where the tensor was."""
+        with lost_peers_named():
+            dist.broadcast(tensor, group=self.group, group_src=0)
+        return tensor
 
     def _samples(self, batch_size: int) -> int:
         begin, end = Share(self.index, self.number).bounds(batch_size)

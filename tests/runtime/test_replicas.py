@@ -20,6 +20,7 @@ from dnic.runtime.links import Count
 from dnic.runtime.place import Place, check_processes
 from dnic.runtime.plan import Mode, TensorSpec
 from dnic.runtime.record import Record, read_record
+from dnic.runtime.reference_replicas import ReplicatedReference
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.sharding import check_sharding, shard_stage
 
@@ -113,6 +114,31 @@ def test_decoupled_replicas_learn_as_one(
     last = [loss * size for loss, size in zip(whole.losses[7:], [16] * 6 + [1], strict=True)]
     assert result["train_loss"] == pytest.approx(sum(last) / 97, rel=1e-3)
     assert result["world_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "microbatches"),
+    [("decoupled", "mlp2", 2), ("exact", "conv2", 1), ("oracle", "mlp2", 1), ("stale", "mlp2", 1)],
+)
+def test_replicas_have_the_references_bits(
+    bundle: Make,
+    run_ranks: Run,
+    load_module: Run,
+    same: Run,
+    tmp_path: Path,
+    mode: Any,
+    kind: str,
+    microbatches: int,
+) -> None:
+    """With AdamW, dropout or BatchNorm, microbatches, and a replica without a sample."""
+    adam = {"optimizer": {"name": "AdamW", "options": {"lr": 3e-3}}, "clip_norm": 0.5}
+    folder = bundle(kind, edit=samples(97), plan_keys=keys(train=adam), warmup_steps=2)
+    arguments = f"--mode={mode}", f"--microbatches={microbatches}"
+    run_ranks(folder, 4, *arguments, f"--record={tmp_path / 'run'}")
+    model, stages = load_module(folder / "model.py"), load_module(folder / "stages.py")
+    given = load_bundle(folder), stages, model.build_model, model.loss, model.train_data
+    reference = ReplicatedReference(*given, mode=mode, microbatches=microbatches)
+    assert same(read_record(tmp_path / "run"), reference.run())
 
 
 def statistics_kept(name: str, text: str) -> str:
