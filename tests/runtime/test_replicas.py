@@ -52,25 +52,27 @@ def assert_near(run: Record, other: Record, **tolerance: float) -> None:
     torch.testing.assert_close(run.parameters, other.parameters, **near)
 
 
-def assert_copies(folder: Path, *, heads: int = 0) -> None:
+def assert_copies(folder: Path, *, heads: int = 0, replicas: int = 2) -> None:
     """The replicas of both stages hold the same bits."""
-    for first, copy in ((0, 1), (2, 3)):
+    for stage in (0, 1):
+        first = stage * replicas
         own = torch.load(folder / f"rank{first}.pt", weights_only=True)
-        other = torch.load(folder / f"copy{copy}.pt", weights_only=True)
-        for part in ("parameters", "heads"):
-            assert own[part].keys() == other[part].keys()
-            for name in own[part].keys() - {"offset"}:  # a buffer is each replica's own
-                assert torch.equal(own[part][name], other[part][name]), name
         assert own["parameters"]
-        assert len(own["heads"]) == (heads if first == 0 else 0)
+        assert len(own["heads"]) == (0 if stage else heads)
+        for copy in range(first + 1, first + replicas):
+            other = torch.load(folder / f"copy{copy}.pt", weights_only=True)
+            for part in ("parameters", "heads"):
+                assert own[part].keys() == other[part].keys()
+                for name in own[part].keys() - {"offset"}:  # a buffer is each replica's own
+                    assert torch.equal(own[part][name], other[part][name]), name
 
 
 @pytest.mark.parametrize("shard", [False, True])
 @pytest.mark.parametrize(
-    ("number", "microbatches"),
+    ("replicas", "number", "microbatches"),
     [
-        pytest.param(97, 1, id="a replica without a sample"),
-        pytest.param(99, 2, id="microbatches, a batch that does not divide"),
+        pytest.param(3, 98, 1, id="a replica without a sample"),
+        pytest.param(2, 99, 2, id="microbatches, a batch that does not divide"),
     ],
 )
 def test_exact_replicas_train_as_backprop(
@@ -78,17 +80,20 @@ def test_exact_replicas_train_as_backprop(
     run_ranks: Run,
     reference: Run,
     tmp_path: Path,
+    replicas: int,
     number: int,
     microbatches: int,
     shard: bool,
 ) -> None:
     schedule = {"mode": "exact", "microbatches": microbatches, "shard": shard}
-    folder = bundle("mlp2", edit=samples(number), plan_keys=keys(**schedule))
-    run_ranks(folder, 4, "--no-dropout", f"--record={tmp_path / 'run'}", f"--out={tmp_path}")
+    plan = keys(**schedule, replicas=replicas)
+    folder = bundle("mlp2", edit=samples(number), plan_keys=plan)
+    arguments = ("--no-dropout", f"--record={tmp_path / 'run'}", f"--out={tmp_path}")
+    run_ranks(folder, 2 * replicas, *arguments)
     run = read_record(tmp_path / "run")
     assert len(run.losses) == 14
     assert_near(run, reference(folder, mode="exact", dropout=False).run())
-    assert_copies(tmp_path / "run")
+    assert_copies(tmp_path / "run", replicas=replicas)
     saved = load_full_state_dict(tmp_path)
     assert saved.keys() == run.parameters.keys()
     assert all(torch.equal(saved[name], run.parameters[name]) for name in saved)
