@@ -184,7 +184,13 @@ def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
             )
             for cut in cuts
         )
-        one = eager_one_f_one_b(parts, thinner, m, setting.batch, machine)
+        try:
+            one = eager_one_f_one_b(parts, thinner, m, setting.batch, machine)
+        except PartitionError:
+            # Too long to simulate with receives ahead, and unequal: plain 1F1B is near enough.
+            one = one_f_one_b(
+                parts, thinner, m, setting.batch, machine, posted_ahead=setting.posted_ahead
+            )
         # The replicas of a stage have neighbouring numbers.
         outcome = replace(
             one,
