@@ -293,7 +293,7 @@ def test_forwards_of_every_kind_have_replicas(bundle: Make, run_ranks: Run, tmp_
     ):
         plan = keys(train={"epochs": 1, "batch_size": 20, **train}, mode="exact", **schedule)
         folder = bundle("conv2", edit=edit, plan_keys=plan)
-        run_ranks(folder, 4, f"--record={tmp_path / name}", f"--out={tmp_path}")
+        run_ranks(folder, 4, f"--record={tmp_path / name}", "--no-evaluate", "--no-checkpoint")
         records[name] = read_record(tmp_path / name)
     plain = records.pop("plain")
     assert len(plain.losses) == 5
@@ -318,6 +318,14 @@ def test_frozen_stage_has_replicas(bundle: Make, run_ranks: Run, tmp_path: Path)
         run, whole = read_record(tmp_path / str(shard)), read_record(tmp_path / "whole")
         assert_near(run, whole)
         assert_copies(tmp_path / str(shard))
+
+
+def test_a_run_may_do_without_the_planned_replicas(
+    bundle: Make, run_ranks: Run, reference: Run, same: Run, tmp_path: Path
+) -> None:
+    folder = bundle("mlp2", plan_keys=keys(shard=True, train={"epochs": 1}))
+    run_ranks(folder, 2, "--replicas=1", f"--record={tmp_path / 'run'}")
+    assert same(read_record(tmp_path / "run"), reference(folder).run())
 
 
 def test_every_stage_by_itself_takes_its_share(
