@@ -87,7 +87,7 @@ def spec_of_plan(path: Path) -> Spec:
                 "scheduler": _scheduler_again(plan.train.scheduler),
             },
             "devices": {
-                "count": plan.schedule.processes or len(plan.cuts) + 1,
+                "count": plan.schedule.processes or (len(plan.cuts) + 1) * plan.schedule.replicas,
                 "profile": profile if is_stock(profile) else "auto",
             },
             "partition": _partition_again(plan),
@@ -203,4 +203,6 @@ def _partition_again(plan: Plan) -> dict[str, Any]:
         again["cuts"] = list(plan.cuts)
     if plan.schedule.microbatches > 1:
         again["microbatches"] = plan.schedule.microbatches
+    if plan.schedule.replicas > 1:
+        again |= {"replicas": plan.schedule.replicas, "shard": plan.schedule.shard}
     return again

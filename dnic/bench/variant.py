@@ -126,21 +126,21 @@ def variants(
 def _family(
     family: str, plan: Plan, microbatches: Sequence[int], cores: int
 ) -> Iterator[Variant | LeftOut]:
-    stages = len(plan.stages)
+    stages, processes = len(plan.stages), plan.processes("exact")
     if family == "backprop":
         yield Variant(family, family, "backprop", 1, wired=False)
     elif family == "threads":
         yield _threads(cores)
     elif family == "ddp":
-        processes = plan.processes("ddp")
+        copies = plan.processes("ddp")
         alone = LeftOut(family, "it takes two processes or more; the plan has one")
-        yield alone if processes == 1 else Variant(family, family, "ddp", processes)
+        yield alone if copies == 1 else Variant(family, family, "ddp", copies)
     elif stages == 1:
         yield LeftOut(family, "the plan has one stage")
     elif family == "ceiling":
-        yield Variant(family, family, "alone", stages, wired=False)
+        yield Variant(family, family, "alone", processes, wired=False)
     elif family == "naive":
-        yield Variant(family, family, "exact", stages, microbatches=1)
+        yield Variant(family, family, "exact", processes, microbatches=1)
     elif family == "stale":
         yield _stale(plan)
     elif family == "decoupled":
@@ -158,19 +158,20 @@ def _threads(cores: int) -> Variant | LeftOut:
 def _stale(plan: Plan) -> Variant | LeftOut:
     if all(i.gradient == "exact" or not i.differentiable for i in plan.interfaces):
         return LeftOut("stale", "every gradient is awaited")
-    return Variant("stale", "stale", "stale", len(plan.stages))
+    return Variant("stale", "stale", "stale", plan.processes("stale"))
 
 
 def _decoupled(plan: Plan) -> Variant | LeftOut:
     if all(i.gradient == "exact" or not i.differentiable for i in plan.interfaces):
         return LeftOut("decoupled", "no interface of the plan is decoupled; exact is the same")
-    return Variant("decoupled", "decoupled", "decoupled", len(plan.stages))
+    return Variant("decoupled", "decoupled", "decoupled", plan.processes("decoupled"))
 
 
 def _cut(family: str, plan: Plan, microbatches: Sequence[int]) -> Iterator[Variant | LeftOut]:
     """The ways that cut a batch: torch's schedules and our own."""
     mode = cast("Mode", family)
     stages, batch = len(plan.stages), plan.train.batch_size
+    processes, share = plan.processes(mode), batch // plan.replicas(mode)
     if mode not in MICROBATCHED:
         yield LeftOut(family, "this engine does not cut batches; naive is the same")
         return
@@ -180,12 +181,12 @@ def _cut(family: str, plan: Plan, microbatches: Sequence[int]) -> Iterator[Varia
         return
     for number in microbatches:
         name = f"{family}-{number}"
-        if batch % number:
-            yield LeftOut(name, f"{number} does not divide the batch of {batch}")
+        if share % number:
+            yield LeftOut(name, f"{number} does not divide the batch of {share}")
         elif mode == "1f1b" and number < stages:
             yield LeftOut(name, f"1F1B over {stages} stages takes {stages} microbatches or more")
         else:
-            yield Variant(name, family, mode, stages, microbatches=number)
+            yield Variant(name, family, mode, processes, microbatches=number)
 
 
 def _refusal(mode: Mode, plan: Plan) -> str | None:

@@ -62,6 +62,8 @@ def plan_text(plan: Plan) -> str:
     if plan.schedule == PlannedSchedule():
         del content["schedule"]
         header = HEADER
+    elif plan.schedule.replicas == 1:
+        del content["schedule"]["replicas"], content["schedule"]["shard"]
     body = yaml.dump(
         _rounded(content), Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True
     )

@@ -57,6 +57,12 @@ def _scheduler(plan: Plan, loss: str) -> list[str]:
 
 def _way(plan: Plan) -> str:
     """`2 decoupled stages`, `4 processes, each with a share of every batch`."""
+    replicas = plan.schedule.replicas
+    stages = _stages(plan)
+    return stages if replicas == 1 else f"{stages}, {replicas} replicas of each"
+
+
+def _stages(plan: Plan) -> str:
     count = len(plan.stages)
     match plan.schedule.mode:
         case "backprop":
@@ -86,7 +92,7 @@ def _command(plan: Plan) -> str:
 def _processes(plan: Plan) -> int:
     if plan.schedule.mode == "ddp" and plan.schedule.processes is not None:
         return plan.schedule.processes
-    return len(plan.stages)
+    return len(plan.stages) * plan.schedule.replicas
 
 
 def _edited(plan: Plan) -> list[str]:

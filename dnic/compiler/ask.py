@@ -100,6 +100,7 @@ def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionReq
         schedule=partition.schedule,
         microbatches=partition.microbatches,
         replicas=partition.replicas,
+        shard=partition.shard,
         max_decoupled=partition.max_decoupled_interfaces,
         timed_heads=measures(spec),
         overlap=1.0 if is_gpu(spec, profile) else 0.0,

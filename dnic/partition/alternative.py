@@ -28,7 +28,8 @@ Name = Literal[
 ]
 Mode = Literal["backprop", "ddp", "exact", "gpipe", "1f1b", "decoupled", "stale"]
 
-# Of the names above, those that a bundle can run, and what its `--mode` is called.
+# Of the names above, those that a bundle can run, and what its `--mode` is called. Those with
+# replicas run where every stage has as many; their pipeline is our own engine's.
 MODES: dict[Name, Mode] = {
     "one_device": "backprop",
     "ddp": "ddp",
@@ -37,6 +38,8 @@ MODES: dict[Name, Mode] = {
     "1f1b": "1f1b",
     "decoupled": "decoupled",
     "stale": "stale",
+    "1f1b_ddp": "exact",
+    "decoupled_replicas": "decoupled",
 }
 
 
@@ -70,7 +73,15 @@ class Alternative:
     @property
     def mode(self) -> Mode | None:
         """What a bundle that runs it has as its `--mode`; None where there is none."""
+        if self.replicas is None:
+            return None
         return "exact" if self.own else MODES.get(self.name)
+
+    @property
+    def replicas(self) -> int | None:
+        """Replicas of every stage; None where stages have different numbers of them."""
+        counts = set(self.placement.replicas)
+        return counts.pop() if len(counts) == 1 else None
 
     @property
     def runs(self) -> bool:

@@ -131,6 +131,10 @@ def place(
     problem = _problem(
         table, costs, request, purpose, wanted, fixed, together, tuple(replicas), heads
     )
+    if request.shard and len(replicas) == 1:
+        # Each replica holds a part of what a stage keeps.
+        part = tuple(ceil(nbytes / replicas[0]) for nbytes in problem.parameter_memory)
+        problem = replace(problem, parameter_memory=part)
     if held < 1:
         part = tuple(ceil(nbytes * held) for nbytes in problem.activation_memory)
         problem = replace(problem, activation_memory=part)

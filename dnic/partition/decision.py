@@ -63,6 +63,14 @@ class Decision:
         mode = self.chosen.mode or "decoupled"
         if mode == "ddp":
             return PlannedSchedule(mode=mode, processes=self.chosen.outcome.devices)
+        replicas = self.chosen.replicas or 1
+        if replicas > 1:
+            return PlannedSchedule(
+                mode=mode,
+                microbatches=self.chosen.microbatches,
+                replicas=replicas,
+                shard=self.request.shard,
+            )
         asked = self.request.schedule
         if self.chosen.name == "naive" and asked in ("auto", "decoupled"):
             mode = "decoupled"  # Interfaces that wait, each as the plan says.

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from math import ceil
 from typing import TypeVar
 
 from dnic.cost import Costs, message_us
 from dnic.graph.graph import Graph
+from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
 from dnic.partition.interfaces import Crossing
 from dnic.partition.plan import PlannedShared
 from dnic.partition.request import PartitionRequest
 from dnic.partition.stages import crossings, shared_parameters, stages_of
-from dnic.schedule import CutWork, Machine, StageWork
+from dnic.schedule import CutWork, Machine, Outcome, StageWork
 
 Number = TypeVar("Number", int, float)
 
@@ -106,6 +108,32 @@ def crossings_of(graph: Graph, table: CutTable, cuts: tuple[int, ...]) -> tuple[
 def shared_of(graph: Graph, cuts: tuple[int, ...]) -> tuple[PlannedShared, ...]:
     """Parameters that several stages of the fine graph use."""
     return shared_parameters(graph, stages_of(graph, cuts))
+
+
+def in_parts(
+    outcome: Outcome,
+    works: Sequence[StageWork],
+    placement: Placement,
+    request: PartitionRequest,
+    microbatches: int = 1,
+) -> Outcome:
+    """The same where each replica of a stage holds a part of it, if that is asked for.
+
+    With microbatches parameters and gradients are whole during a step. What gathering them takes
+    is not counted: it is of the size of the all-reduce that it stands in for.
+    """
+    if not request.shard:
+        return outcome
+    memory = list(outcome.peak_memory_bytes)
+    device = 0
+    for work, copies in zip(works, placement.replicas, strict=True):
+        divided = work.optimizer_bytes
+        if microbatches == 1:
+            divided += work.parameter_bytes + work.gradient_bytes
+        for _ in range(copies):
+            memory[device] -= divided - ceil(divided / copies)
+            device += 1
+    return replace(outcome, peak_memory_bytes=tuple(memory))
 
 
 def machine_of(costs: Costs, *, overlap: float) -> Machine:

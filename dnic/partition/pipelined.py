@@ -12,6 +12,7 @@ from dnic.partition.choose import Placement, place
 from dnic.partition.evaluate import (
     chain_works,
     crossings_of,
+    in_parts,
     shared_of,
     stage_works,
     with_loader,
@@ -77,7 +78,10 @@ def _stage_counts(setting: Setting) -> list[int]:
         return [request.stages] if request.stages > 1 else []
     doubled = [2**k for k in range(1, request.devices.bit_length())]
     least = max(2, _fewest_that_fit(setting))
-    return sorted({n for n in (*doubled, request.devices) if least <= n <= request.devices})
+    counts = {*doubled, request.devices}
+    if request.replicas != "auto":
+        counts.add(request.devices // request.replicas)
+    return sorted(n for n in counts if least <= n <= request.devices)
 
 
 def _fewest_that_fit(setting: Setting) -> int:
@@ -143,10 +147,17 @@ def _schedules(setting: Setting, placement: Placement) -> Iterator[Alternative]:
 
 
 def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
-    """1F1B over stages of several devices each, which average their gradients at the end."""
+    """1F1B over stages of several devices each, which average their gradients at the end.
+
+    By our own engine, whatever torch's schedules can express.
+    """
     request = setting.request
     copies = request.devices // placement.stages
-    if copies < 2 or request.groups or setting.batch % copies or request.replicas == 1:
+    if request.replicas != "auto":
+        copies = min(copies, request.replicas)
+        if copies < request.replicas:
+            return
+    if copies < 2 or request.groups or setting.batch % copies:
         return
     machine = setting.machine()
     for m in _microbatches(setting):
@@ -173,16 +184,24 @@ def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
             )
             for cut in cuts
         )
-        one = one_f_one_b(
-            parts, thinner, m, setting.batch, machine, posted_ahead=setting.posted_ahead
-        )
+        try:
+            one = eager_one_f_one_b(parts, thinner, m, setting.batch, machine)
+        except PartitionError:
+            # Too long to simulate with receives ahead, and unequal: plain 1F1B is near enough.
+            one = one_f_one_b(
+                parts, thinner, m, setting.batch, machine, posted_ahead=setting.posted_ahead
+            )
+        # The replicas of a stage have neighbouring numbers.
         outcome = replace(
             one,
             devices=copies * one.devices,
-            busy=one.busy * copies,
-            peak_memory_bytes=one.peak_memory_bytes * copies,
+            busy=tuple(busy for busy in one.busy for _ in range(copies)),
+            peak_memory_bytes=tuple(
+                nbytes for nbytes in one.peak_memory_bytes for _ in range(copies)
+            ),
         )
         spread = replace(placement, replicas=(copies,) * placement.stages)
+        outcome = in_parts(outcome, works, spread, request, m)
         yield Alternative("1f1b_ddp", outcome, spread, microbatches=m)
 
 

@@ -140,11 +140,15 @@ class PlannedSchedule(Part):
             model in every process, each with a share of every batch; `backprop`: in one process.
         processes: number of processes; None: one for each stage. Only `ddp` runs on any number.
         microbatches: parts into which batches are cut, where stages train.
+        replicas: processes of each stage, which share every batch; not with torch's schedules.
+        shard: whether each of them holds a part of the stage's parameters (FSDP2), or all (DDP).
     """
 
     mode: Literal["decoupled", "stale", "exact", "ddp", "gpipe", "1f1b", "backprop"] = "decoupled"
     processes: int | None = Field(default=None, ge=1)
     microbatches: int = Field(default=1, ge=1)
+    replicas: int = Field(default=1, ge=1)
+    shard: bool = False
 
 
 class PlannedOperation(Part):

@@ -121,6 +121,7 @@ class PartitionRequest:
         schedule: how to train; `auto` is what is predicted to be fastest.
         microbatches: of pipelines.
         replicas: copies of every stage; `auto` where they pay.
+        shard: whether each replica of a stage holds a part of its parameters.
         max_decoupled: predicted gradients at so many interfaces at most; None for any number.
         overlap: part of an all-reduce that runs beside the backward pass, 0 to 1: 0 on CPUs, where
             it needs the core that computes.
@@ -140,6 +141,7 @@ class PartitionRequest:
     schedule: ScheduleName = "auto"
     microbatches: int | Auto = "auto"
     replicas: int | Auto = "auto"
+    shard: bool = False
     max_decoupled: int | None = None
     overlap: float = 0.0
     crowded: bool = False
@@ -203,6 +205,11 @@ class PartitionRequest:
         ]
         links = [self.link(a, b, fallback) for a, b in pairs] or [fallback]
         return max(links, key=lambda link: (link.latency_us, -link.bandwidth_bytes_per_s))
+
+    @property
+    def replicated(self) -> bool:
+        """Whether stages of several replicas are asked for."""
+        return self.replicas not in ("auto", 1)
 
     def choice_at(self, name: str) -> InterfaceChoice:
         """What is asked for the interface of that name."""

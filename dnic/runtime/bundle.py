@@ -23,6 +23,7 @@ import yaml
 from dnic.errors import RuntimeFault
 from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
 from dnic.runtime.plan import (
+    UNREPLICATED,
     Gradient,
     HeadPlan,
     InputSpec,
@@ -204,7 +205,31 @@ def check_plan(plan: Plan, path: Path) -> None:
         raise RuntimeFault(
             "processes and microbatches must be 1 or more", where=f"{path}: schedule"
         )
+    _check_replicas(schedule, f"{path}: schedule")
     check_training(plan.train, len(plan.stages), path)
+
+
+def _check_replicas(schedule: SchedulePlan, where: str) -> None:
+    if schedule.replicas < 1:
+        raise RuntimeFault(
+            f"replicas {schedule.replicas} is too small", where=where, expected="1 or more"
+        )
+    if not isinstance(schedule.shard, bool):
+        raise RuntimeFault(
+            f"shard cannot be {schedule.shard!r}", where=where, expected="true or false"
+        )
+    if schedule.replicas > 1 and schedule.mode in UNREPLICATED:
+        raise RuntimeFault(
+            f"mode {schedule.mode} has no replicas of stages",
+            where=where,
+            expected="replicas: 1; or a mode of stages: decoupled, exact, stale",
+        )
+    if schedule.shard and schedule.replicas == 1:
+        raise RuntimeFault(
+            "shard divides a stage among its replicas, and there is one",
+            where=where,
+            expected="shard: false, or replicas: 2 or more",
+        )
 
 
 def _check_returns(interface: InterfacePlan, where: str) -> None:
@@ -277,6 +302,8 @@ def _schedule(content: Mapping[str, Any]) -> SchedulePlan:
         mode=content.get("mode", "decoupled"),
         processes=None if processes is None else int(processes),
         microbatches=int(content.get("microbatches", 1)),
+        replicas=int(content.get("replicas", 1)),
+        shard=content.get("shard", False),
     )
 
 

@@ -37,6 +37,8 @@ microbatches: BatchNorm, losses that are no mean over samples.
 
 A stage whose true gradients are late and are used all the same is a `dnic.runtime.late_engine`.
 Parameters that several stages use are kept alike in (0), (6) and (7): `dnic.runtime.shared`.
+Replicas of a stage average their gradients in (5), those of their heads in (9); losses weigh what
+their shares of a batch weigh: `dnic.runtime.replicas`.
 
 Why not `torch.distributed.pipelining`: its schedules know only exact gradients and chains; it
 refuses a backward pass for tensors that go to more than one stage, and posts no receive ahead.
@@ -52,7 +54,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import backward
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
@@ -66,10 +67,10 @@ from dnic.runtime.loss import Loss, mean_loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
 from dnic.runtime.order import StageOrder
+from dnic.runtime.replica_trainer import ReplicaTrainer
 from dnic.runtime.shared import connect_shared
 from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource
 from dnic.runtime.stopwatch import Stopwatch
-from dnic.runtime.trainer import Trainer
 from dnic.runtime.transport import Transport
 from dnic.runtime.worker import Worker
 
@@ -84,6 +85,7 @@ class _Microbatch:
         target: its targets.
         loss: its mean loss; None but at the last stage.
         number: microbatches of the same batch.
+        weight: of the batch among those of the stage's replicas.
     """
 
     inputs: dict[str, Tensor]
@@ -91,9 +93,10 @@ class _Microbatch:
     target: Tensor
     loss: Tensor | None
     number: int
+    weight: float
 
 
-class Engine(Trainer):
+class Engine(ReplicaTrainer):
     """Trains one stage.
 
     Attributes:
@@ -105,18 +108,20 @@ class Engine(Trainer):
     ) -> None:
         super().__init__(worker, stage, optimizer, loss=loss)
         self.version = 0
-        self._plan = worker.bundle.plan.stages[worker.place.rank]
+        self._plan = worker.bundle.plan.stages[worker.place.stage]
         transport = Transport.of(worker)
         self._below, self._above = connect(worker, transport)
         self._sources = [edge.source for edge in self._above if edge.source is not None]
         self._shared = connect_shared(worker, stage, transport)
         self._ends = transport.ends
-        self._order = StageOrder(worker.bundle.plan, worker.options.mode, worker.place.rank)
+        self._order = StageOrder(worker.bundle.plan, worker.options.mode, worker.place.stage)
 
     def state_dict(self) -> dict[str, Any]:
         """What this process must remember beside the model's parameters and buffers."""
-        heads = {source.plan.name: source.state_dict() for source in self._sources}
-        return super().state_dict() | {"heads": heads}
+        state = super().state_dict()
+        if self._replicas.index == 0:
+            state["heads"] = {source.plan.name: source.state_dict() for source in self._sources}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
@@ -136,22 +141,29 @@ class Engine(Trainer):
 
     def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
         figures = EpochFigures()
-        self._begin(header, gradients=True)
+        own = self._replicas.part(header)
+        shares: list[Tensor] = []
+        self._replicas.take_buffers(self.module)
+        self._begin(own, gradients=True)
         self._shared.begin(header.count.messages)
         waited_before, sent_before = self._waited_s(), self._sent_bytes()
         started = time.perf_counter()
         watch = self._stopwatch(self._waited_s)
         for done in range(1, header.count.messages + 1):
             size = header.count.size(done - 1)
-            loss = self._step(feed, size, watch)
+            self._weight = self._replicas.weight(size)
+            loss = self._step(feed, own.count.size(done - 1), watch)
             watch.tick()
-            if loss is not None:
+            if loss is not None and self._replicas.number > 1:
+                shares.append(loss.double() * self._weight)
+            elif loss is not None:
                 self._count_loss(figures, loss, size)
             if header.live and self._live.due():
                 self._show(header, done, started, self._live_figures(loss))
         self._drain(watch)
         self._shared.drain(self.optimizer, self.clipping)
         self._finish()
+        self._count_shares(figures, header, shares)
         figures.seconds = time.perf_counter() - started
         figures.timed(watch)
         figures.waited_s = self._waited_s() - waited_before
@@ -173,7 +185,7 @@ class Engine(Trainer):
                 between.append(self._forward(fed, number, watch))
                 continue
             done = between.popleft()
-            self._backward(done, watch)
+            self._backward(done, watch, last=one.microbatch == number - 1)
             if done.loss is not None:
                 losses.append(done.loss.detach())
         self._settle(self.step, watch)
@@ -209,10 +221,10 @@ class Engine(Trainer):
             outputs = self._named(output)
             self._send(outputs, target)  # 3
             watch.lap("send")
-        return _Microbatch(inputs, outputs, target, loss, number)
+        return _Microbatch(inputs, outputs, target, loss, number, self._weight)
 
-    def _backward(self, done: _Microbatch, watch: Stopwatch) -> None:
-        """The backward pass of a microbatch."""
+    def _backward(self, done: _Microbatch, watch: Stopwatch, *, last: bool) -> None:
+        """The backward pass of a microbatch, which may be the `last` one of its batch."""
         if done.loss is None:
             roots, gradients = self._gradients(
                 done.outputs,
@@ -220,12 +232,13 @@ class Engine(Trainer):
                 step=self.step,
                 version=self.version,
                 number=done.number,
+                weight=done.weight,
             )  # 4
             watch.lap("head")
-            backward(roots, gradients)  # 5
+            self._averaging.backward(roots, gradients, last=last)  # 5
         else:
-            share = torch.full_like(done.loss, 1 / done.number)
-            backward([done.loss], [share])  # 5
+            share = torch.full_like(done.loss, done.weight / done.number)
+            self._averaging.backward([done.loss], [share], last=last)  # 5
         watch.lap("backward")
         for below in self._below:  # 6
             below.send_back(done.inputs, self.step)
@@ -289,13 +302,14 @@ class Engine(Trainer):
         step: int,
         version: int,
         number: int = 1,
+        weight: float = 1.0,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The outputs to go back from and their gradients, summed over the stages above."""
         sums: dict[str, Tensor] = {}
         for source in self._sources:
             names = [spec.name for spec in source.plan.differentiable]
             tensors = [self._kept(outputs[name].detach()) for name in names]
-            given = source.gradient(Sent(step, version, tensors, target, number))
+            given = source.gradient(Sent(step, version, tensors, target, number, weight))
             for name, gradient in zip(names, given, strict=True):
                 sums[name] = sums[name] + gradient if name in sums else gradient
         used = [name for name in sums if outputs[name].requires_grad]
@@ -306,6 +320,8 @@ class Engine(Trainer):
         return tensor.clone() if any(below.owns(tensor) for below in self._below) else tensor
 
     def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation | None:
+        if not self._evaluates:
+            return None
         self._begin(header, gradients=False)
         score = Score(own=self.loss is own_loss)
         for message in range(header.count.messages):
@@ -321,7 +337,8 @@ class Engine(Trainer):
                 for below in self._below:
                     below.release()
         self._finish()
-        return score.result() if self._last else None
+        self._averaging.rest()
+        return score.result() if self._last and self._replicas.index == 0 else None
 
     def _begin(self, header: Header, *, gradients: bool) -> None:
         options = self.worker.options

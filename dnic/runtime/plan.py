@@ -22,6 +22,8 @@ Key = str | int
 Path = tuple[Key, ...]
 
 PLAN_FILE = "plan.yaml"
+# Modes in which a stage has no replicas: the undivided model, and torch's pipelines.
+UNREPLICATED: tuple[Mode, ...] = ("backprop", "ddp", "gpipe", "1f1b")
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,15 @@ class SchedulePlan:
             planned.
         processes: number of processes; None: one for each stage.
         microbatches: parts into which batches are cut, where stages train.
+        replicas: processes of each stage, which share every batch (`dnic.runtime.replicas`).
+        shard: whether these hold a part of the stage's parameters each (`dnic.runtime.sharding`).
     """
 
     mode: Mode = "decoupled"
     processes: int | None = None
     microbatches: int = 1
+    replicas: int = 1
+    shard: bool = False
 
 
 @dataclass(frozen=True)
@@ -223,8 +229,12 @@ class Plan:
         if mode == "backprop":
             return 1
         if mode == "ddp":
-            return self.schedule.processes or len(self.stages)
-        return len(self.stages)
+            return self.schedule.processes or len(self.stages) * self.schedule.replicas
+        return len(self.stages) * self.replicas(mode)
+
+    def replicas(self, mode: Mode) -> int:
+        """Processes of each stage in a mode; torch's pipelines have one, whatever the plan says."""
+        return 1 if mode in UNREPLICATED else self.schedule.replicas
 
 
 def resolve(shape: tuple[Size, ...], batch_size: int) -> tuple[int, ...]:

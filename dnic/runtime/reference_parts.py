@@ -33,6 +33,7 @@ class PassingBatch:
     taken: list[Tensor]  # by the first stage
     target: Tensor
     number: int = 1
+    weight: float = 1.0  # among the shares of replicas
     values: dict[str, Tensor] = field(default_factory=dict)  # with their stages' graphs
     given: list[dict[Any, Tensor]] = field(default_factory=list)  # leaves
     weights: list[dict[str, Tensor]] = field(default_factory=list)  # of late stages
@@ -69,14 +70,14 @@ class ReferenceInterface:
 
     def learn(self) -> None:
         """Trains the heads on the oldest batch, of which all microbatches wait."""
-        step = self.waiting[0].step
+        step, weight = self.waiting[0].step, self.waiting[0].weight
         parts = []
         while self.waiting and self.waiting[0].step == step:
             part = self.waiting.popleft()
             parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
         batch = whole(self.plan.differentiable, parts)
         for head, tensor, true in zip(self.heads, batch.tensors, batch.gradients, strict=True):
-            head.learn(tensor, batch.target, true)
+            head.learn(tensor, batch.target, true, weight)
 
 
 @dataclass

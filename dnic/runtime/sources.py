@@ -31,6 +31,7 @@ from dnic.runtime.seeds import head_seed
 
 if TYPE_CHECKING:
     from dnic.runtime.head_training import HeadTrainer
+    from dnic.runtime.replicas import Replicas
 
 
 @dataclass
@@ -75,6 +76,7 @@ class Sent:
         tensors: the differentiable ones, detached.
         target: the targets, valid until the backward pass is over.
         microbatches: of the batch; the message holds one of them.
+        weight: of the batch among the shares of replicas (`dnic.runtime.replicas`).
     """
 
     step: int
@@ -82,6 +84,7 @@ class Sent:
     tensors: list[Tensor]
     target: Tensor
     microbatches: int = 1
+    weight: float = 1.0
 
 
 class GradientSource(ABC):
@@ -250,7 +253,7 @@ class SyntheticSource(GradientSource):
         for trainer, tensor, gradient in zip(
             self._trainers, batch.tensors, batch.gradients, strict=True
         ):
-            figures = trainer.learn(tensor, batch.target, gradient)
+            figures = trainer.learn(tensor, batch.target, gradient, self._due[0][0].weight)
             self.statistics.cosine = self.statistics.cosine + figures.cosine * share
             self.statistics.norm_ratio = self.statistics.norm_ratio + figures.norm_ratio * share
         self.statistics.learned += 1
@@ -287,7 +290,7 @@ class SyntheticSource(GradientSource):
 
     def _predict(self, sent: Sent) -> list[Tensor]:
         return [
-            trainer.predict(tensor, sent.target, sent.microbatches)
+            trainer.predict(tensor, sent.target, sent.microbatches, sent.weight)
             for trainer, tensor in zip(self._trainers, sent.tensors, strict=True)
         ]
 
@@ -339,6 +342,8 @@ def build_source(
     device: torch.device,
     seed: int,
     late: int = 0,
+    *,
+    replicas: Replicas | None = None,
 ) -> GradientSource:
     """The source of an interface.
 
@@ -350,19 +355,24 @@ def build_source(
         device: where the heads live.
         seed: of the run.
         late: batches by which the stage above is late.
+        replicas: of the stage, whose heads learn together; None for no others.
     """
     if plan.gradient == "exact":
         return ExactSource(plan, returned)
     if plan.gradient == "stale":
         return StaleSource(plan, returned)
-    trainers = build_trainers(plan, target, device, seed)
+    trainers = build_trainers(plan, target, device, seed, replicas)
     if mode == "oracle":
         return OracleSource(plan, returned, trainers)
     return SyntheticSource(plan, returned, trainers, late=late)
 
 
 def build_trainers(
-    plan: InterfacePlan, target: TargetPlan | None, device: torch.device, seed: int
+    plan: InterfacePlan,
+    target: TargetPlan | None,
+    device: torch.device,
+    seed: int,
+    replicas: Replicas | None = None,
 ) -> list[HeadTrainer]:
     """A head with its trainer for every differentiable tensor of a synthetic interface."""
     from dnic.runtime.head_axis import batch_axis
@@ -385,5 +395,7 @@ def build_trainers(
             dtype_named(target.dtype) if target else None,
             seed=head_seed(seed, plan.source, plan.to, number),
         )
-        trainers.append(HeadTrainer(built.to(device), head.lr, axis, head.one_in))
+        trainers.append(
+            HeadTrainer(built.to(device), head.lr, axis, replicas=replicas, one_in=head.one_in)
+        )
     return trainers

@@ -192,6 +192,9 @@ class PartitionSpec(Section):
     ] = Field(default="auto", description="how to train; auto: what is predicted to be fastest")
     microbatches: CountOrAuto = Field(default="auto", description="of 1f1b, gpipe and exact")
     replicas: CountOrAuto = Field(default="auto", description="copies of a stage")
+    shard: Annotated[Annotated[bool, Field(strict=True)], expected("true or false")] = Field(
+        default=False, description="replicas hold a part of their stage each (FSDP2)"
+    )
     max_decoupled_interfaces: CountOrNone = Field(
         default=None, description="predict gradients at so many at most; auto: no limit"
     )

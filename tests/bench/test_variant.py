@@ -25,6 +25,7 @@ from dnic.runtime.plan import (
     Mode,
     Plan,
     SamplePlan,
+    SchedulePlan,
     StagePlan,
     TensorSpec,
     TrainPlan,
@@ -95,6 +96,23 @@ def test_microbatches_that_do_not_fit() -> None:
         "1f1b-2": "1F1B over 3 stages takes 3 microbatches or more",
         "1f1b-8": "8 does not divide the batch of 12",
     }
+
+
+def test_stages_with_replicas_take_as_many_processes() -> None:
+    chain = plan(2, [(0, 1)], batch=12)
+    wide = replace(chain, schedule=SchedulePlan(replicas=3))
+    found, left_out = variants(wide, FAMILIES, (4, 8), cores=2)
+    processes = {v.name: v.processes for v in found}
+    assert {name for name, number in processes.items() if number == 6} == {
+        "ddp",
+        "naive",
+        "exact-4",
+        "stale",
+        "decoupled",
+        "ceiling",
+    }
+    assert processes["gpipe-4"] == processes["1f1b-4"] == 2  # torch's have none
+    assert reasons(left_out)["exact-8"] == "8 does not divide the batch of 4"
 
 
 def test_a_plan_whose_interfaces_all_wait() -> None:
