@@ -21,15 +21,17 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.chunks import held_stages
 from dnic.runtime.options import WHOLE
 
 if TYPE_CHECKING:
+    from dnic.runtime.plan import Mode
     from dnic.runtime.worker import Worker
 
 STATUS_FILE = "dnic.json"
@@ -78,14 +80,14 @@ def save(
     """
     from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-    rank = worker.place.rank
+    rank, held = worker.place.rank, worker.written
     parent = worker.options.out / CHECKPOINTS
     final = parent / f"epoch-{epoch:04d}"
     temporary = parent / f".{final.name}"
-    entries = {_MODEL + name: tensor for name, tensor in worker.names.state(module, rank).items()}
+    entries = {_MODEL + name: tensor for name, tensor in worker.names.state(module, *held).items()}
     own = dict(state)
     if not (worker.replicated and rank):  # copies have what the first process has
-        own["buffers"] = worker.names.private(module, rank)
+        own["buffers"] = worker.names.private(module, *held)
     skeleton = _split(own, f"stage{rank}.", entries)
     entries[f"stage{rank}.{_SKELETON}"] = _as_bytes(skeleton)
     with _one_process_is_fine():
@@ -131,11 +133,21 @@ def restore(worker: Worker, folder: Path, module: nn.Module) -> dict[str, Any]:
             expected="one of the undivided model" if not worker.staged else "one of stages",
             hint="dnic export gives its weights to another run",
         )
-    rank = worker.place.rank
-    index = 0 if worker.replicated else rank
+    stages, rank = len(worker.bundle.plan.stages), worker.place.rank
+    written = held_stages(cast("Mode", status.mode), stages, status.processes, rank)
+    if worker.staged and written != worker.held:
+        raise RuntimeFault(
+            f"the checkpoint is of --mode {status.mode}, which deals the stages out otherwise",
+            where=str(folder),
+            expected=f"one of --mode {worker.options.mode}",
+            hint="dnic export gives its weights to another run",
+        )
+    held = worker.held
     # Of copies of the model the first keeps what is the same in all.
-    prefixes = tuple(f"stage{number}." for number in sorted({index, rank}))
-    names = worker.names.state(module, index) | worker.names.borrowed(module, index)
+    prefixes = tuple(
+        f"stage{number}." for number in sorted({0 if worker.replicated else rank, rank})
+    )
+    names = worker.names.state(module, *held) | worker.names.borrowed(module, *held)
     tensors = _load(
         folder, lambda key: key.startswith(prefixes) or key.removeprefix(_MODEL) in names
     )
@@ -145,7 +157,7 @@ def restore(worker: Worker, folder: Path, module: nn.Module) -> dict[str, Any]:
     with torch.no_grad():
         for name, entry in names.items():
             entry.copy_(tensors[_MODEL + name])
-        for name, buffer in worker.names.private(module, index).items():
+        for name, buffer in worker.names.private(module, *held).items():
             buffer.copy_(state["buffers"][name])
     return state
 

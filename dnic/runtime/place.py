@@ -1,7 +1,8 @@
 """Where a process stands among the processes of a run, as torchrun tells it.
 
 Also the one check that must come before any communication: stages run on as many processes as
-there are, backprop in one, and data parallelism (`ddp`) on any number.
+there are, or on a part of it where a schedule deals them out, backprop in one, and data parallelism
+(`ddp`) on any number.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.chunks import LOOPED, fitting_processes
 from dnic.runtime.options import PIPELINES
 from dnic.runtime.plan import Mode, Plan
 
@@ -21,7 +23,7 @@ class Place:
     """One process of a run.
 
     Attributes:
-        rank: its number among all processes; equals the stage that it runs, if it runs one.
+        rank: its number among all processes; the stage that it runs, if it runs just one.
         local_rank: its number among the processes of this machine.
         world_size: number of processes.
         torchrun: whether torchrun (or something that sets the same variables) started it.
@@ -74,7 +76,14 @@ def check_processes(place: Place, plan: Plan, mode: Mode) -> None:
             f"--mode {mode} needs stages; this bundle has one",
             hint="--mode backprop, or --mode ddp on several processes",
         )
-    if place.world_size == stages:
+    fitting = fitting_processes(mode, stages) if mode in LOOPED else (stages,)
+    if not fitting:
+        least = "2 stages for each of 2 processes or more"
+        raise RuntimeFault(
+            f"--mode {mode} needs {least}; this bundle has {stages} stages",
+            hint="partition.stages in the spec, or --mode zerobubble, which takes one for each",
+        )
+    if place.world_size in fitting:
         return
     started = (
         f"torchrun started {place.world_size} process{'es' if place.world_size > 1 else ''}"
@@ -83,8 +92,10 @@ def check_processes(place: Place, plan: Plan, mode: Mode) -> None:
     )
     raise RuntimeFault(
         f"this bundle has {stages} stages; {started}",
-        expected="one process for each stage",
-        hint=f"torchrun --standalone --nproc-per-node={stages} train.py{asked}",
+        expected="one process for each stage"
+        if mode not in LOOPED
+        else f"{' or '.join(map(str, fitting))} processes, which hold the same number each",
+        hint=f"torchrun --standalone --nproc-per-node={plan.processes(mode)} train.py{asked}",
     )
 
 

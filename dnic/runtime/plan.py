@@ -11,12 +11,26 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.chunks import LOOPED, fitting_processes, usual_processes
 
 Size = int | str
 Gradient = Literal["exact", "synthetic", "stale"]
 Precision = Literal["fp32", "bf16"]
 Interval = Literal["step", "epoch"]
-Mode = Literal["decoupled", "stale", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b", "alone"]
+Mode = Literal[
+    "decoupled",
+    "stale",
+    "exact",
+    "oracle",
+    "backprop",
+    "ddp",
+    "gpipe",
+    "1f1b",
+    "interleaved",
+    "zerobubble",
+    "zbv",
+    "alone",
+]
 MessageDtype = Literal["float32", "bfloat16"]
 Key = str | int
 Path = tuple[Key, ...]
@@ -133,7 +147,7 @@ class SchedulePlan:
     Attributes:
         mode: as `train.py --mode`; `oracle` is for proofs, `alone` for measuring; neither is
             planned.
-        processes: number of processes; None: one for each stage.
+        processes: number of processes; None: as many as the mode takes at most.
         microbatches: parts into which batches are cut, where stages train.
     """
 
@@ -223,6 +237,10 @@ class Plan:
             return 1
         if mode == "ddp":
             return self.schedule.processes or len(self.stages)
+        if mode in LOOPED:
+            planned = self.schedule.processes
+            fits = planned in fitting_processes(mode, len(self.stages))
+            return planned if planned and fits else usual_processes(mode, len(self.stages))
         return len(self.stages)
 
 

@@ -230,7 +230,7 @@ class Trainer(ABC):
                 options.record,
                 place.rank,
                 [float(loss) for loss in self._losses],
-                self.worker.names.state(self.module, place.rank),
+                self.worker.names.state(self.module, *self.worker.written),
                 self.worker.names.tied,
                 self.head_parameters(),
             )
