@@ -2,9 +2,10 @@
 
 Zero-bubble schedules (Qi et al. 2023, arXiv 2401.10241) send the gradient of a stage's input on as
 soon as it is there and fill their waits with the rest. `torch.distributed.pipelining` cuts a graph
-in the same way, but its cut counts a gradient twice where a parameter is used at several places
-beside others, loses it where a parameter does not meet a path from the input at all, and detaches
-outputs in place, which views refuse. So torch's stage is kept and the cut is made here:
+in the same way, but its cut silently loses the gradient of a parameter that no way from the input
+meets, runs hooks on tensors twice, stops half-way where a parameter is used at several places
+beside others, and detaches outputs in place, which views refuse. So torch's stage is kept and the
+cut is made here:
 
     first   the nodes on a way from an output to an input run, as far as the inputs go; those from
             which a way to parameters branches off keep the gradient that came in

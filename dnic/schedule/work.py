@@ -29,6 +29,7 @@ class StageWork:
     Attributes:
         forward_us, backward_us: of the full batch, fixed parts included.
         forward_fixed_us, backward_fixed_us: the parts that do not shrink with the batch.
+        weight_us: the part of `backward_us` that only the parameters' gradients need.
         update_us: the optimizer's step.
         loader_us: fetching the batch; counts where the stage is the first.
         parameter_bytes, gradient_bytes, optimizer_bytes: do not depend on the batch.
@@ -49,6 +50,7 @@ class StageWork:
     activation_bytes: int = 0
     replicas: int = 1
     gradient_tensors: int = 0
+    weight_us: float = 0.0
 
     def __post_init__(self) -> None:
         _none_negative(self)
@@ -62,6 +64,11 @@ class StageWork:
     def backward_at(self, share: float) -> float:
         """Microseconds of the backward pass of a part of the batch, 0 to 1."""
         return _at(self.backward_us, self.backward_fixed_us, share)
+
+    def weight_at(self, share: float) -> float:
+        """The part of it that only the parameters' gradients need."""
+        whole = self.backward_us
+        return self.backward_at(share) * self.weight_us / whole if whole else 0.0
 
     @property
     def state_bytes(self) -> int:

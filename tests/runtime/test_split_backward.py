@@ -72,9 +72,10 @@ class Hooked(nn.Module):
         self.before, self.after = nn.Linear(SIZE, SIZE), nn.Linear(SIZE, SIZE)
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
-        hidden = self.before(x) * y
-        hidden.register_hook(lambda gradient: gradient * 0.5)
-        return (self.after(hidden),)
+        hidden = self.before(x)
+        if hidden.requires_grad:
+            hidden.register_hook(lambda gradient: gradient * 0.5)
+        return (self.after(hidden * y),)
 
 
 def back(
