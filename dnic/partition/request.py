@@ -199,9 +199,14 @@ class PartitionRequest:
         return tuple(DeviceGroup(1, memory_bytes=nbytes) for nbytes in self.memory_bytes)
 
     @property
+    def deals(self) -> bool:
+        """Whether a schedule is asked for that may deal several stages out to a device."""
+        return self.schedule in ("interleaved", "zerobubble")
+
+    @property
     def dealt_stages(self) -> int | None:
         """The stages that are asked for, where a schedule is that deals several to a device."""
-        if self.schedule not in ("interleaved", "zerobubble") or self.devices < 2:
+        if not self.deals or self.devices < 2:
             return None
         if self.stages is None and self.cuts is not None:
             return len(self.cuts) + 1

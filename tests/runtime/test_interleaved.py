@@ -24,7 +24,7 @@ from dnic.runtime.chunks import (
     usual_processes,
 )
 from dnic.runtime.held import HeldStages, stages_in
-from dnic.runtime.launch import RankFault, launch, torchrun_command
+from dnic.runtime.launch import torchrun_command
 from dnic.runtime.pipeline import check_microbatches, check_split, microbatches_of
 from dnic.runtime.place import Place, check_processes
 from dnic.runtime.plan import SchedulePlan
@@ -299,27 +299,30 @@ def test_a_resumed_run_gives_the_same_bits(
 
 
 @pytest.mark.processes
-def test_a_failure_ends_all_with_one_report(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_ends_all_with_one_report(
+    make: Make, run_ranks: Run, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = make("mlp4", ("return self.last(third)", "raise AssertionError"))
-    with pytest.raises(RankFault, match="rank 1 failed") as caught:
-        launch(folder, mode="zerobubble", processes=2)
-    assert "AssertionError" in caught.value.report
+    assert run_ranks(folder, 2, "--mode=zerobubble", fails=True) == [1, 1]
+    report = json.loads((folder / "runs" / "zerobubble" / "failure.json").read_text())
+    assert (report["rank"], report["stage"]) == (1, None)
+    assert "[Stage 3] failed to run forward" in report["traceback"]
     assert "Full Schedule" not in capfd.readouterr().err
 
 
 @pytest.mark.processes
-def test_a_backward_pass_that_cannot_be_divided(make: Make) -> None:
+def test_a_backward_pass_that_cannot_be_divided(make: Make, run_ranks: Run) -> None:
     from_torch = "from torch.utils.checkpoint import checkpoint\n\n        "
     forward = "return self.drop(torch.relu(self.layers[1](first)))"
     folder = make(
         "mlp4",
         (forward, f"{from_torch}return checkpoint(self.layers[1], first, use_reentrant=True)"),
     )
-    with pytest.raises(RankFault, match="rank 1 failed") as caught:
-        launch(folder, mode="zerobubble", processes=2, extra=("--no-evaluate",))
-    assert "backward pass of stage 1 cannot be done in two parts" in caught.value.report
-    assert "--mode interleaved or 1f1b" in caught.value.report
-    assert "Traceback" not in caught.value.report
+    assert 2 in run_ranks(folder, 2, "--mode=zerobubble", "--no-evaluate", fails=True)
+    report = json.loads((folder / "runs" / "zerobubble" / "failure.json").read_text())
+    assert report["user_error"]
+    assert "backward pass of stage 1 cannot be done in two parts" in report["message"]
+    assert "--mode interleaved or 1f1b" in report["message"]
 
 
 def test_who_holds_what() -> None:
