@@ -166,6 +166,8 @@ def _nothing_to_decouple(found: Sequence[Alternative], request: PartitionRequest
         return f"{best}: there is one device"
     if request.max_decoupled == 0:
         return f"stay with {best}: no interface may be decoupled"
+    if (request.dealt_stages or 0) > request.devices:
+        return f"stay with {best}: stages that share a device wait for one another"
     unfit = next((a.unfit for a in found if a.name == "decoupled" and a.unfit), "")
     if unfit:
         return f"stay with {best}: decoupled stages do not fit, {unfit}"

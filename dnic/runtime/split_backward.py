@@ -112,11 +112,11 @@ class SplitStage(PipelineStage):
         """What torch's schedules call: `full`, `input` or `weight`."""
         if backward_type == "full":
             return super().backward_maybe_with_nosync(backward_type, bwd_kwargs, last_backward)
-        if backward_type == "weight":
-            bwd_kwargs["param_groups"].run()
-            return (), None
-        given = (bwd_kwargs[key] for key in ("stage_output", "output_grads", "input_values"))
         try:
+            if backward_type == "weight":
+                bwd_kwargs["param_groups"].run()
+                return (), None
+            given = (bwd_kwargs[key] for key in ("stage_output", "output_grads", "input_values"))
             return (backward_whole if self.whole else backward_inputs)(*given)
         except RuntimeError as error:
             raise RuntimeFault(
