@@ -22,6 +22,10 @@ from dnic.schedule import CutWork, Machine, StageWork
 
 Number = TypeVar("Number", int, float)
 
+# What a backward pass in two parts takes more: 6% on linear layers, 13% on transformer blocks, both
+# measured on one core.
+_DIVISION = 0.1
+
 
 def stage_works(
     costs: Costs,
@@ -133,6 +137,7 @@ def machine_of(costs: Costs, *, overlap: float) -> Machine:
         overlap=overlap,
         overhead_us=profile.overhead_us,
         message_bytes_per_s=profile.message_bytes_per_s,
+        division=_DIVISION,
         link=profile.link,
     )
 

@@ -68,10 +68,10 @@ class Pipeline:
             return self.backward_us(k)
         if k == 0:
             return 0.0
-        weight_us = self.stages[k].weight_at(self.share)
+        part_us = self.stages[k].weight_at(self.share)
         if step.part == "input":
-            return self.backward_us(k) - weight_us
-        return self.machine.microbatch_us + weight_us
+            part_us = self.stages[k].backward_at(self.share) - part_us
+        return self.machine.microbatch_us + part_us * (1 + self.machine.division)
 
     def start_us(self, device: int) -> float:
         """What a device does before its first pass of a step."""
@@ -98,7 +98,9 @@ class Pipeline:
             each = 0.0
             for k in range(device, len(self.stages), self.devices):
                 each += self.forward_us(k) + self.backward_us(k)
-                each += self.machine.microbatch_us if divided and k else 0.0
+                if divided and k:
+                    more_us = self.stages[k].backward_at(self.share) * self.machine.division
+                    each += self.machine.microbatch_us + more_us
                 for cut in (k - 1, k):
                     if 0 <= cut < last:
                         each += self.message_us(cut) + self.back_message_us(cut)

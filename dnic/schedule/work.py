@@ -161,6 +161,7 @@ class Machine:
         overlap: part of the all-reduce that runs beside backward, 0 to 1. 0 where the reduction
             needs the core that computes (gloo), 1 where it has a stream of its own (NCCL).
         overhead_us, message_bytes_per_s: of handing a message over, see `message_us`.
+        division: share of a backward pass that doing it in two parts adds to it.
         link: between any two devices, for all-reduce where nothing else is known.
     """
 
@@ -173,6 +174,7 @@ class Machine:
     overlap: float = 0.0
     overhead_us: float = 0.0
     message_bytes_per_s: float = 1e30
+    division: float = 0.0
     link: Link = _LOCAL
 
     def __post_init__(self) -> None:
