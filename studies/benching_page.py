@@ -14,7 +14,7 @@ TITLES = {
 }
 NAMES = {"mlp": "mlp", "transformer": "transformer", "conv": "convolution"}
 # Ways that train exactly what backprop trains, on two processes; and all that need no second core.
-PIPELINES = ("naive", "gpipe", "1f1b", "exact")
+PIPELINES = ("naive", "gpipe", "1f1b", "interleaved", "zerobubble", "exact")
 EXACT = (*PIPELINES, "ddp", "backprop")
 # All but these is the engine's own; messages are copied and handed over in the second row's.
 MODEL_PARTS = ("forward", "head", "backward", "update", "learn", "wait", "data")

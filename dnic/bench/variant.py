@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from dnic.errors import DnicError, SpecError
+from dnic.runtime.chunks import LOOPED, takes_microbatches
 from dnic.runtime.options import MICROBATCHED
 from dnic.runtime.plan import Mode, Plan
 from dnic.spec.nearest import nearest
@@ -23,6 +24,8 @@ FAMILIES = (
     "naive",
     "gpipe",
     "1f1b",
+    "interleaved",
+    "zerobubble",
     "exact",
     "stale",
     "decoupled",
@@ -170,8 +173,6 @@ def _decoupled(plan: Plan) -> Variant | LeftOut:
 def _cut(family: str, plan: Plan, microbatches: Sequence[int]) -> Iterator[Variant | LeftOut]:
     """The ways that cut a batch: torch's schedules and our own."""
     mode = cast("Mode", family)
-    stages, batch = len(plan.stages), plan.train.batch_size
-    processes, share = plan.processes(mode), batch // plan.replicas(mode)
     if mode not in MICROBATCHED:
         yield LeftOut(family, "this engine does not cut batches; naive is the same")
         return
@@ -179,24 +180,47 @@ def _cut(family: str, plan: Plan, microbatches: Sequence[int]) -> Iterator[Varia
     if refusal is not None:
         yield LeftOut(family, refusal)
         return
+    processes = _processes(mode, plan)
     for number in microbatches:
         name = f"{family}-{number}"
-        if share % number:
-            yield LeftOut(name, f"{number} does not divide the batch of {share}")
-        elif mode == "1f1b" and number < stages:
-            yield LeftOut(name, f"1F1B over {stages} stages takes {stages} microbatches or more")
+        reason = _unfit(mode, plan, processes, number)
+        if reason:
+            yield LeftOut(name, reason)
         else:
             yield Variant(name, family, mode, processes, microbatches=number)
+
+
+def _processes(mode: Mode, plan: Plan) -> int:
+    """One for each stage, unless the plan deals several out to each and the schedule may."""
+    planned = plan.schedule
+    if mode not in LOOPED or (planned.mode in LOOPED and planned.processes is not None):
+        return plan.processes(mode)
+    return len(plan.stages)
+
+
+def _unfit(mode: Mode, plan: Plan, processes: int, number: int) -> str:
+    """Why a schedule cannot run so many microbatches; empty where it can."""
+    share = plan.train.batch_size // plan.replicas(mode)
+    if share % number:
+        return f"{number} does not divide the batch of {share}"
+    if mode == "1f1b" and number < processes:
+        return f"1F1B over {processes} stages takes {processes} microbatches or more"
+    if mode in LOOPED and not (number >= processes and takes_microbatches(mode, processes, number)):
+        return f"{number} microbatches do not fill rounds of {processes} processes"
+    return ""
 
 
 def _refusal(mode: Mode, plan: Plan) -> str | None:
     """Why torch's schedules cannot run the stages; None where they can."""
     if mode == "exact":
         return None
-    from dnic.runtime.pipeline import check_chain
+    if mode == "interleaved" and _processes(mode, plan) == len(plan.stages):
+        return "the plan has one stage for each process; partition.schedule: interleaved deals two"
+    from dnic.runtime.pipeline import check_chain, check_split
 
     try:
         check_chain(plan, mode)
+        check_split(plan, mode)
     except DnicError as error:
         return error.problem
     return None

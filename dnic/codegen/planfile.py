@@ -28,7 +28,8 @@ HEADER = """\
 
 # Said only where a schedule is written.
 SCHEDULE = """\
-# `schedule` may be edited too: mode is one of decoupled, stale, exact, gpipe, 1f1b, ddp, backprop.
+# `schedule` may be edited too: mode is one of decoupled, stale, exact, gpipe, 1f1b, interleaved,
+# zerobubble, zbv, ddp, backprop.
 """
 
 

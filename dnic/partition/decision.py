@@ -76,7 +76,8 @@ class Decision:
             mode = "decoupled"  # Interfaces that wait, each as the plan says.
         if mode == "backprop" and asked != "backprop" and not self.request.free:
             mode = "decoupled"  # One stage is the least of them.
-        return PlannedSchedule(mode=mode, microbatches=self.chosen.microbatches)
+        dealt = self.chosen.outcome.devices if self.chosen.placement.chunks > 1 else None
+        return PlannedSchedule(mode=mode, processes=dealt, microbatches=self.chosen.microbatches)
 
     def __str__(self) -> str:
         lines = [f"{self.verdict.word}: {self.verdict.reason}"]

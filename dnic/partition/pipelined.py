@@ -19,19 +19,18 @@ from dnic.partition.evaluate import (
 )
 from dnic.partition.setting import Setting, forced
 from dnic.schedule import (
+    MOST_PASSES,
     CutWork,
     StageWork,
     eager_one_f_one_b,
+    fills_rounds,
     gpipe,
-    interleaved,
     naive,
     one_f_one_b,
+    zero_bubble,
 )
 
 MOST_MICROBATCHES = 64
-CHUNKS = 2
-# Hardly any model can be cut into two stages for each of more devices than this.
-MOST_INTERLEAVED = 64
 
 
 def pipelines(setting: Setting) -> Iterator[Alternative]:
@@ -46,7 +45,7 @@ def pipelines(setting: Setting) -> Iterator[Alternative]:
                 "pipeline",
                 stages=stages,
                 # What the first stage of 1F1B holds; each schedule's own is checked later.
-                held=min(1.0, stages / max(_microbatches(setting))),
+                held=min(1.0, stages / max(microbatch_counts(setting))),
                 reasons=forced(setting.request),
             )
         except PartitionError:
@@ -56,15 +55,13 @@ def pipelines(setting: Setting) -> Iterator[Alternative]:
         for alternative in (*_schedules(setting, placement), *_hybrids(setting, placement)):
             alternative = checked(alternative, setting.request)
             there = best.get(alternative.name)
-            if there is None or _better(alternative, there):
+            if there is None or better(alternative, there):
                 best[alternative.name] = alternative
     yield from best.values()
-    looped = _interleaved(setting)
-    if looped is not None:
-        yield looped
 
 
-def _better(one: Alternative, other: Alternative) -> bool:
+def better(one: Alternative, other: Alternative) -> bool:
+    """Whether one fits where the other does not, or is faster."""
     if bool(one.unfit) != bool(other.unfit):
         return not one.unfit
     return one.outcome.step_us < other.outcome.step_us
@@ -94,7 +91,8 @@ def _fewest_that_fit(setting: Setting) -> int:
     return ceil(held / max(room for room in rooms if room is not None))
 
 
-def _microbatches(setting: Setting) -> list[int]:
+def microbatch_counts(setting: Setting) -> list[int]:
+    """The numbers of microbatches that are looked at: what is asked for, or powers of two."""
     asked = setting.request.microbatches
     if asked != "auto":
         # As the runtime does: all of the same size.
@@ -106,9 +104,10 @@ def _microbatches(setting: Setting) -> list[int]:
     return [m for m in counts if setting.batch % m == 0] or [1]
 
 
-def _chain(
+def chain(
     setting: Setting, placement: Placement, share: float
 ) -> tuple[tuple[StageWork, ...], tuple[CutWork, ...]]:
+    """Stages and cuts as the schedules take them, for microbatches of a share of the batch."""
     works = stage_works(
         setting.costs, placement.cuts, share=share, speeds=setting.speeds(placement)
     )
@@ -125,13 +124,13 @@ def _chain(
 
 def _schedules(setting: Setting, placement: Placement) -> Iterator[Alternative]:
     machine = setting.machine()
-    works, cuts = _chain(setting, placement, 1.0)
+    works, cuts = chain(setting, placement, 1.0)
     outcome = naive(works, cuts, setting.batch, machine)
     yield Alternative("naive", outcome, placement)
-    unfit = _not_for_torch(setting, placement)
+    unfit = not_for_torch(setting, placement)
     asked = setting.request.schedule == "exact" and setting.request.microbatches != "auto"
-    for m in _microbatches(setting):
-        works, cuts = _chain(setting, placement, 1 / m)
+    for m in microbatch_counts(setting):
+        works, cuts = chain(setting, placement, 1 / m)
         if (unfit or asked) and m > 1:
             outcome = eager_one_f_one_b(works, cuts, m, setting.batch, machine)
             yield Alternative("1f1b", outcome, placement, microbatches=m, own=True)
@@ -144,6 +143,12 @@ def _schedules(setting: Setting, placement: Placement) -> Iterator[Alternative]:
                 works, cuts, m, setting.batch, machine, posted_ahead=setting.posted_ahead
             )
             yield Alternative(name, outcome, placement, microbatches=m, unfit=unfit)  # type: ignore[arg-type]
+        if fills_rounds(m, placement.stages) and m * placement.stages <= MOST_PASSES:
+            outcome = zero_bubble(
+                works, cuts, m, 1, setting.batch, machine, posted_ahead=setting.posted_ahead
+            )
+            why = unfit or setting.request.whole_backward
+            yield Alternative("zero_bubble", outcome, placement, microbatches=m, unfit=why)
 
 
 def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
@@ -160,10 +165,10 @@ def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
     if copies < 2 or request.groups or setting.batch % copies:
         return
     machine = setting.machine()
-    for m in _microbatches(setting):
+    for m in microbatch_counts(setting):
         if setting.batch % (copies * m):
             continue
-        works, cuts = _chain(setting, placement, 1 / (copies * m))
+        works, cuts = chain(setting, placement, 1 / (copies * m))
         parts = tuple(
             replace(
                 work,
@@ -205,7 +210,7 @@ def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
         yield Alternative("1f1b_ddp", outcome, spread, microbatches=m)
 
 
-def _not_for_torch(setting: Setting, placement: Placement) -> str:
+def not_for_torch(setting: Setting, placement: Placement) -> str:
     """Why torch's schedules cannot run these stages; empty where they can."""
     for crossing in crossings_of(setting.graph, setting.table, placement.cuts):
         if crossing.to != crossing.source + 1:
@@ -214,33 +219,3 @@ def _not_for_torch(setting: Setting, placement: Placement) -> str:
     if shared:
         return f"{shared[0].name} is shared by stages, which torch's schedules cannot"
     return ""
-
-
-def _interleaved(setting: Setting) -> Alternative | None:
-    """Two stages on each device; predicted only."""
-    request = setting.request
-    if request.groups or forced(request) or request.devices > MOST_INTERLEAVED:
-        return None
-    devices = request.devices
-    wide = replace(request, devices=CHUNKS * devices, memory_bytes=None)
-    try:
-        placement = place(
-            setting.graph,
-            setting.costs,
-            wide,
-            "pipeline",
-            stages=CHUNKS * devices,
-            reasons=False,
-        )
-    except PartitionError:
-        return None
-    best: Alternative | None = None
-    for m in _microbatches(setting):
-        if m % devices:
-            continue
-        works, cuts = _chain(setting, placement, 1 / m)
-        outcome = interleaved(works, cuts, m, CHUNKS, setting.batch, setting.machine())
-        found = Alternative("interleaved_1f1b", outcome, placement, microbatches=m)
-        if best is None or _better(found, best):
-            best = found
-    return best

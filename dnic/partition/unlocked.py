@@ -28,12 +28,13 @@ MOST_SEARCHED = 1_000_000
 def unlocked(setting: Setting) -> Iterator[Alternative]:
     """Stages that do not wait, with every source of gradients on the same cuts."""
     request = setting.request
+    needed = not request.free and not request.deals
     try:
         placement = place(
-            setting.graph, setting.costs, request, reasons=not request.free, target=setting.target
+            setting.graph, setting.costs, request, reasons=needed, target=setting.target
         )
     except PartitionError:
-        if not request.free:
+        if needed:
             raise
         # Nothing fits. What it would take is shown beside what does fit.
         placement = place(

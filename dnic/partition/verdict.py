@@ -25,6 +25,7 @@ TITLES: dict[Name, str] = {
     "gpipe": "GPipe",
     "1f1b": "1F1B",
     "interleaved_1f1b": "interleaved 1F1B",
+    "zero_bubble": "zero-bubble",
     "1f1b_ddp": "1F1B, replicated stages",
     "decoupled": "decoupled",
     "decoupled_replicas": "decoupled, replicated stages",
@@ -95,12 +96,14 @@ def judge(found: Sequence[Alternative], request: PartitionRequest, link: Link) -
 def _simplest(found: Sequence[Alternative]) -> Alternative:
     """Of the ways that run and are about as fast as the fastest, the one with fewest devices.
 
+    Then that with fewest stages on each.
+
     Raises:
         PartitionError: none runs.
     """
     least = fastest(found).useful_samples_per_s / (1 + MARGIN)
     near = [a for a in found if a.eligible and a.useful_samples_per_s >= least]
-    return min(near, key=lambda a: a.outcome.devices)
+    return min(near, key=lambda a: (a.outcome.devices, a.placement.chunks))
 
 
 def title(alternative: Alternative) -> str:
@@ -206,6 +209,8 @@ def _nothing_to_decouple(found: Sequence[Alternative], request: PartitionRequest
         return f"{best}: there is one device"
     if request.max_decoupled == 0:
         return f"stay with {best}: no interface may be decoupled"
+    if (request.dealt_stages or 0) > request.devices:
+        return f"stay with {best}: stages that share a device wait for one another"
     unfit = next((a.unfit for a in found if a.name == "decoupled" and a.unfit), "")
     if unfit:
         return f"stay with {best}: decoupled stages do not fit, {unfit}"

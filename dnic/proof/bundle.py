@@ -6,9 +6,9 @@
 3. `oracle`: the decoupled machinery, its heads running and training, but handed the true gradient,
    equals `exact`.
 
-Where the plan's schedule is another one (`ddp`, `gpipe`, `1f1b`, `exact` with microbatches, or
-stages with replicas, whose interfaces wait here),
-`schedule` comes after these: the emitted program as planned follows plain backprop.
+Where the plan's schedule is another one (`ddp`, one of torch's pipelines, `exact` with
+microbatches, or stages with replicas, whose interfaces wait here), `schedule` comes after these: the emitted
+program as planned follows plain backprop.
 
 Dropout is off in rungs 2 and 3: each process has random numbers of its own. Rung 1 has it on.
 Beside them stands a second opinion on the capture (`dnic.trace.crosscheck`), which fails nothing.
@@ -37,6 +37,7 @@ from dnic.proof.tolerance import LOSSES, close, error
 from dnic.runtime import Record, launch, read_record
 from dnic.runtime.bundle import PLAN_FILE, Bundle, check_stages, load_bundle, read_plan
 from dnic.runtime.names import INIT_FILE, load_initial
+from dnic.runtime.options import PIPELINES
 from dnic.runtime.plan import Mode
 from dnic.trace import to_meta
 from dnic.trace.crosscheck import CrossCheck, cross_check
@@ -133,7 +134,7 @@ def _runs_compared(folder: Path, plan: Plan, begin: Callable[[str], None]) -> li
             rungs.append(_compared("oracle", runs.record("oracle"), record, "the exact run"))
         schedule = plan.schedule
         cut = schedule.mode == "exact" and schedule.microbatches > 1
-        if cut or schedule.replicas > 1 or plan.schedule.mode in ("ddp", "gpipe", "1f1b"):
+        if cut or schedule.replicas > 1 or schedule.mode in ("ddp", *PIPELINES):
             begin("schedule")
             rungs.append(_as_planned(folder, plan, runs))
         return rungs

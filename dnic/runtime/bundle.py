@@ -21,6 +21,7 @@ from typing import Any, get_args
 import yaml
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.chunks import LOOPED, fitting_processes
 from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
 from dnic.runtime.plan import (
     UNREPLICATED,
@@ -206,6 +207,14 @@ def check_plan(plan: Plan, path: Path) -> None:
             "processes and microbatches must be 1 or more", where=f"{path}: schedule"
         )
     _check_replicas(schedule, f"{path}: schedule")
+    fitting = fitting_processes(schedule.mode, len(plan.stages))
+    if schedule.mode in LOOPED and schedule.processes not in (None, *fitting):
+        raise RuntimeFault(
+            f"{schedule.mode} over {len(plan.stages)} stages does not run on {schedule.processes} "
+            "processes",
+            where=f"{path}: schedule",
+            expected=", ".join(map(str, fitting)) or "another mode",
+        )
     check_training(plan.train, len(plan.stages), path)
 
 

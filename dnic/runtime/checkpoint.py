@@ -23,16 +23,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.chunks import held_stages
 from dnic.runtime.options import WHOLE
 from dnic.runtime.sharding import fill, is_part, local
 
 if TYPE_CHECKING:
+    from dnic.runtime.plan import Mode
     from dnic.runtime.worker import Worker
 
 STATUS_FILE = "dnic.json"
@@ -83,19 +85,19 @@ def save(
     """
     from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-    rank, stage = worker.place.rank, worker.place.stage
+    rank, held = worker.place.rank, worker.written
     parent = worker.options.out / CHECKPOINTS
     final = parent / f"epoch-{epoch:04d}"
     temporary = parent / f".{final.name}"
     copy = rank != _kept_by(worker)
     entries = {
         _MODEL + name: tensor
-        for name, tensor in worker.names.state(module, stage).items()
+        for name, tensor in worker.names.state(module, *held).items()
         if not copy or is_part(tensor)
     }
     own = dict(state)
     if not copy:
-        own["buffers"] = worker.names.private(module, stage)
+        own["buffers"] = worker.names.private(module, *held)
     skeleton = _split(own, f"stage{rank}.", entries)
     entries[f"stage{rank}.{_SKELETON}"] = _as_bytes(skeleton)
     with _one_process_is_fine():
@@ -150,10 +152,18 @@ def restore(worker: Worker, folder: Path, module: nn.Module) -> dict[str, Any]:
             expected=f"shard: {str(status.shard).lower()} in plan.yaml, as there",
             hint="dnic export gives its weights to another run",
         )
-    rank = worker.place.rank
-    index = 0 if worker.replicated else worker.place.stage
-    prefixes = tuple(f"stage{number}." for number in sorted({_kept_by(worker), rank}))
-    names = worker.names.state(module, index) | worker.names.borrowed(module, index)
+    stages, place = len(worker.bundle.plan.stages), worker.place
+    written = held_stages(cast("Mode", status.mode), stages, place.stages, place.stage)
+    if worker.staged and written != worker.held:
+        raise RuntimeFault(
+            f"the checkpoint is of --mode {status.mode}, which deals the stages out otherwise",
+            where=str(folder),
+            expected=f"one of --mode {worker.options.mode}",
+            hint="dnic export gives its weights to another run",
+        )
+    held = worker.held
+    prefixes = tuple(f"stage{number}." for number in sorted({_kept_by(worker), place.rank}))
+    names = worker.names.state(module, *held) | worker.names.borrowed(module, *held)
     tensors = _load(
         folder, lambda key: key.startswith(prefixes) or key.removeprefix(_MODEL) in names
     )
@@ -163,7 +173,7 @@ def restore(worker: Worker, folder: Path, module: nn.Module) -> dict[str, Any]:
     with torch.no_grad():
         for name, entry in names.items():
             fill(entry, tensors[_MODEL + name])
-        for name, buffer in worker.names.private(module, index).items():
+        for name, buffer in worker.names.private(module, *held).items():
             kept = state["buffers"][name].to(buffer.device)
             if not torch.equal(buffer, kept):  # a constant may be a view that cannot be written
                 buffer.copy_(kept)

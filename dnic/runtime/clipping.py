@@ -3,8 +3,9 @@
 `torch.nn.utils.clip_grad_norm_` knows one process's gradients. What the limit applies to:
 
 - backprop, ddp: the one process has all gradients (in ddp, the same ones): torch's function.
-- exact, oracle, gpipe, 1f1b: the norm is that of all stages together. Each tells its own between
-  backward and update; they are added up in the order of the stages, so that all get the same bits.
+- exact, oracle, torch's pipelines: the norm is that of all stages together. Each process tells its
+  own between backward and update; they are added up in the order of the processes, so that all get
+  the same bits.
 - decoupled, stale: stages must not wait for one another, so each clips its own gradients, at
   `clip_norm * sqrt(share)`, `share` being its part of all parameters that train. If gradients are
   of one size everywhere, that is the same as clipping the whole. Where every interface of a

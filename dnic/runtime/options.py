@@ -14,12 +14,13 @@ from typing import Literal, NoReturn, get_args
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import Bundle
+from dnic.runtime.chunks import LOOPED
 from dnic.runtime.plan import Mode as Mode
 from dnic.runtime.plan import Precision
 
 # The undivided model; and torch's pipeline schedules over the stages.
 WHOLE: tuple[Mode, ...] = ("backprop", "ddp")
-PIPELINES: tuple[Mode, ...] = ("gpipe", "1f1b")
+PIPELINES: tuple[Mode, ...] = ("gpipe", "1f1b", *LOOPED)
 # Those that cut a batch into `--microbatches`.
 MICROBATCHED: tuple[Mode, ...] = (*PIPELINES, "exact", "decoupled", "oracle")
 DEFAULT_MICROBATCHES = 4
@@ -36,7 +37,8 @@ class Options:
             as late as the window; `exact`: every interface waits for its gradient; `oracle`: heads
             run and train, but the true gradient is used; `backprop`: the undivided model in
             one process; `ddp`: the undivided model in every process, each with a share of every
-            batch; `gpipe`, `1f1b`: torch's pipeline schedules over the stages; `alone`: every stage
+            batch; `gpipe`, `1f1b`, `interleaved`, `zerobubble`, `zbv`: torch's pipeline schedules
+            over the stages, the last three with several stages in a process; `alone`: every stage
             by itself on made-up tensors, which trains nothing and shows how fast it could be.
         microbatches: parts into which a batch is cut, at most; 1 with the undivided model.
         replicas: processes of each stage; None takes the plan's.

@@ -9,7 +9,8 @@ a whole pipeline of its own:
                                              stage 1                   rank 2     rank 3
 
 Also the one check that must come before any communication: stages run on as many processes as
-there are replicas of them, backprop in one, and data parallelism (`ddp`) on any number.
+there are replicas of them, or on a part of that where a schedule deals them out, backprop in one,
+and data parallelism (`ddp`) on any number.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.chunks import LOOPED, fitting_processes
 from dnic.runtime.options import PIPELINES
 from dnic.runtime.plan import Mode, Plan
 
@@ -108,8 +110,14 @@ def check_processes(place: Place, plan: Plan, mode: Mode) -> None:
             hint="--mode backprop, or --mode ddp on several processes",
         )
     replicas = plan.replicas(mode)
-    processes = stages * replicas
-    if place.world_size == processes:
+    fitting = fitting_processes(mode, stages) if mode in LOOPED else (stages * replicas,)
+    if not fitting:
+        least = "2 stages for each of 2 processes or more"
+        raise RuntimeFault(
+            f"--mode {mode} needs {least}; this bundle has {stages} stages",
+            hint="partition.stages in the spec, or --mode zerobubble, which takes one for each",
+        )
+    if place.world_size in fitting:
         return
     started = (
         f"torchrun started {place.world_size} process{'es' if place.world_size > 1 else ''}"
@@ -119,8 +127,10 @@ def check_processes(place: Place, plan: Plan, mode: Mode) -> None:
     of_replicas = f" of {replicas} replicas each" if replicas > 1 else ""
     raise RuntimeFault(
         f"this bundle has {stages} stages{of_replicas}; {started}",
-        expected=f"one process for each {'stage' if replicas == 1 else 'replica of each stage'}",
-        hint=f"torchrun --standalone --nproc-per-node={processes} train.py{asked}",
+        expected=f"{' or '.join(map(str, fitting))} processes, which hold the same number each"
+        if mode in LOOPED
+        else f"one process for each {'stage' if replicas == 1 else 'replica of each stage'}",
+        hint=f"torchrun --standalone --nproc-per-node={plan.processes(mode)} train.py{asked}",
     )
 
 

@@ -230,7 +230,7 @@ class Trainer(ABC):
                 options.record,
                 place.rank,
                 [float(loss) for loss in self._losses],
-                whole(self.worker.names.state(self.module, place.stage)),
+                whole(self.worker.names.state(self.module, *self.worker.written)),
                 self.worker.names.tied,
                 self.head_parameters(),
                 copy=place.replica > 0,

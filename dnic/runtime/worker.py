@@ -3,8 +3,9 @@
 `train.py` is written against this. `entry` wraps its `main`: it reads the command line and the
 bundle, joins the processes, and makes sure that the run ends the same way on all of them. The
 process group is `gloo` on CPU and, beside it, NCCL for CUDA tensors. A process runs one stage, of
-which others may hold replicas (with `--mode ddp`: one copy of the model). Restarts by torchrun
-(`--max-restarts`) do not resume by themselves.
+which others may hold replicas (with `--mode ddp`: one copy of the model), or several that a
+schedule deals out to it (`dnic.runtime.chunks`). Restarts by torchrun (`--max-restarts`) do not
+resume by themselves.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ from dnic.runtime.batches import Batches, read_dataset
 from dnic.runtime.board import Board
 from dnic.runtime.bundle import Bundle, check_stages, load_bundle
 from dnic.runtime.checkpoint import find_checkpoint, read_status
+from dnic.runtime.chunks import LOOPED, held_stages
 from dnic.runtime.clipping import connect_clipping, parameter_share
 from dnic.runtime.failure import Guard
 from dnic.runtime.forward import prepare_model, prepare_stage
 from dnic.runtime.heap import keep_heap
+from dnic.runtime.held import HeldStages, stages_in
 from dnic.runtime.lr import LearningRate, build_scheduler
 from dnic.runtime.names import INIT_FILE, StateNames, load_initial
 from dnic.runtime.optimizer import build_optimizer
@@ -63,6 +66,7 @@ class Worker:
         seed: of everything random in this run.
         guard: reports its failure.
         board: what ranks tell one another outside the steps.
+        held: the numbers of the stages that it holds.
         replicas: the processes that share its stage.
         parameter_share: this process's part of all parameters that train, 0 to 1.
     """
@@ -74,6 +78,8 @@ class Worker:
         self.guard = guard
         self.seed = _seed(bundle, options)
         self.names = StateNames({}, {}, {})
+        stages = len(bundle.plan.stages)
+        self.held = held_stages(options.mode, stages, place.stages, place.stage)
         self.parameter_share = 1.0
         self.trainer_: Trainer | None = None
         self._scheduler: LRScheduler | None = None
@@ -106,6 +112,11 @@ class Worker:
         """Whether the replicas of a stage hold a part of it each."""
         return shards(self.bundle.plan, self.options.mode)
 
+    @property
+    def written(self) -> tuple[int, ...]:
+        """The stages whose entries this process writes: of copies of the model the first does."""
+        return () if self.replicated and self.place.rank else self.held
+
     def build(self, stages: ModuleType, build_model: Callable[[], nn.Module]) -> nn.Module:
         """This process's part of the model, with the initial weights, on its device.
 
@@ -116,7 +127,7 @@ class Worker:
             build_model: the model file's `build_model`, or its module class.
 
         Returns:
-            The stage; the whole model with `--mode backprop` and `ddp`.
+            The stage, or several as one module; the whole model with `--mode backprop` and `ddp`.
 
         Raises:
             RuntimeFault: stages, model, initial weights and plan do not belong together.
@@ -126,17 +137,18 @@ class Worker:
         parts = [stage(model) for stage in stages.STAGES] if self.staged else [model]
         check_ownership(parts, self.bundle.plan.shared if self.staged else ())
         self.names = StateNames.of(model, parts)
-        index = self.place.stage if self.staged else 0
-        self.parameter_share = parameter_share(parts, index)
-        part: nn.Module = parts[index].to(self.device)
-        if self.staged:
-            prepare_stage(part, self.bundle.plan, index, self.device)
-        else:
-            prepare_model(part, self.bundle.plan, self.device)
+        self.parameter_share = sum(parameter_share(parts, index) for index in self.held)
+        held = {index: parts[index].to(self.device) for index in self.held}
+        for index, part in held.items():
+            if self.staged:
+                prepare_stage(part, self.bundle.plan, index, self.device)
+            else:
+                prepare_model(part, self.bundle.plan, self.device)
+        first = self.held[0]
         if self.sharded and self.replicas.mesh is not None:
-            shard_stage(part, self.replicas.mesh)
-        seed_everything(stage_seed(self.seed, index))
-        return part
+            shard_stage(held[first], self.replicas.mesh)
+        seed_everything(stage_seed(self.seed, first))
+        return held[first] if len(held) == 1 else HeldStages(held)
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimizer that `plan.yaml` names under `train`, for a stage's parameters.
@@ -148,7 +160,12 @@ class Worker:
             RuntimeFault: torch has no such optimizer, or it takes other options or parameters.
         """
         plan = self.bundle.plan
-        others = borrowed_parameters(module, plan, self.place.stage) if self.staged else []
+        others = [
+            parameter
+            for index, stage in stages_in(module, self.held).items()
+            if self.staged
+            for parameter in borrowed_parameters(stage, plan, index)
+        ]
         return build_optimizer(plan.train.optimizer, plan.train.optimizer_options, module, others)
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
@@ -280,7 +297,7 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
         bundle = _with_replicas(bundle, options.replicas)
     place = guard.place = replace(place, replicas=bundle.plan.replicas(options.mode))
     guard.run_dir = options.out
-    guard.staged = options.mode not in WHOLE
+    guard.staged = options.mode not in (*WHOLE, *LOOPED)
     check_processes(place, bundle.plan, options.mode)
     check_sharding(bundle.plan, options.mode)
     return Worker(bundle, options, place, guard)
