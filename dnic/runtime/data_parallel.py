@@ -95,7 +95,7 @@ class DataParallel(Backprop):
             losses = torch.stack(parts) if parts else torch.empty(0)
             if self._ranks > 1:
                 dist.all_reduce(losses)
-        figures.seconds = time.perf_counter() - started
+        figures.seconds = self._seconds_since(started)
         figures.timed(watch)
         if self._last:
             for message, mean in enumerate(losses):

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from dnic.runtime.batches import Header
 from dnic.runtime.crossing import Crossings, Returns, crossings
+from dnic.runtime.groups import groups as groups
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.options import Mode
 from dnic.runtime.order import most_ahead
@@ -195,7 +195,7 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
     microbatches = worker.options.microbatches
     for number, pair in enumerate(pairs(plan, mode, microbatches)):
         # Every process must take part in making every group.
-        made = groups(pair.source, pair.to, worker.device)
+        made = groups(pair.source, pair.to, worker.device, worker.options.timeout_s)
         if rank not in (pair.source, pair.to):
             continue
         peer = pair.to if rank == pair.source else pair.source
@@ -248,13 +248,3 @@ def past(batches: int, microbatches: int, ahead: int) -> int:
         ahead: forwards that the interface's source runs ahead.
     """
     return (batches + 1) * microbatches if batches else min(ahead + 1, microbatches)
-
-
-def groups(
-    source: int, to: int, device: torch.device
-) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
-    """The process groups of the two directions between two stages; all processes must ask."""
-    if device.type != "cuda":
-        return None, None  # gloo tells the links apart by tag
-    there, back = (dist.new_group([source, to], backend="nccl") for _ in range(2))
-    return there, back

@@ -152,9 +152,9 @@ class Engine(Trainer):
         self._drain(watch)
         self._shared.drain(self.optimizer, self.clipping)
         self._finish()
-        figures.seconds = time.perf_counter() - started
+        figures.seconds = self._seconds_since(started)
         figures.timed(watch)
-        figures.waited_s = self._waited_s() - waited_before
+        figures.waited_s = self._waited_s() - waited_before + watch.stalled_s()
         figures.sent_bytes = self._sent_bytes() - sent_before
         figures.in_flight_bytes = self._in_flight_bytes()
         figures.interfaces = self._interface_figures()

@@ -27,11 +27,11 @@ from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
 from dnic.runtime.cells import Cell, cut_all
-from dnic.runtime.edges import groups
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.failure import lost_peers_named
+from dnic.runtime.groups import groups
 from dnic.runtime.inputs import Batch
-from dnic.runtime.links import Link, Receiver, Sender
+from dnic.runtime.links import Link
 from dnic.runtime.loss import Loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
@@ -39,6 +39,7 @@ from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, Plan
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
+from dnic.runtime.transport import Transport
 from dnic.runtime.worker import Worker
 
 _TARGETS = 1  # the tag of the targets; torch's schedules use 0
@@ -76,9 +77,12 @@ class Pipelined(Trainer):
         self._scoring: dict[int, _Batch] = {}
         self._targets: deque[Tensor] = deque()  # of the microbatches to come, at the last stage
         self._outputs: list[Any] = []  # of an evaluation, at the last stage
-        group, _ = groups(0, self._stages - 1, worker.device)
-        self._sender = Sender(Link(self._stages - 1, _TARGETS, group, worker.device), _SLOTS)
-        self._receiver = Receiver(Link(0, _TARGETS, group, worker.device), _SLOTS)
+        group, _ = groups(0, self._stages - 1, worker.device, worker.options.timeout_s)
+        there = Link(self._stages - 1, _TARGETS, group, worker.device)
+        here = Link(0, _TARGETS, group, worker.device)
+        transport = Transport.of(worker)
+        self._sender = transport.plain_sender(there, _SLOTS)
+        self._receiver = transport.plain_receiver(here, _SLOTS)
 
     def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
         figures = EpochFigures(waited_s=None)
@@ -98,7 +102,7 @@ class Pipelined(Trainer):
                     shown = {} if loss is None else {"train_loss": float(loss)}
                     self._show(header, done, started, shown)
             self._finish()
-        figures.seconds = time.perf_counter() - started
+        figures.seconds = self._seconds_since(started)
         figures.timed(watch)
         return figures
 

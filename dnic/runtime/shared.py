@@ -35,7 +35,8 @@ from torch import Tensor, nn
 from dnic.errors import RuntimeFault
 from dnic.runtime.clipping import Clipping
 from dnic.runtime.crossing import crossings
-from dnic.runtime.edges import groups, pairs
+from dnic.runtime.edges import pairs
+from dnic.runtime.groups import groups
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import Plan, SharedPlan, TensorSpec
@@ -232,7 +233,7 @@ def connect_shared(worker: Worker, stage: nn.Module, transport: Transport) -> Sh
     borrowed: list[Borrowed] = []
     for number, channel in enumerate(channels(plan, mode)):
         # Every process must take part in making every group.
-        made = groups(channel.owner, channel.holder, worker.device)
+        made = groups(channel.owner, channel.holder, worker.device, worker.options.timeout_s)
         if rank not in (channel.owner, channel.holder):
             continue
         parameters = channel.parameters(stage)
