@@ -164,19 +164,21 @@ def test_a_message_waits_for_its_slot_and_not_for_what_was_enqueued_since(
     sender_of, receiver_of = (HostSender, HostReceiver) if host else (NcclSender, NcclReceiver)
     sender, receiver = sender_of(LINK, 2, there.streams), receiver_of(LINK, 2, here.streams)
     into_slot = "lane:1" if host else "message:0 from 1"
-    with there:
-        sender.begin(SPECS, Count(2, 4, 4))
-    earlier = here.streams.mark().clock["compute"]
-    with here:
-        receiver.begin(SPECS, Count(2, 4, 4))
-    begun = here.streams.mark().clock["compute"]
-    for _ in range(2):
+    for size in (4, 400):  # a second phase has larger slots, where others computed before
         with there:
-            sender.send([torch.randn(4, 5), torch.zeros(4, dtype=torch.int64)])
+            sender.begin(SPECS, Count(2, size, size))
+        earlier = here.streams.mark().clock["compute"]
         with here:
-            receiver.receive()[0].sum()
-    arrived = here.order.moment(into_slot)["compute"]
-    assert earlier < arrived < begun
+            receiver.begin(SPECS, Count(2, size, size))
+        begun = here.streams.mark().clock["compute"]
+        for _ in range(2):
+            with there:
+                sender.send([torch.randn(size, 5), torch.zeros(size, dtype=torch.int64)])
+            with here:
+                receiver.receive()[0].sum()
+        assert earlier < here.order.moment(into_slot)["compute"] < begun
+        receiver.release()
+        receiver.release()
 
 
 INSTALL = """import sys
@@ -248,3 +250,10 @@ def test_the_whole_engine_is_free_of_races_and_computes_the_same_bits(
         options["microbatches"] = int(options["microbatches"])
     expected: Record = reference(folder, **options).run()
     assert same(read_record(record), expected)
+
+
+@pytest.mark.processes
+def test_a_race_in_the_engine_is_seen(bundle: Make, run_ranks: Run) -> None:
+    folder = bundle("mlp2", edit=on_recorded_gpus(broken="3"))
+    run_ranks(folder, 2, "--no-checkpoint", "--no-evaluate", "--epochs=1")
+    assert all(order["races"] for order in read_orders(folder))
