@@ -11,7 +11,9 @@
   decoupled run is exact, it is an exact run.
 
 Heads are not clipped: their gradients are of another problem, and normalised. A parameter that
-several stages use counts once, with the stages' summed gradient, at its owner.
+several stages use counts once, with the stages' summed gradient, at its owner. Norms stay on the
+device, and so does the decision whether anything is scaled; on CUDA `waited_s` misses the wait for
+the other stages, which is the device's.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from dnic.runtime.devices import staged_by_host
 from dnic.runtime.failure import lost_peers_named
 from dnic.runtime.options import WHOLE
 from dnic.runtime.plan import Mode, Plan
@@ -70,11 +73,12 @@ class Clipping:
 
     def _gathered(self, norm: Tensor) -> list[Tensor]:
         started = time.perf_counter()
-        norms = [torch.empty_like(norm) for _ in range(self._processes)]
+        own = norm.to("cpu") if staged_by_host() else norm  # gloo gathers no CUDA tensors
+        norms = [torch.empty_like(own) for _ in range(self._processes)]
         with lost_peers_named():
-            dist.all_gather(norms, norm)
+            dist.all_gather(norms, own)
         self.waited_s += time.perf_counter() - started
-        return norms
+        return [one.to(norm.device) for one in norms]
 
 
 def connect_clipping(worker: Worker, module: nn.Module) -> Clipping:

@@ -10,7 +10,8 @@ statistics are the first process's), dropout draws other masks, and a loss that 
 samples (`ignore_index`) is the weighted mean of the shares' losses.
 
 The first step averages by hand. It shows whether every parameter gets a gradient, which DDP wants
-to know: looking for those without one costs time in every step, and not looking hangs.
+to know: looking for those without one costs time in every step, and not looking hangs. On GPUs that
+step waits for the device, no other does.
 """
 
 from __future__ import annotations

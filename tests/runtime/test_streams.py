@@ -19,11 +19,13 @@ import torch
 from torch import Tensor
 
 from dnic.runtime import links
+from dnic.runtime.board import Board
 from dnic.runtime.host_links import HostReceiver, HostSender
 from dnic.runtime.links import Count, Link
 from dnic.runtime.nccl_links import NcclReceiver, NcclSender
 from dnic.runtime.plan import TensorSpec
 from dnic.runtime.record import Record, read_record
+from dnic.runtime.transport import Transport
 
 Make = Callable[..., Path]
 Run = Callable[..., Any]
@@ -181,6 +183,21 @@ def test_a_message_waits_for_its_slot_and_not_for_what_was_enqueued_since(
         receiver.release()
 
 
+def test_what_carries_messages_between_gpus(recorded: ModuleType) -> None:
+    streams = recorded.Recorded(recorded.Order())
+    board = Board(None, 1.0)
+    for wanted, ends in (
+        ("auto", (NcclSender, NcclReceiver)),
+        ("gloo", (HostSender, HostReceiver)),
+    ):
+        transport = Transport(board, 1.0, wanted, streams)
+        made = transport.plain_sender(LINK, 2), transport.plain_receiver(LINK, 2)
+        assert tuple(map(type, made)) == ends
+    transport = Transport(board, 1.0)
+    assert type(transport.plain_sender(LINK, 2)) is links.Sender
+    assert type(transport.plain_receiver(LINK, 2)) is links.Receiver
+
+
 INSTALL = """import sys
 
 sys.path.insert(0, {here!r})
@@ -240,7 +257,7 @@ def test_the_whole_engine_is_free_of_races_and_computes_the_same_bits(
     folder = bundle(kind, window=window, warmup_steps=2, edit=on_recorded_gpus(host=host))
     variables = {"DNIC_TRANSPORT": "gloo"} if host else {}
     record = tmp_path / "record"
-    given = ("--no-checkpoint", f"--record={record}", *arguments)
+    given = ("--no-checkpoint", f"--record={record}", f"--out={tmp_path / 'run'}", *arguments)
     run_ranks(folder, int(kind[-1]), *given, variables=variables)
     for order in read_orders(folder):
         assert order["races"] == []
@@ -250,6 +267,13 @@ def test_the_whole_engine_is_free_of_races_and_computes_the_same_bits(
         options["microbatches"] = int(options["microbatches"])
     expected: Record = reference(folder, **options).run()
     assert same(read_record(record), expected)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    for parts, step, share in zip(
+        row["parts_us"], row["rank_step_us"], row["waited_share"], strict=True
+    ):
+        assert 0 < share < 1 and parts["wait"] > 0
+        if "--mode=stale" not in arguments:  # that goes on after its last step
+            assert sum(parts.values()) == pytest.approx(step["mean"], rel=0.01)
 
 
 @pytest.mark.processes

@@ -18,7 +18,7 @@ Run = Callable[..., Any]
 
 # Optimizers of torch count their steps in tensors on the host, so they may look at them: not SGD.
 SGD = {"name": "SGD", "options": {"lr": 0.05, "momentum": 0.9}}
-COUNTING = '''
+COUNTING = """
 import contextlib
 import json
 import os
@@ -91,7 +91,7 @@ for kind in (Engine, LateEngine, Backprop, Alone, Trainer):
     for name in ("_step", "_settle", "_drain", "_count_loss"):
         watched(kind, name)
 
-'''
+"""
 REPORT = """
     content = json.dumps({"steps": len(STEPS), "found": sorted(set(FOUND))})
     Path(__file__).with_name(f"waits{os.environ['RANK']}.json").write_text(content)
