@@ -38,9 +38,9 @@ microbatches: BatchNorm, losses that are no mean over samples.
 A stage whose true gradients are late and are used all the same is a `dnic.runtime.late_engine`.
 Parameters that several stages use are kept alike in (0), (6) and (7): `dnic.runtime.shared`.
 
-On a GPU the host enqueues, steps ahead of its device: `dnic.runtime.nccl_links` says what orders the
-streams. Autograd runs a backward pass on the stream of its forward pass and joins the current one
-at its end, so everything here is on one stream. Nothing in a step needs a number from the device.
+On a GPU the host enqueues, steps ahead of its device: `dnic.runtime.nccl_links` says what orders
+the streams. Autograd runs a backward pass on the stream of its forward pass and joins the current
+one at its end, so all of this is on one stream. Nothing in a step needs a number from the device.
 
 Why not `torch.distributed.pipelining`: its schedules know only exact gradients and chains; it
 refuses a backward pass for tensors that go to more than one stage, and posts no receive ahead.

@@ -78,8 +78,11 @@ class CudaStreams(Streams):
         self._cuda.current_stream(self._device).wait_event(event)
 
     def lane(self) -> Lane:
-        """A new one, whose work comes before that of the computing stream where both could run."""
-        return Lane(self._cuda.Stream(self._device, priority=-1), self._cuda)
+        """A new one.
+
+        torch has 32 streams of each priority and gives them out in turns; NCCL's are of another.
+        """
+        return Lane(self._cuda.Stream(self._device), self._cuda)
 
     @contextmanager
     def stall(self) -> Iterator[None]:

@@ -127,7 +127,7 @@ class Cuda:
     def current_stream(self, device: torch.device) -> Stream:
         return Stream(self._order, self._order.current)
 
-    def Stream(self, device: torch.device, priority: int) -> Stream:  # noqa: N802
+    def Stream(self, device: torch.device) -> Stream:  # noqa: N802
         self._lanes += 1
         return Stream(self._order, f"lane:{self._lanes}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import distributed as dist
 
 from dnic.runtime import groups as module
+from dnic.runtime.worker import Worker
 
 GPU = torch.device("cuda", 0)
 # (who sends, who receives), or a group that two ranks make: what both must come to.
@@ -99,3 +101,28 @@ def test_gloo_needs_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNIC_TRANSPORT", "gloo")
     assert not run(monkeypatch, 0, [(0, 1)], GPU).groups
     module.warm_up(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "clip_norm", "joined"),
+    [
+        ("decoupled", None, False),
+        ("decoupled", 1.0, False),
+        ("exact", None, False),
+        ("exact", 1.0, True),
+        ("gpipe", None, True),
+        ("ddp", None, True),
+    ],
+)
+def test_who_needs_all_ranks_connected(
+    monkeypatch: pytest.MonkeyPatch, mode: str, clip_norm: float | None, joined: bool
+) -> None:
+    interface = SimpleNamespace(gradient="synthetic", differentiable=True)
+    plan = SimpleNamespace(train=SimpleNamespace(clip_norm=clip_norm), interfaces=[interface])
+    worker: Any = SimpleNamespace(
+        options=SimpleNamespace(mode=mode), bundle=SimpleNamespace(plan=plan), staged=mode != "ddp"
+    )
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    assert Worker._joins_all(worker) is joined
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    assert not Worker._joins_all(worker)
