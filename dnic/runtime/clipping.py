@@ -36,6 +36,8 @@ from dnic.runtime.plan import Mode, Plan
 if TYPE_CHECKING:
     from dnic.runtime.worker import Worker
 
+_MAIN_MEMORY = torch.device("cpu")
+
 
 class Clipping:
     """Clips the gradients of one process.
@@ -44,6 +46,8 @@ class Clipping:
         parameters: of its part of the model.
         limit: largest norm; None does nothing.
         processes: over which the norm is taken.
+        carrier: where norms must lie to be sent; the same in all processes, also in one whose part
+            of the model has no parameters.
 
     Attributes:
         limit: as given.
@@ -51,12 +55,17 @@ class Clipping:
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], limit: float | None, processes: int = 1
+        self,
+        parameters: Iterable[nn.Parameter],
+        limit: float | None,
+        processes: int = 1,
+        carrier: torch.device = _MAIN_MEMORY,
     ) -> None:
         self.limit = limit
         self.waited_s = 0.0
         self._parameters = list(parameters)
         self._processes = processes
+        self._carrier = carrier
 
     def clip(self) -> None:
         """Clips; called by all processes between backward and update.
@@ -73,12 +82,12 @@ class Clipping:
 
     def _gathered(self, norm: Tensor) -> list[Tensor]:
         started = time.perf_counter()
-        own = norm.to("cpu") if staged_by_host() else norm  # gloo gathers no CUDA tensors
+        own = norm.to(self._carrier)
         norms = [torch.empty_like(own) for _ in range(self._processes)]
         with lost_peers_named():
             dist.all_gather(norms, own)
         self.waited_s += time.perf_counter() - started
-        return [one.to(norm.device) for one in norms]
+        return norms
 
 
 def connect_clipping(worker: Worker, module: nn.Module) -> Clipping:
@@ -89,7 +98,8 @@ def connect_clipping(worker: Worker, module: nn.Module) -> Clipping:
     if limit is None or mode in WHOLE:
         return Clipping(parameters, limit)
     if is_joint(plan, mode):
-        return Clipping(parameters, limit, worker.place.world_size)
+        carrier = _MAIN_MEMORY if staged_by_host() else worker.device  # gloo has no CUDA tensors
+        return Clipping(parameters, limit, worker.place.world_size, carrier)
     return Clipping(parameters, stage_limit(limit, worker.parameter_share))
 
 

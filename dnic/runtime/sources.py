@@ -155,7 +155,8 @@ class ExactSource(GradientSource):
     def take(self, step: int, version: int) -> None:
         """Counts the gradients and frees their buffers: the backward passes are over.
 
-        Not earlier, because autograd may have made a parameter's gradient a view of a buffer.
+        Not earlier, because autograd may have made a parameter's gradient a view of a buffer. Nor
+        need it be later: what comes into it next answers to what is sent after the update.
         """
         self.statistics.late(version - self._version)
         for _ in range(self._held):
