@@ -22,7 +22,7 @@ run computes does not depend on the timing of its links. It is asked for as late
 after everything that others wait for has left. The last `w` gradients of an epoch are taken when
 its steps are over, so that no message is left and evaluation and shutdown find empty links. With
 `w` = window there are at most `w + 1` batches past an interface; that is the number of slots at
-both ends, receives posted ahead.
+both ends; with gloo, receives posted ahead.
 
 An `exact` interface awaits its gradient in (4). Stages joined by such interfaces are a locked
 group: with one microbatch a step they run one after the other, with more they are a pipeline, in
