@@ -6,8 +6,10 @@ communicator. Two accesses to one memory, one of them a write, must be ordered b
 the streams' speed: if neither comes before the other, that is a race. Messages really move, by gloo
 or by a dictionary; only their order is pretended.
 
-`install` puts it under the engine of a process that is a rank. `broken` names a rule of
-`dnic.runtime.nccl_links` that is then left out.
+`on_recorded_gpus` puts it under the engine of a rank. `broken` names a rule of
+`dnic.runtime.nccl_links` that is then left out. `log` keeps what each stream was given, in the
+order in which the host gave it: `["record" or "wait", stream, event]`, `["send" or "receive",
+stream, tag]`, `["host", event]`.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,11 +29,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
+from dnic.runtime.links import Receiver, wait
+from dnic.runtime.nccl_links import NcclReceiver
 from dnic.runtime.streams import CudaStreams
 
 Clock = dict[str, int]
-RULES = ("1", "2", "3", "4")
 HOST = "host"
+AHEAD = "ahead"
 
 
 class Order:
@@ -45,6 +50,8 @@ class Order:
         self._last: dict[int, dict[tuple[str, bool], int]] = defaultdict(dict)
         self._kept: dict[int, Any] = {}
         self.host_slots: set[int] = set()
+        self.log: list[list[Any]] = []
+        self._moments = 0
 
     def enqueue(self, stream: str) -> Clock:
         """A new operation of a stream; it comes after all that the host has waited for."""
@@ -53,11 +60,15 @@ class Order:
         clock[stream] = clock.get(stream, 0) + 1
         return clock
 
-    def moment(self, stream: str) -> Clock:
-        return dict(self.enqueue(stream))
+    def moment(self, stream: str) -> Moment:
+        self._moments += 1
+        self.log.append(["record", stream, self._moments])
+        return Moment(self._moments, dict(self.enqueue(stream)))
 
-    def after(self, stream: str, moment: Clock) -> None:
-        merge(self._clocks[stream], moment)
+    def after(self, stream: str, moment: Moment) -> None:
+        merge(self._clocks[stream], moment.clock)
+        self.log.append(["host"] if stream == HOST else ["wait", stream])
+        self.log[-1].append(moment.number)
 
     def access(self, tensor: Tensor, write: bool, stream: str) -> None:
         """Reads or writes a tensor's memory in the newest operation of a stream."""
@@ -75,6 +86,14 @@ class Order:
         self.counts[f"{stream.split(':')[0]} {'write' if write else 'read'}"] += 1
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When a stream has done what it was given until now."""
+
+    number: int
+    clock: Clock
+
+
 def merge(clock: Clock, other: Clock) -> None:
     for stream, at in other.items():
         if clock.get(stream, 0) < at:
@@ -86,14 +105,13 @@ class Event:
 
     def __init__(self, order: Order) -> None:
         self._order = order
-        self.clock: Clock = {}
         self._at_s = 0.0
 
     def record(self, stream: Stream) -> None:
-        self.clock, self._at_s = self._order.moment(stream.name), time.perf_counter()
+        self.moment, self._at_s = self._order.moment(stream.name), time.perf_counter()
 
     def synchronize(self) -> None:
-        self._order.after(HOST, self.clock)
+        self._order.after(HOST, self.moment)
 
     def query(self) -> bool:
         return True
@@ -111,7 +129,7 @@ class Stream:
 
     def wait_event(self, event: Event) -> None:
         if not (self._order.broken == "3" and self.name.startswith("lane")):
-            self._order.after(self.name, event.clock)
+            self._order.after(self.name, event.moment)
 
     def synchronize(self) -> None:
         self._order.after(HOST, self._order.moment(self.name))
@@ -188,22 +206,22 @@ class Work:
 
     Args:
         order: of everything.
-        clock: of the operation.
+        moment: at which it is over.
         on: who waits in `wait`: the current stream, or with gloo the host.
         finish: waits in truth.
         rule: without which nobody waits.
     """
 
     def __init__(
-        self, order: Order, clock: Clock, on: str | None, finish: Callable[[], Any], rule: str
+        self, order: Order, moment: Moment, on: str | None, finish: Callable[[], Any], rule: str
     ) -> None:
-        self._order, self._clock, self._on = order, clock, on
+        self._order, self._moment, self._on = order, moment, on
         self._finish, self._rule = finish, rule
 
     def wait(self) -> None:
         self._finish()
         if self._order.broken != self._rule:
-            self._order.after(self._on or self._order.current, self._clock)
+            self._order.after(self._on or self._order.current, self._moment)
 
 
 class Messages:
@@ -228,23 +246,35 @@ class Messages:
         self._host = host
 
     def isend(self, buffer: Tensor, peer: int, *, group: object, tag: int) -> Work:
-        work = self._started(buffer, f"message:{tag} to {peer}", False, "1")
+        work = self._started(buffer, f"message:{tag} to {peer}", tag, False, "1")
         work._finish = self._send(buffer, peer, tag)
         return work
 
     def irecv(self, buffer: Tensor, peer: int, *, group: object, tag: int) -> Work:
-        work = self._started(buffer, f"message:{tag} from {peer}", True, "4")
+        work = self._started(buffer, f"message:{tag} from {peer}", tag, True, "4")
         work._finish = self._receive(buffer, peer, tag)
         return work
 
-    def _started(self, buffer: Tensor, stream: str, write: bool, rule: str) -> Work:
+    def _started(self, buffer: Tensor, stream: str, tag: int, write: bool, rule: str) -> Work:
         order = self._order
         if not self._host and (write or order.broken != "2"):
             order.after(stream, order.moment(order.current))
         order.enqueue(stream)
         order.access(buffer, write, stream)
-        clock = order.moment(stream)
-        return Work(order, clock, HOST if self._host else None, lambda: None, rule)
+        order.log.append(["receive" if write else "send", stream, tag])
+        moment = order.moment(stream)
+        return Work(order, moment, HOST if self._host else None, lambda: None, rule)
+
+
+class AheadReceiver(NcclReceiver):
+    """Posts receives ahead, as gloo wants them: what `NcclReceiver` does not do."""
+
+    _expect = Receiver._expect
+
+    def _await(self, message: int) -> None:
+        work = self._works[message % self._number]
+        assert work is not None
+        wait(work, self._link)
 
 
 def install(broken: str = "", *, host: bool = False) -> Order:
@@ -264,11 +294,47 @@ def install(broken: str = "", *, host: bool = False) -> Order:
 
     links.dist = Messages(order, send, receive, host=host)
     transport.available = lambda: False
+    if broken == AHEAD:
+        transport.NcclReceiver = AheadReceiver
     worker.Streams = SimpleNamespace(of=lambda device: recorded)
     Watch(order).__enter__()
     return order
 
 
 def report(order: Order, path: Path) -> None:
-    content = {"races": sorted(set(order.races)), "counts": order.counts}
+    content = {"races": sorted(set(order.races)), "counts": order.counts, "log": order.log}
     path.write_text(json.dumps(content))
+
+
+INSTALL = """import sys
+
+sys.path.insert(0, {here!r})
+import recorded_cuda
+
+ORDER = recorded_cuda.install({broken!r}, host={host})
+
+"""
+REPORT = """
+    import os
+    from pathlib import Path
+
+    path = Path(__file__).with_name(f"order{os.environ['RANK']}.json")
+    recorded_cuda.report(ORDER, path)
+"""
+
+
+def on_recorded_gpus(*, broken: str = "", host: bool = False) -> Callable[[str, str], str]:
+    """Makes every rank's `train.py` run the engine on a recorded GPU: the `edit` of a bundle."""
+
+    def edit(name: str, text: str) -> str:
+        if name != "train.py":
+            return text
+        here = str(Path(__file__).parent)
+        return INSTALL.format(here=here, broken=broken, host=host) + text.rstrip() + REPORT
+
+    return edit
+
+
+def read_orders(folder: Path) -> list[dict[str, Any]]:
+    """What the ranks of a bundle have reported."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob("order*.json"))]

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from collections import defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -30,22 +28,11 @@ from dnic.runtime.transport import Transport
 Make = Callable[..., Path]
 Run = Callable[..., Any]
 
-HERE = Path(__file__).parent
 LINK = Link(1, 0, None, torch.device("cpu"))
 SPECS = (
     TensorSpec("h", ("B", 5), "float32", True, "bfloat16"),
     TensorSpec("target", ("B",), "int64", False),
 )
-
-
-@pytest.fixture
-def recorded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recorded_cuda", HERE / "recorded_cuda.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["recorded_cuda"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def transfers() -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -169,16 +156,16 @@ def test_a_message_waits_for_its_slot_and_not_for_what_was_enqueued_since(
     for size in (4, 400):  # a second phase has larger slots, where others computed before
         with there:
             sender.begin(SPECS, Count(2, size, size))
-        earlier = here.streams.mark().clock["compute"]
+        earlier = here.streams.mark().moment.clock["compute"]
         with here:
             receiver.begin(SPECS, Count(2, size, size))
-        begun = here.streams.mark().clock["compute"]
+        begun = here.streams.mark().moment.clock["compute"]
         for _ in range(2):
             with there:
                 sender.send([torch.randn(size, 5), torch.zeros(size, dtype=torch.int64)])
             with here:
                 receiver.receive()[0].sum()
-        assert earlier < here.order.moment(into_slot)["compute"] < begun
+        assert earlier < here.order.moment(into_slot).clock["compute"] < begun
         receiver.release()
         receiver.release()
 
@@ -198,39 +185,6 @@ def test_what_carries_messages_between_gpus(recorded: ModuleType) -> None:
     assert type(transport.plain_receiver(LINK, 2)) is links.Receiver
 
 
-INSTALL = """import sys
-
-sys.path.insert(0, {here!r})
-import recorded_cuda
-
-ORDER = recorded_cuda.install({broken!r}, host={host})
-
-"""
-REPORT = """
-    import os
-    from pathlib import Path
-
-    path = Path(__file__).with_name(f"order{os.environ['RANK']}.json")
-    recorded_cuda.report(ORDER, path)
-"""
-
-
-def on_recorded_gpus(*, broken: str = "", host: bool = False) -> Callable[[str, str], str]:
-    """Makes every rank's `train.py` run the engine on a recorded GPU."""
-
-    def edit(name: str, text: str) -> str:
-        if name != "train.py":
-            return text
-        install = INSTALL.format(here=str(HERE), broken=broken, host=host)
-        return install + text.rstrip() + REPORT
-
-    return edit
-
-
-def read_orders(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("order*.json"))]
-
-
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("kind", "window", "arguments", "host"),
@@ -244,6 +198,7 @@ def read_orders(folder: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_the_whole_engine_is_free_of_races_and_computes_the_same_bits(
+    recorded: ModuleType,
     bundle: Make,
     run_ranks: Run,
     reference: Run,
@@ -254,12 +209,12 @@ def test_the_whole_engine_is_free_of_races_and_computes_the_same_bits(
     arguments: tuple[str, ...],
     host: bool,
 ) -> None:
-    folder = bundle(kind, window=window, warmup_steps=2, edit=on_recorded_gpus(host=host))
+    folder = bundle(kind, window=window, warmup_steps=2, edit=recorded.on_recorded_gpus(host=host))
     variables = {"DNIC_TRANSPORT": "gloo"} if host else {}
     record = tmp_path / "record"
     given = ("--no-checkpoint", f"--record={record}", f"--out={tmp_path / 'run'}", *arguments)
     run_ranks(folder, int(kind[-1]), *given, variables=variables)
-    for order in read_orders(folder):
+    for order in recorded.read_orders(folder):
         assert order["races"] == []
         assert order["counts"]["message write"] > 7 and order["counts"]["compute read"] > 100
     options: dict[str, Any] = dict(argument[2:].split("=") for argument in arguments)
@@ -277,7 +232,7 @@ def test_the_whole_engine_is_free_of_races_and_computes_the_same_bits(
 
 
 @pytest.mark.processes
-def test_a_race_in_the_engine_is_seen(bundle: Make, run_ranks: Run) -> None:
-    folder = bundle("mlp2", edit=on_recorded_gpus(broken="3"))
+def test_a_race_in_the_engine_is_seen(recorded: ModuleType, bundle: Make, run_ranks: Run) -> None:
+    folder = bundle("mlp2", edit=recorded.on_recorded_gpus(broken="3"))
     run_ranks(folder, 2, "--no-checkpoint", "--no-evaluate", "--epochs=1")
-    assert all(order["races"] for order in read_orders(folder))
+    assert all(order["races"] for order in recorded.read_orders(folder))
