@@ -211,7 +211,7 @@ class Engine(Trainer):
         outputs: dict[str, Tensor] = {}
         if not self._last:
             outputs = self._named(output)
-            self._send(outputs, target)  # 3
+            self._send(outputs, target, self.step)  # 3
             watch.lap("send")
         return _Microbatch(inputs, outputs, target, loss, number)
 
@@ -276,9 +276,13 @@ class Engine(Trainer):
             )
         return dict(zip(self._plan.outputs, outputs, strict=True))
 
-    def _send(self, outputs: dict[str, Tensor], target: Tensor) -> None:
+    def _send(self, outputs: dict[str, Tensor], target: Tensor, step: int | None = None) -> None:
+        """Sends to all stages above; in training tells what their gradients answer to."""
         for above in self._above:
             above.send(outputs, target)
+        if step is not None:
+            for source in self._sources:
+                source.sent(step)
 
     def _drain(self, watch: Stopwatch) -> None:
         """What is still to come when the steps of an epoch are over."""

@@ -289,6 +289,9 @@ class Receiver(_End):
                 views[place] = views[place].to(dtype)
         return views
 
+    def expect(self) -> None:
+        """Told that what the next message answers to has been sent."""
+
     def release(self) -> None:
         """Gives the oldest taken message's slot to the next receive."""
         if self._released == self._taken:

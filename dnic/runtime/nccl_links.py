@@ -74,21 +74,34 @@ class NcclReceiver(Receiver):
         self._streams = streams
         self._lane = streams.lane()
         self._released_at: list[Event] = []
+        self._asked = 0  # receives of this phase that are posted in truth
 
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Prepares a phase of `count.messages` messages of these tensors."""
         super().begin(specs, count)
         # Slots that were made just now may lie where earlier kernels still compute.
         self._released_at = [self._streams.mark()] * self._number
+        self._asked = 0
+
+    def expect(self) -> None:
+        """Posts the next receive: what it answers to has been sent."""
+        if self._asked < self._posted:
+            self._ask()
+
+    def _ask(self) -> None:
+        message = self._before + self._asked
+        buffer, _ = self._slots.get(message, self._count.size(self._asked))
+        with self._lane.after(self._released_at[message % self._number]):  # 3
+            super()._expect(message, buffer)
+        self._asked += 1
 
     def _expect(self, message: int, buffer: object) -> None:
-        """Nothing: a receive is posted when it is waited for."""
+        """Nothing: a slot is free, which is no reason to post its receive."""
 
     def _await(self, message: int) -> None:
+        if self._asked == self._taken:
+            self._ask()
         slot = message % self._number
-        buffer, _ = self._slots.get(message, self._count.size(self._taken))
-        with self._lane.after(self._released_at[slot]):  # 3
-            super()._expect(message, buffer)
         work = self._works[slot]
         if work is not None:
             with self._streams.stall():

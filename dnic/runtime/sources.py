@@ -109,6 +109,10 @@ class GradientSource(ABC):
         """
         self._returned.begin(self.plan.differentiable, count.cut(microbatches))
 
+    def sent(self, step: int) -> None:
+        """Told that a message of a step has left for all stages above: its gradient may come."""
+        self._returned.expect()
+
     @abstractmethod
     def gradient(self, sent: Sent) -> list[Tensor]:
         """Gradients with which the stage goes on, in the order of `sent.tensors`."""
@@ -221,6 +225,11 @@ class SyntheticSource(GradientSource):
     def begin(self, count: Count, step: int, microbatches: int) -> None:
         """Posts the receives of an epoch: of those gradients that are sent."""
         super().begin(self.returns.count(step, count), step, microbatches)
+
+    def sent(self, step: int) -> None:
+        """Told that a message of a step has left for all; not every gradient comes back."""
+        if step in self.returns:
+            super().sent(step)
 
     def gradient(self, sent: Sent) -> list[Tensor]:
         """Predicted gradients; the true ones while warming up."""
