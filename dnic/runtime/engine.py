@@ -175,6 +175,8 @@ class Engine(Trainer):
         for one in self._order.passes(self.step, number):
             if one.forward:
                 between.append(self._forward(fed, number, watch))
+                if one.microbatch == number - 1:
+                    self._expect(number)
                 continue
             done = between.popleft()
             self._backward(done, watch)
@@ -211,7 +213,7 @@ class Engine(Trainer):
         outputs: dict[str, Tensor] = {}
         if not self._last:
             outputs = self._named(output)
-            self._send(outputs, target, self.step)  # 3
+            self._send(outputs, target)  # 3
             watch.lap("send")
         return _Microbatch(inputs, outputs, target, loss, number)
 
@@ -276,13 +278,14 @@ class Engine(Trainer):
             )
         return dict(zip(self._plan.outputs, outputs, strict=True))
 
-    def _send(self, outputs: dict[str, Tensor], target: Tensor, step: int | None = None) -> None:
-        """Sends to all stages above; in training tells what their gradients answer to."""
+    def _send(self, outputs: dict[str, Tensor], target: Tensor) -> None:
         for above in self._above:
             above.send(outputs, target)
-        if step is not None:
-            for source in self._sources:
-                source.sent(step)
+
+    def _expect(self, number: int) -> None:
+        """All microbatches of the step have left. The stages farthest above answer first."""
+        for source in reversed(self._sources):
+            source.answers.sent(self.step, number)
 
     def _drain(self, watch: Stopwatch) -> None:
         """What is still to come when the steps of an epoch are over."""
@@ -339,7 +342,7 @@ class Engine(Trainer):
         self._order.begin(total)
         for source in self._sources:
             if isinstance(source, SyntheticSource):
-                source.returns = Returns.of(source.plan, total)
+                source.returns = source.answers.returns = Returns.of(source.plan, total)
             source.statistics = SourceStatistics()
         for below in self._below:
             below.begin(header, self.step, total, gradients=gradients)

@@ -85,7 +85,8 @@ class LateEngine(Engine):
         output, weights = self._stash.forward(tuple(inputs.values()))  # 2
         watch.lap("forward")
         outputs = self._named(output)
-        self._send(outputs, target, self.step)  # 3
+        self._send(outputs, target)  # 3
+        self._expect(1)
         watch.lap("send")
         self._open.append(_Open(self.step, self.version, inputs, outputs, target, weights))
         if len(self._open) > self._late:

@@ -289,8 +289,8 @@ class Receiver(_End):
                 views[place] = views[place].to(dtype)
         return views
 
-    def expect(self) -> None:
-        """Told that what the next message answers to has been sent."""
+    def expect(self, messages: int) -> None:
+        """Told that what the first so many messages of this phase answer to has been sent."""
 
     def release(self) -> None:
         """Gives the oldest taken message's slot to the next receive."""

@@ -14,21 +14,26 @@ the device. Numbers in the code point here; [torch] marks what ProcessGroupNCCL 
 Writing (1) is left to the computing stream. A copy within a device takes microseconds; on a stream
 of its own the computing one would have to wait for it before anything changes or frees the tensor.
 
-Receives are posted when the stage asks for them, not ahead as with gloo. NCCL's kernels wait on the
-device, and whatever waits for the whole device (freeing memory, say) waits for them: with receives
-posted ahead for messages that answer to what this rank has yet to send, it would wait for ever. As
-the host runs ahead of its device, and (3) waits for nothing else, a message still arrives while the
-one before is worked on. Both ends count alike and every direction has a communicator of its own, so
-sends and receives meet in one order. What remains: two ranks that wait for their whole devices at
-the same time, each in the middle of messages to the other, wait until `--timeout`. NVIDIA warns of
-that for all use of several communicators; `DNIC_TRANSPORT=gloo` has no such kernels.
+When a receive is posted matters, because NCCL's kernels wait on the device, and whatever waits for
+the whole device (freeing memory, say) waits for them. Posted ahead, as with gloo, a receive would
+hold it for ever whose message answers to what this rank's host has yet to send. Posted only when
+the stage asks, two ranks that wait for their devices at once could each hold the other's sends. So
+a gradient's receive is posted as soon as all that it answers to has left (`expect`), any other when
+the stage asks. As the host runs ahead of its device, and (3) waits for nothing else, messages still
+arrive while those before are worked on. Both ends count alike and every direction has a
+communicator of its own, so sends and receives meet in one order.
+
+So one rank may wait for its device at any time; where batches are not cut, so may all at once. In
+the middle of a step with microbatches two that do it together may wait until `--timeout`. NVIDIA
+warns of that for all use of several communicators; `DNIC_TRANSPORT=gloo` has no such kernels.
 
 A message's time limit counts from when it is posted, and NCCL's watchdog, which finds out, ends the
 process by SIGABRT: no `LinkFault` tells of it. Slots are never freed while a message is under way,
 so `isend` and `irecv` need not keep them alive.
 
 Written against torch's documentation and ProcessGroupNCCL; it has not run on a GPU. The order of
-operations is tested with streams and events that only remember it.
+operations is tested with streams and events that only remember it, and played on pretended devices
+whose ranks wait wherever they can.
 """
 
 from __future__ import annotations
@@ -83,9 +88,9 @@ class NcclReceiver(Receiver):
         self._released_at = [self._streams.mark()] * self._number
         self._asked = 0
 
-    def expect(self) -> None:
-        """Posts the next receive: what it answers to has been sent."""
-        if self._asked < self._posted:
+    def expect(self, messages: int) -> None:
+        """Posts their receives, as far as there are slots."""
+        while self._asked < min(messages, self._posted):
             self._ask()
 
     def _ask(self) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dnic.runtime.answers import Answers
 from dnic.runtime.crossing import Returns
 from dnic.runtime.crossing import warmup_steps as warmup_steps
 from dnic.runtime.links import Count, Receiver, dtype_named
@@ -97,6 +98,7 @@ class GradientSource(ABC):
     def __init__(self, plan: InterfacePlan, returned: Receiver) -> None:
         self.plan = plan
         self.statistics = SourceStatistics()
+        self.answers = Answers(returned)  # told when all messages of a step have left
         self._returned = returned
 
     def begin(self, count: Count, step: int, microbatches: int) -> None:
@@ -107,11 +109,8 @@ class GradientSource(ABC):
             step: of the first of them.
             microbatches: into which each is cut, at most.
         """
+        self.answers.begin()
         self._returned.begin(self.plan.differentiable, count.cut(microbatches))
-
-    def sent(self, step: int) -> None:
-        """Told that a message of a step has left for all stages above: its gradient may come."""
-        self._returned.expect()
 
     @abstractmethod
     def gradient(self, sent: Sent) -> list[Tensor]:
@@ -225,11 +224,6 @@ class SyntheticSource(GradientSource):
     def begin(self, count: Count, step: int, microbatches: int) -> None:
         """Posts the receives of an epoch: of those gradients that are sent."""
         super().begin(self.returns.count(step, count), step, microbatches)
-
-    def sent(self, step: int) -> None:
-        """Told that a message of a step has left for all; not every gradient comes back."""
-        if step in self.returns:
-            super().sent(step)
 
     def gradient(self, sent: Sent) -> list[Tensor]:
         """Predicted gradients; the true ones while warming up."""
@@ -361,14 +355,19 @@ def build_source(
         seed: of the run.
         late: batches by which the stage above is late.
     """
+    source: GradientSource
     if plan.gradient == "exact":
-        return ExactSource(plan, returned)
-    if plan.gradient == "stale":
-        return StaleSource(plan, returned)
-    trainers = build_trainers(plan, target, device, seed)
-    if mode == "oracle":
-        return OracleSource(plan, returned, trainers)
-    return SyntheticSource(plan, returned, trainers, late=late)
+        source = ExactSource(plan, returned)
+    elif plan.gradient == "stale":
+        source = StaleSource(plan, returned)
+    else:
+        trainers = build_trainers(plan, target, device, seed)
+        if mode == "oracle":
+            source = OracleSource(plan, returned, trainers)
+        else:
+            source = SyntheticSource(plan, returned, trainers, late=late)
+    source.answers = Answers(returned, late)
+    return source
 
 
 def build_trainers(

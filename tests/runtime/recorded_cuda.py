@@ -35,7 +35,7 @@ from dnic.runtime.streams import CudaStreams
 
 Clock = dict[str, int]
 HOST = "host"
-AHEAD = "ahead"
+AHEAD, AT_NEED = "ahead", "at need"
 
 
 class Order:
@@ -269,6 +269,7 @@ class Messages:
 class AheadReceiver(NcclReceiver):
     """Posts receives ahead, as gloo wants them: what `NcclReceiver` does not do."""
 
+    expect = Receiver.expect
     _expect = Receiver._expect
 
     def _await(self, message: int) -> None:
@@ -296,6 +297,8 @@ def install(broken: str = "", *, host: bool = False) -> Order:
     transport.available = lambda: False
     if broken == AHEAD:
         transport.NcclReceiver = AheadReceiver
+    if broken == AT_NEED:
+        NcclReceiver.expect = Receiver.expect
     worker.Streams = SimpleNamespace(of=lambda device: recorded)
     Watch(order).__enter__()
     return order
