@@ -88,8 +88,8 @@ def ends(logs: list[Log], stops: dict[int, int]) -> bool:
     return all(device.done for device in devices)
 
 
-def stops_alone(logs: list[Log], *, every: int = 4) -> Iterator[dict[int, int]]:
-    """One rank waits for its device: every fourth place of each rank."""
+def stops_alone(logs: list[Log], *, every: int = 6) -> Iterator[dict[int, int]]:
+    """One rank waits for its device: every sixth place of each rank."""
     for rank, log in enumerate(logs):
         for stop in range(1 + rank, len(log), every):
             yield {rank: stop}
@@ -98,7 +98,7 @@ def stops_alone(logs: list[Log], *, every: int = 4) -> Iterator[dict[int, int]]:
 def stops_together(logs: list[Log]) -> Iterator[dict[int, int]]:
     """All ranks do, in the same part of the run."""
     generator = random.Random(5)
-    for _ in range(150):
+    for _ in range(60):
         share = generator.random()
         yield {
             rank: max(1, min(int(len(log) * share) + generator.randrange(-12, 12), len(log) - 1))
