@@ -23,9 +23,10 @@ the stage asks. As the host runs ahead of its device, and (3) waits for nothing 
 arrive while those before are worked on. Both ends count alike and every direction has a
 communicator of its own, so sends and receives meet in one order.
 
-So one rank may wait for its device at any time; where batches are not cut, so may all at once. In
-the middle of a step with microbatches two that do it together may wait until `--timeout`. NVIDIA
-warns of that for all use of several communicators; `DNIC_TRANSPORT=gloo` has no such kernels.
+So one rank may wait for its device at any time. All may at once where batches are not cut: that is
+what playing runs has shown, without shared parameters, and no proof. In the middle of a step with
+microbatches two that do it together may wait until `--timeout`. NVIDIA warns of that for all use of
+several communicators; `DNIC_TRANSPORT=gloo` has no such kernels.
 
 A message's time limit counts from when it is posted, and NCCL's watchdog, which finds out, ends the
 process by SIGABRT: no `LinkFault` tells of it. Slots are never freed while a message is under way,
