@@ -22,7 +22,7 @@ run computes does not depend on the timing of its links. It is asked for as late
 after everything that others wait for has left. The last `w` gradients of an epoch are taken when
 its steps are over, so that no message is left and evaluation and shutdown find empty links. With
 `w` = window there are at most `w + 1` batches past an interface; that is the number of slots at
-both ends, receives posted ahead.
+both ends; with gloo, receives posted ahead.
 
 An `exact` interface awaits its gradient in (4). Stages joined by such interfaces are a locked
 group: with one microbatch a step they run one after the other, with more they are a pipeline, in
@@ -39,6 +39,10 @@ A stage whose true gradients are late and are used all the same is a `dnic.runti
 Parameters that several stages use are kept alike in (0), (6) and (7): `dnic.runtime.shared`.
 Replicas of a stage average their gradients in (5), those of their heads in (9); losses weigh what
 their shares of a batch weigh: `dnic.runtime.replicas`.
+
+On a GPU the host enqueues, steps ahead of its device: `dnic.runtime.nccl_links` says what orders
+the streams. Autograd runs a backward pass on the stream of its forward pass and joins the current
+one at its end, so all of this is on one stream. Nothing in a step needs a number from the device.
 
 Why not `torch.distributed.pipelining`: its schedules know only exact gradients and chains; it
 refuses a backward pass for tensors that go to more than one stage, and posts no receive ahead.
@@ -164,9 +168,9 @@ class Engine(ReplicaTrainer):
         self._shared.drain(self.optimizer, self.clipping)
         self._finish()
         self._count_shares(figures, header, shares)
-        figures.seconds = time.perf_counter() - started
+        figures.seconds = self._seconds_since(started)
         figures.timed(watch)
-        figures.waited_s = self._waited_s() - waited_before
+        figures.waited_s = self._waited_s() - waited_before + watch.stalled_s()
         figures.sent_bytes = self._sent_bytes() - sent_before
         figures.in_flight_bytes = self._in_flight_bytes()
         figures.interfaces = self._interface_figures()
@@ -183,6 +187,8 @@ class Engine(ReplicaTrainer):
         for one in self._order.passes(self.step, number):
             if one.forward:
                 between.append(self._forward(fed, number, watch))
+                if one.microbatch == number - 1:
+                    self._expect(number)
                 continue
             done = between.popleft()
             self._backward(done, watch, last=one.microbatch == number - 1)
@@ -289,6 +295,11 @@ class Engine(ReplicaTrainer):
         for above in self._above:
             above.send(outputs, target)
 
+    def _expect(self, number: int) -> None:
+        """All microbatches of the step have left. The stages farthest above answer first."""
+        for source in reversed(self._sources):
+            source.answers.sent(self.step, number)
+
     def _drain(self, watch: Stopwatch) -> None:
         """What is still to come when the steps of an epoch are over."""
         for source in self._sources:
@@ -348,7 +359,7 @@ class Engine(ReplicaTrainer):
         self._order.begin(total)
         for source in self._sources:
             if isinstance(source, SyntheticSource):
-                source.returns = Returns.of(source.plan, total)
+                source.returns = source.answers.returns = Returns.of(source.plan, total)
             source.statistics = SourceStatistics()
         for below in self._below:
             below.begin(header, self.step, total, gradients=gradients)

@@ -92,6 +92,7 @@ class LateEngine(Engine):
         watch.lap("forward")
         outputs = self._named(output)
         self._send(outputs, target)  # 3
+        self._expect(1)
         watch.lap("send")
         self._open.append(
             _Open(self.step, self.version, inputs, outputs, target, self._weight, weights)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dnic.runtime.answers import Answers
 from dnic.runtime.crossing import Returns
 from dnic.runtime.crossing import warmup_steps as warmup_steps
 from dnic.runtime.links import Count, Receiver, dtype_named
@@ -100,6 +101,7 @@ class GradientSource(ABC):
     def __init__(self, plan: InterfacePlan, returned: Receiver) -> None:
         self.plan = plan
         self.statistics = SourceStatistics()
+        self.answers = Answers(returned)  # told when all messages of a step have left
         self._returned = returned
 
     def begin(self, count: Count, step: int, microbatches: int) -> None:
@@ -110,6 +112,7 @@ class GradientSource(ABC):
             step: of the first of them.
             microbatches: into which each is cut, at most.
         """
+        self.answers.begin()
         self._returned.begin(self.plan.differentiable, count.cut(microbatches))
 
     @abstractmethod
@@ -158,7 +161,8 @@ class ExactSource(GradientSource):
     def take(self, step: int, version: int) -> None:
         """Counts the gradients and frees their buffers: the backward passes are over.
 
-        Not earlier, because autograd may have made a parameter's gradient a view of a buffer.
+        Not earlier, because autograd may have made a parameter's gradient a view of a buffer. Nor
+        need it be later: what comes into it next answers to what is sent after the update.
         """
         self.statistics.late(version - self._version)
         for _ in range(self._held):
@@ -357,14 +361,19 @@ def build_source(
         late: batches by which the stage above is late.
         replicas: of the stage, whose heads learn together; None for no others.
     """
+    source: GradientSource
     if plan.gradient == "exact":
-        return ExactSource(plan, returned)
-    if plan.gradient == "stale":
-        return StaleSource(plan, returned)
-    trainers = build_trainers(plan, target, device, seed, replicas)
-    if mode == "oracle":
-        return OracleSource(plan, returned, trainers)
-    return SyntheticSource(plan, returned, trainers, late=late)
+        source = ExactSource(plan, returned)
+    elif plan.gradient == "stale":
+        source = StaleSource(plan, returned)
+    else:
+        trainers = build_trainers(plan, target, device, seed, replicas)
+        if mode == "oracle":
+            source = OracleSource(plan, returned, trainers)
+        else:
+            source = SyntheticSource(plan, returned, trainers, late=late)
+    source.answers = Answers(returned, late)
+    return source
 
 
 def build_trainers(
