@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -102,6 +102,15 @@ def load_bundle(folder: Path) -> Bundle:
     bundle = Bundle(folder, read_plan(folder / PLAN_FILE))
     check_files(bundle)
     return bundle
+
+
+def with_replicas(bundle: Bundle, replicas: int | None) -> Bundle:
+    """The bundle with another number of replicas; None: as planned. One is never in parts."""
+    if replicas is None:
+        return bundle
+    schedule = bundle.plan.schedule
+    schedule = replace(schedule, replicas=replicas, shard=schedule.shard and replicas > 1)
+    return replace(bundle, plan=replace(bundle.plan, schedule=schedule))
 
 
 def check_files(bundle: Bundle) -> None:
