@@ -330,10 +330,11 @@ def _head_estimate(
         given = values, batch_size, choice.hidden_layers
         size = target_size(target, values) if choice.context == "target" else None
         costing = time_head if request.timed_heads else head_cost
-        # Few heads are worth building: what one takes longer than computed, the others will.
-        built = costing(*given, NARROWEST, costs.profile, size).total_us
-        factor = built / head_cost(*given, NARROWEST, costs.profile, size).total_us
-        wanted = choice.width, choice.one_in
+        wanted, factor = (choice.width, choice.one_in), 1.0
+        if "auto" in wanted:
+            # Few heads are worth building: what one takes longer than computed, the others will.
+            built = costing(*given, NARROWEST, costs.profile, size).total_us
+            factor = built / head_cost(*given, NARROWEST, costs.profile, size).total_us
         width, one_in = fitting_head(*given, *wanted, slack_us / factor, costs.profile, size)
         return costing(*given, width, costs.profile, size, one_in=one_in)
 
