@@ -121,10 +121,11 @@ class HeadTrainer:
             RuntimeFault: when `h` or the targets are not what the head was built for.
         """
         h = self._axis.to_front(h.detach())
-        true = self._axis.to_front(gradient.detach()).to(self.head.dtype)
+        true = self._axis.to_front(gradient.detach())
         # Times which a row's gradient is that of its own loss.
         batch = h.shape[0] / (weight or 1)
         h, target, true = self._part(h, target, true)
+        true = true.to(self.head.dtype)
         self._steps += 1
         # Every walk through the gradient counts: the head learns on the core that computes.
         square = _dot(true, true)
