@@ -13,20 +13,9 @@ from typing import Literal
 
 from dnic.cost.profile import Link
 from dnic.errors import PartitionError
+from dnic.spec.spec import Schedule
 
 Auto = Literal["auto"]
-ScheduleName = Literal[
-    "auto",
-    "decoupled",
-    "stale",
-    "exact",
-    "1f1b",
-    "gpipe",
-    "interleaved",
-    "zerobubble",
-    "ddp",
-    "backprop",
-]
 
 
 @dataclass(frozen=True)
@@ -151,7 +140,7 @@ class PartitionRequest:
     keep_together: tuple[tuple[str, ...], ...] = ()
     memory_bytes: int | tuple[int, ...] | None = None
     groups: tuple[DeviceGroup, ...] = ()
-    schedule: ScheduleName = "auto"
+    schedule: Schedule = "auto"
     microbatches: int | Auto = "auto"
     replicas: int | Auto = "auto"
     shard: bool = False
