@@ -221,6 +221,42 @@ class Stage2(runtime.Stage):
 STAGES = (Stage0, Stage1, Stage2)
 """
 
+MLP_FOUR = """
+class Stage0(runtime.Stage):
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__(source, "scale", "offset", "layers.0", "drop")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(torch.relu(self.layers[0](x * self.scale + self.offset)))
+
+
+class Stage1(runtime.Stage):
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__(source, "layers.1", "drop")
+
+    def forward(self, first: Tensor) -> Tensor:
+        return self.drop(torch.relu(self.layers[1](first)))
+
+
+class Stage2(runtime.Stage):
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__(source, "layers.2", "drop")
+
+    def forward(self, second: Tensor) -> Tensor:
+        return self.drop(torch.relu(self.layers[2](second)))
+
+
+class Stage3(runtime.Stage):
+    def __init__(self, source: nn.Module) -> None:
+        super().__init__(source, "last")
+
+    def forward(self, third: Tensor) -> Tensor:
+        return self.last(third)
+
+
+STAGES = (Stage0, Stage1, Stage2, Stage3)
+"""
+
 CONV_TWO = """
 class Stage0(runtime.Stage):
     def __init__(self, source: nn.Module) -> None:
@@ -299,6 +335,9 @@ def interface(source: int, to: int, *tensors: dict[str, Any], **keys: Any) -> di
     } | keys
 
 
+MLP4_NAMES = ("x", "first", "second", "third", "output")
+MLP4_PARTS = ("layers.0", "layers.1", "layers.2", "last")
+
 KINDS: dict[str, tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] = {
     "mlp2": (
         MLP,
@@ -315,6 +354,12 @@ KINDS: dict[str, tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] = 
             stage(2, ["second"], ["output"], "last"),
         ],
         [interface(0, 1, tensor("first", 32)), interface(1, 2, tensor("second", 32))],
+    ),
+    "mlp4": (
+        MLP,
+        MLP_FOUR,
+        [stage(k, [MLP4_NAMES[k]], [MLP4_NAMES[k + 1]], part) for k, part in enumerate(MLP4_PARTS)],
+        [interface(k, k + 1, tensor(MLP4_NAMES[k + 1], 32)) for k in range(3)],
     ),
     "conv2": (
         CONV,

@@ -40,43 +40,6 @@ TRAIN = {"batch_size": 16, "epochs": 2, "seed": 3, "optimizer": SGD}
 # The last batch has 6 samples.
 UNEVEN = ("_data(100, 1)", "_data(54, 1)")
 EARLY = ("trainer.train(", "trainer.evaluate(test_batches)\n        trainer.train(")
-PARTS = ("layers.0", "layers.1", "layers.2", "last")
-
-MLP_FOUR = """
-class Stage0(runtime.Stage):
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__(source, "scale", "offset", "layers.0", "drop")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(torch.relu(self.layers[0](x * self.scale + self.offset)))
-
-
-class Stage1(runtime.Stage):
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__(source, "layers.1", "drop")
-
-    def forward(self, first: Tensor) -> Tensor:
-        return self.drop(torch.relu(self.layers[1](first)))
-
-
-class Stage2(runtime.Stage):
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__(source, "layers.2", "drop")
-
-    def forward(self, second: Tensor) -> Tensor:
-        return self.drop(torch.relu(self.layers[2](second)))
-
-
-class Stage3(runtime.Stage):
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__(source, "last")
-
-    def forward(self, third: Tensor) -> Tensor:
-        return self.last(third)
-
-
-STAGES = (Stage0, Stage1, Stage2, Stage3)
-"""
 
 # What a cut of the backward pass can get wrong: a layer used twice beside a parameter of its own, a
 # parameter that crosses as it is, tensors that are views, class indices and truth values between.
@@ -160,26 +123,18 @@ def _make(bundle: Make, rows: SimpleNamespace, kinds: Any) -> Make:
                 text = text.replace(old, new)
             return text
 
-        model = kinds["mlp2"][0]
-        if kind == "mlp4":
-            names = ["x", "first", "second", "third", "output"]
-            stages = [rows.stage(k, [names[k]], [names[k + 1]], PARTS[k]) for k in range(4)]
-            cuts = [
-                rows.interface(k, k + 1, rows.tensor(names[k + 1], 32), gradient="exact")
-                for k in range(3)
-            ]
-            which = (model, MLP_FOUR, stages, cuts)
-        else:
-            before, after = model.split("class MLP")
+        which: Any = kind
+        if kind == "rich4":
+            before, after = kinds["mlp4"][0].split("class MLP")
             model = before + RICH.lstrip() + after.split("build_model = MLP\n", 1)[1]
             square, left = rows.tensor("square", 4, 4), rows.tensor("left", 16)
             positive = rows.tensor("positive", 1, dtype="bool", grad=False)
             word = rows.tensor("word", dtype="int64", grad=False)
             table = rows.tensor("table") | {"shape": [2, 16]}
             cuts = [
-                rows.interface(0, 1, positive, square, gradient="exact"),
-                rows.interface(1, 2, word, left, gradient="exact"),
-                rows.interface(2, 3, rows.tensor("twice", 16), table, gradient="exact"),
+                rows.interface(0, 1, positive, square),
+                rows.interface(1, 2, word, left),
+                rows.interface(2, 3, rows.tensor("twice", 16), table),
             ]
             stages = [
                 rows.stage(0, ["x"], ["square", "positive"], "stem"),
@@ -189,7 +144,7 @@ def _make(bundle: Make, rows: SimpleNamespace, kinds: Any) -> Make:
             ]
             which = (model, RICH_FOUR, stages, cuts)
         plan = {"train": TRAIN | keys.pop("train", {})} | keys
-        return bundle(which, edit=edit, plan_keys=plan)
+        return bundle(which, edit=edit, plan_keys=plan, gradient="exact")
 
     return make
 

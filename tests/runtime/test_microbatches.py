@@ -29,42 +29,6 @@ SGD = {"name": "SGD", "options": {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e
 UNEVEN = ("_data(100, 1)", "_data(54, 1)")
 STEPS = 8
 
-MLP_FOUR = """
-class Stage0(runtime.Stage):
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__(source, "scale", "offset", "layers.0", "drop")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop(torch.relu(self.layers[0](x * self.scale + self.offset)))
-
-
-class Stage1(runtime.Stage):
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__(source, "layers.1", "drop")
-
-    def forward(self, first: Tensor) -> Tensor:
-        return self.drop(torch.relu(self.layers[1](first)))
-
-
-class Stage2(runtime.Stage):
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__(source, "layers.2", "drop")
-
-    def forward(self, second: Tensor) -> Tensor:
-        return self.drop(torch.relu(self.layers[2](second)))
-
-
-class Stage3(runtime.Stage):
-    def __init__(self, source: nn.Module) -> None:
-        super().__init__(source, "last")
-
-    def forward(self, third: Tensor) -> Tensor:
-        return self.last(third)
-
-
-STAGES = (Stage0, Stage1, Stage2, Stage3)
-"""
-
 # One layer in two stages; the earlier one owns it.
 TIED_FORWARD = """    def forward(self, x):
         stem = torch.relu(self.stem(x))
@@ -119,13 +83,9 @@ def _make(bundle: Make, rows: SimpleNamespace, kinds: Any) -> Make:
         which: Any = kind
         more: dict[str, Any] = {}
         if kind == "mlp4":
-            names = ["x", "first", "second", "third", "output"]
-            stages = [rows.stage(k, [names[k]], [names[k + 1]], f"part{k}") for k in range(4)]
-            cuts = [
-                rows.interface(k, k + 1, rows.tensor(names[k + 1], 32), gradient=gradient)
-                for k, gradient in enumerate(["exact", "synthetic", "exact"])
-            ]
-            which = (kinds["mlp2"][0], MLP_FOUR, stages, cuts)
+            *parts, cuts = kinds[kind]
+            gradients = ["exact", "synthetic", "exact"]
+            which = (*parts, [c | {"gradient": g} for c, g in zip(cuts, gradients, strict=True)])
         if kind == "tied3":
             names = ["x", "stem", "right", "output"]
             stages = [rows.stage(k, [names[k]], [names[k + 1]], f"part{k}") for k in range(3)]
