@@ -5,7 +5,7 @@ this reader takes just what a run uses into frozen values and ignores the rest (
 reasons). It also answers whether the files still belong together: `structure_digest` covers what
 `stages.py` was generated from, the SHA-256 sums in `plan.yaml` cover the files themselves. What a
 person may edit (`train`, `schedule`, and each interface's `gradient`, `head`, `window`,
-`warmup_steps`, `message`, `return_every`) is in neither.
+`warmup_steps`, `warmup_until`, `guard`, `message`, `return_every`) is in neither.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, get_args
 import yaml
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.guardplan import check_supervised, read_guard
 from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
 from dnic.runtime.plan import (
     Gradient,
@@ -39,7 +40,7 @@ from dnic.runtime.plan import (
     TensorSpec,
     batch_multiple,
 )
-from dnic.runtime.trainplan import check_training, read_training
+from dnic.runtime.trainplan import check_sparse_updates, check_training, read_training
 
 PLANNED_MODES = tuple(mode for mode in get_args(Mode) if mode not in ("oracle", "alone"))
 COMPILE_AGAIN = "dnic compile --plan plan.yaml writes the generated files anew"
@@ -193,6 +194,7 @@ def check_plan(plan: Plan, path: Path) -> None:
                 f"window {interface.window} is too small", where=where, expected="1 or more"
             )
         _check_returns(interface, where)
+        check_supervised(interface, where)
     schedule = plan.schedule
     if schedule.mode not in PLANNED_MODES:
         raise RuntimeFault(
@@ -205,6 +207,7 @@ def check_plan(plan: Plan, path: Path) -> None:
             "processes and microbatches must be 1 or more", where=f"{path}: schedule"
         )
     check_training(plan.train, len(plan.stages), path)
+    check_sparse_updates(plan, path)
 
 
 def _check_returns(interface: InterfacePlan, where: str) -> None:
@@ -323,6 +326,8 @@ def _interface(content: Mapping[str, Any]) -> InterfacePlan:
         warmup_steps="auto" if warmup == "auto" else int(warmup),
         message_dtype=content.get("message", "float32"),
         return_every=int(content.get("return_every", 1)),
+        warmup_until=content.get("warmup_until"),
+        guard=read_guard(content.get("guard")),
     )
 
 
@@ -344,4 +349,5 @@ def _head(content: Mapping[str, Any]) -> HeadPlan:
         context=content.get("context", "target"),
         lr=float(content.get("lr", 1e-3)),
         one_in=int(content.get("one_in", 1)),
+        train_every=int(content.get("train_every", 1)),
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dnic.runtime.links import Count, dtype_named
 from dnic.runtime.plan import Gradient, InterfacePlan, Mode, Plan, TensorSpec
+from dnic.runtime.updates import EVERY_STEP, Updates, update_probability
 
 WARMUP_MOST_STEPS = 200
 WARMUP_SHARE = 0.05
@@ -63,17 +64,19 @@ class Returns:
     Attributes:
         every: k; batch t comes back where `t % k == 0`, t counting all batches of a run.
         warmup: batches at the start of the run that all come back.
+        updates: of the stage above; in other steps it has no gradient to send.
     """
 
     every: int = 1
     warmup: int = 0
+    updates: Updates = EVERY_STEP
 
     def __contains__(self, step: int) -> bool:
-        return step < self.warmup or step % self.every == 0
+        return (step < self.warmup or step % self.every == 0) and step in self.updates
 
     def count(self, first: int, sent: Count) -> Count:
         """The messages that come back for those of a phase that begins with step `first`."""
-        if self.every == 1:
+        if self.every == 1 and self.updates.probability >= 1:
             return sent
         number = sum(step in self for step in range(first, first + sent.messages))
         last = first + sent.messages - 1
@@ -84,19 +87,23 @@ class Returns:
         )
 
     @classmethod
-    def of(cls, interface: InterfacePlan, total_steps: int) -> Returns:
-        """Those of an interface in a run of so many steps."""
-        return cls(interface.return_every, warmup_steps(interface, total_steps))
+    def of(cls, interface: InterfacePlan, total_steps: int, seed: int) -> Returns:
+        """Those of an interface in a run of so many steps, and with a seed."""
+        updates = Updates(interface.update_probability, seed, interface.to)
+        return cls(interface.return_every, warmup_steps(interface, total_steps), updates)
 
 
 def crossings(plan: Plan, mode: Mode) -> Crossings:
     """The interfaces of a plan in a mode."""
-    found = [_in_mode(interface, mode) for interface in plan.interfaces]
+    probability = update_probability(plan.train, mode)
+    found = [_in_mode(interface, mode, probability) for interface in plan.interfaces]
     late = _lateness(found, len(plan.stages))
     for index, row in enumerate(found):
         if row.gradient == "synthetic" and late[row.to] > late[row.source]:
             # A true gradient that comes later than the backward pass cannot be awaited.
-            found[index] = replace(row, warmup_steps=0)
+            found[index] = replace(_never_waiting(row), warmup_steps=0)
+        elif row.return_every != 1 or probability < 1:
+            found[index] = _never_waiting(row)
     return Crossings(tuple(found), late)
 
 
@@ -114,8 +121,16 @@ def rounded(tensor: Tensor, spec: TensorSpec) -> Tensor:
     return tensor.to(dtype_named(spec.message_dtype)).to(tensor.dtype)
 
 
-def _in_mode(interface: InterfacePlan, mode: Mode) -> InterfacePlan:
+def _never_waiting(interface: InterfacePlan) -> InterfacePlan:
+    """An interface whose guard cannot have it wait: not every gradient is there to be awaited."""
+    if interface.guard is None:
+        return interface
+    return replace(interface, guard=replace(interface.guard, fallback="none"))
+
+
+def _in_mode(interface: InterfacePlan, mode: Mode, probability: float) -> InterfacePlan:
     gradient = _gradient(interface, mode)
+    guarded = mode == "decoupled" and gradient == "synthetic"
     # The other modes are what decoupling is compared with: they send what backpropagation has.
     apart = mode in _APART
     return replace(
@@ -126,6 +141,9 @@ def _in_mode(interface: InterfacePlan, mode: Mode) -> InterfacePlan:
             for spec in interface.tensors
         ),
         return_every=interface.return_every if mode == "decoupled" else 1,
+        warmup_until=interface.warmup_until if guarded else None,
+        guard=interface.guard if guarded else None,
+        update_probability=probability,
     )
 
 

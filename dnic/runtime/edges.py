@@ -86,10 +86,14 @@ class InEdge:
         pair: the two stages.
         forward: where activations arrive.
         backward: where gradients leave; None without differentiable tensors.
+        seed: of the run.
     """
 
-    def __init__(self, pair: Pair, forward: Receiver, backward: Sender | None) -> None:
+    def __init__(
+        self, pair: Pair, forward: Receiver, backward: Sender | None, seed: int = 0
+    ) -> None:
         self._pair = pair
+        self._seed = seed
         self._forward = forward
         self._backward = backward
         self._returns = Returns()
@@ -106,7 +110,7 @@ class InEdge:
         self._forward.begin(self._pair.specs(header), self._pair.cut(header.count))
         if not gradients or self._backward is None or self._pair.interface is None:
             return
-        self._returns = Returns.of(self._pair.interface, total_steps)
+        self._returns = Returns.of(self._pair.interface, total_steps, self._seed)
         returned = self._returns.count(step, header.count)
         self._backward.begin(self._pair.differentiable, self._pair.cut(returned))
 
@@ -208,7 +212,7 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
         if rank == pair.to:
             arriving = transport.receiver(forward, kept)
             leaving = transport.sender(backward, pair.back, pair.back) if returns else None
-            below.append(InEdge(pair, arriving, leaving))
+            below.append(InEdge(pair, arriving, leaving, worker.seed))
             continue
         sender = transport.sender(forward, pair.slots, kept)
         source = None

@@ -24,7 +24,10 @@ its steps are over, so that no message is left and evaluation and shutdown find 
 `w` = window there are at most `w + 1` batches past an interface; that is the number of slots at
 both ends, receives posted ahead.
 
-An `exact` interface awaits its gradient in (4). Stages joined by such interfaces are a locked
+In a step without an update (`dnic.runtime.updates`) there is no (4) to (6) and no (8).
+
+An `exact` interface awaits its gradient in (4), and so does one whose heads warm up or that its
+guard does not trust (`dnic.runtime.guard`). Stages joined by such interfaces are a locked
 group: with one microbatch a step they run one after the other, with more they are a pipeline, in
 which a stage runs forwards ahead while it waits. Groups do not wait for one another: a window
 counts steps, whatever these are cut into. A stage with several interfaces awaits or predicts for
@@ -57,7 +60,6 @@ from torch.autograd import backward
 from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
 from dnic.runtime.cells import cut_all
-from dnic.runtime.crossing import Returns
 from dnic.runtime.edges import connect
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
@@ -67,10 +69,12 @@ from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
 from dnic.runtime.order import StageOrder
 from dnic.runtime.shared import connect_shared
-from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource
+from dnic.runtime.source_statistics import SourceStatistics
+from dnic.runtime.sources import GradientSource, Sent, restore_turns, turns_of
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
 from dnic.runtime.transport import Transport
+from dnic.runtime.updates import Updates, update_probability
 from dnic.runtime.worker import Worker
 
 
@@ -111,12 +115,14 @@ class Engine(Trainer):
         self._sources = [edge.source for edge in self._above if edge.source is not None]
         self._shared = connect_shared(worker, stage, transport)
         self._ends = transport.ends
-        self._order = StageOrder(worker.bundle.plan, worker.options.mode, worker.place.rank)
+        plan, mode, rank = worker.bundle.plan, worker.options.mode, worker.place.rank
+        self._order = StageOrder(plan, mode, rank)
+        self._updates = Updates(update_probability(plan.train, mode), worker.seed, rank)
 
     def state_dict(self) -> dict[str, Any]:
         """What this process must remember beside the model's parameters and buffers."""
         heads = {source.plan.name: source.state_dict() for source in self._sources}
-        return super().state_dict() | {"heads": heads}
+        return super().state_dict() | {"heads": heads, "turns": turns_of(self._sources)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
@@ -125,6 +131,7 @@ class Engine(Trainer):
         heads = state.get("heads", {})  # a pipeline's checkpoint has none
         for source in self._sources:
             source.load_state_dict(heads.get(source.plan.name, {}))
+        restore_turns(self._sources, state.get("turns", {}))
 
     def head_parameters(self) -> dict[str, Tensor]:
         """Parameters of this stage's heads, by `<interface>.<tensor>.<name>`."""
@@ -168,19 +175,26 @@ class Engine(Trainer):
         self._shared.exchange_values()  # 0
         self.optimizer.zero_grad(set_to_none=True)
         watch.lap("share")
-        for one in self._order.passes(self.step, number):
+        updates = self.step in self._updates
+        awaited = self._turn(self.step) if updates else []
+        for one in self._order.passes(self.step, number, awaited):
             if one.forward:
                 between.append(self._forward(fed, number, watch))
                 continue
             done = between.popleft()
-            self._backward(done, watch)
+            (self._backward if updates else self._pass_by)(done, watch)
             if done.loss is not None:
                 losses.append(done.loss.detach())
-        self._settle(self.step, watch)
+        self._settle(self.step, watch, updates=updates)
         self.step += 1
         return mean_loss(losses)
 
-    def _settle(self, now: int, watch: Stopwatch) -> None:
+    def _turn(self, step: int) -> list[str]:
+        """Begins a step with an update; the interfaces whose true gradient is awaited."""
+        sources = self._sources
+        return [source.plan.name for source in sources if source.turn(step, self.version)]
+
+    def _settle(self, now: int, watch: Stopwatch, *, updates: bool = True) -> None:
         """What follows the backward passes of a batch; `now` counts on past an epoch's end."""
         self._shared.send_gradients()  # 6
         watch.lap("send back")
@@ -188,9 +202,12 @@ class Engine(Trainer):
             source.take(now, self.version)
         self._shared.take_gradients()
         watch.lap("take")
-        self._update()  # 8
+        if updates:
+            self._update()  # 8
+            self.version += 1
+        else:
+            self.learning_rate.skipped()
         watch.lap("update")
-        self.version += 1
         for source in self._sources:  # 9
             source.learn()
         watch.lap("learn")
@@ -228,6 +245,15 @@ class Engine(Trainer):
             backward([done.loss], [share])  # 5
         watch.lap("backward")
         for below in self._below:  # 6
+            below.send_back(done.inputs, self.step)
+        watch.lap("send back")
+
+    def _pass_by(self, done: _Microbatch, watch: Stopwatch) -> None:
+        """In place of the backward pass, where the stage does not update."""
+        for source in self._sources:
+            numbers = self.step, self.version, done.number
+            source.pass_by(self._sent(source, done.outputs, done.target, *numbers))
+        for below in self._below:  # which know that no gradient comes
             below.send_back(done.inputs, self.step)
         watch.lap("send back")
 
@@ -293,13 +319,21 @@ class Engine(Trainer):
         """The outputs to go back from and their gradients, summed over the stages above."""
         sums: dict[str, Tensor] = {}
         for source in self._sources:
-            names = [spec.name for spec in source.plan.differentiable]
-            tensors = [self._kept(outputs[name].detach()) for name in names]
-            given = source.gradient(Sent(step, version, tensors, target, number))
-            for name, gradient in zip(names, given, strict=True):
+            given = source.gradient(self._sent(source, outputs, target, step, version, number))
+            for spec, gradient in zip(source.plan.differentiable, given, strict=True):
+                name = spec.name
                 sums[name] = sums[name] + gradient if name in sums else gradient
         used = [name for name in sums if outputs[name].requires_grad]
         return [outputs[name] for name in used], [sums[name] for name in used]
+
+    def _sent(
+        self, source: GradientSource, outputs: dict[str, Tensor], target: Tensor, *numbers: int
+    ) -> Sent:
+        """What went over a source's interface; the numbers of step, version and microbatches."""
+        names = [spec.name for spec in source.plan.differentiable]
+        step, version, number = numbers
+        tensors = [self._kept(outputs[name].detach()) for name in names]
+        return Sent(step, version, tensors, target, number)
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """The tensor, or a copy if it is (a view of) an input that will be overwritten."""
@@ -330,8 +364,7 @@ class Engine(Trainer):
             total = min(total, options.max_steps)
         self._order.begin(total)
         for source in self._sources:
-            if isinstance(source, SyntheticSource):
-                source.returns = Returns.of(source.plan, total)
+            source.expect(total)
             source.statistics = SourceStatistics()
         for below in self._below:
             below.begin(header, self.step, total, gradients=gradients)
@@ -355,14 +388,7 @@ class Engine(Trainer):
         return sum(end.slots_bytes for end in self._ends)
 
     def _interface_figures(self) -> dict[str, dict[str, Any]]:
-        return {
-            source.plan.name: {
-                "gradient": source.kind,
-                "window": source.plan.window,
-                **source.statistics.summary(),
-            }
-            for source in self._sources
-        }
+        return {source.plan.name: source.figures() for source in self._sources}
 
     def _live_figures(self, loss: Tensor | None) -> dict[str, Any]:
         figures: dict[str, Any] = {"interfaces": self._interface_figures()}

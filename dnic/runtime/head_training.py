@@ -13,6 +13,7 @@ for the device. Heads of replicas are not averaged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from dnic.runtime.head_axis import BatchAxis
 from dnic.runtime.heads import Head
+from dnic.runtime.microbatches import Returned
 
 # The scale follows the gradients' own decay within ten batches or so, the statistics of activations
 # drift more slowly.
@@ -38,12 +40,14 @@ class HeadStatistics:
     Attributes:
         cosine: of the angle between the two, over the whole batch; 0 when one of them is zero.
         norm_ratio: norm of the predicted gradient over that of the true one.
-        loss: mean squared error in normalised units; 1 for a head that predicts zero.
+        loss: mean squared error in normalised units; about 1 for a head that predicts zero.
+        zero: what a head that predicts zero has; 1 on average, if gradients are much of one size.
     """
 
     cosine: Tensor
     norm_ratio: Tensor
     loss: Tensor
+    zero: Tensor
 
 
 class HeadTrainer:
@@ -154,6 +158,18 @@ class HeadTrainer:
         self._steps = int(state["steps"])
 
 
+def learn_all(trainers: Sequence[HeadTrainer], batch: Returned) -> HeadStatistics:
+    """One step of every head of an interface on the same batch; the mean of their statistics."""
+    found = [
+        trainer.learn(tensor, batch.target, gradient)
+        for trainer, tensor, gradient in zip(trainers, batch.tensors, batch.gradients, strict=True)
+    ]
+    if len(found) == 1:
+        return found[0]
+    columns = zip(*(vars(one).values() for one in found), strict=True)
+    return HeadStatistics(*(torch.stack(column).mean() for column in columns))
+
+
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.reshape(-1), b.reshape(-1))
 
@@ -171,4 +187,5 @@ def _compare(products: Tensor, square: Tensor, unit: Tensor, elements: int) -> H
     norms = products[0].sqrt(), square.sqrt()
     cosine = products[1] / (norms[0] * norms[1]).clamp(min=tiny)
     ratio = norms[0] / (norms[1] * unit).clamp(min=tiny)
-    return HeadStatistics(cosine, ratio, products[2] / elements)
+    zero = square * unit * unit / elements
+    return HeadStatistics(cosine, ratio, products[2] / elements, zero)

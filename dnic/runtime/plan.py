@@ -18,6 +18,7 @@ Precision = Literal["fp32", "bf16"]
 Interval = Literal["step", "epoch"]
 Mode = Literal["decoupled", "stale", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b", "alone"]
 MessageDtype = Literal["float32", "bfloat16"]
+Fallback = Literal["exact", "none"]
 Key = str | int
 Path = tuple[Key, ...]
 
@@ -44,13 +45,36 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """The head of a synthetic interface; it learns from one in so many samples of each batch."""
+    """The head of a synthetic interface.
+
+    It learns from one in `one_in` samples of each `train_every`-th batch whose gradients come back.
+    """
 
     hidden_layers: int
     width: int | None
     context: Literal["target", "none"]
     lr: float
     one_in: int = 1
+    train_every: int = 1
+
+
+@dataclass(frozen=True)
+class GuardPlan:
+    """When an interface does without its head (`dnic.runtime.guard`).
+
+    Attributes:
+        check_every: learnt batches of one check.
+        patience: failed checks in a row after which the head is not used.
+        retry_after: steps until it is tried again; twice as many every further time.
+        minimum: part of the true gradient's variance that a head must explain more than.
+        fallback: `exact` waits for the true gradient, `none` goes on with the gradient zero.
+    """
+
+    check_every: int = 50
+    patience: int = 3
+    retry_after: int = 500
+    minimum: float = 0.0
+    fallback: Fallback = "exact"
 
 
 @dataclass(frozen=True)
@@ -61,6 +85,10 @@ class InterfacePlan:
         message_dtype: of wider floating tensors and their gradients on the way; `float32` sends
             all as they are.
         return_every: the true gradient of every so many batches comes back.
+        warmup_until: part of the true gradient's variance at which a head has warmed up before its
+            time; None: when its steps are over.
+        guard: of the head; None: it is used whatever it is worth.
+        update_probability: of the stage above, in the mode of a run (`dnic.runtime.crossing`).
     """
 
     name: str
@@ -73,6 +101,9 @@ class InterfacePlan:
     warmup_steps: int | Literal["auto"]
     message_dtype: MessageDtype = "float32"
     return_every: int = 1
+    warmup_until: float | None = None
+    guard: GuardPlan | None = None
+    update_probability: float = 1.0
 
     @property
     def differentiable(self) -> tuple[TensorSpec, ...]:
@@ -113,6 +144,7 @@ class TrainPlan:
         precision: of the forward passes.
         recompute: which stages compute their activations again in the backward pass.
         compile: whether `torch.compile` compiles the stages.
+        update_probability: of each stage in each step of a decoupled run (`dnic.runtime.updates`).
     """
 
     batch_size: int
@@ -125,6 +157,7 @@ class TrainPlan:
     precision: Precision = "fp32"
     recompute: bool | tuple[int, ...] = False
     compile: bool = False
+    update_probability: float = 1.0
 
 
 @dataclass(frozen=True)

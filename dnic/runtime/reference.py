@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,11 @@ from dnic.runtime.record import Record
 from dnic.runtime.reference_parts import PassingBatch, ReferenceInterface, ReferenceStage, Tie
 from dnic.runtime.seeds import random_state, seed_everything, stage_seed
 from dnic.runtime.shared import borrowed_parameters, channels
-from dnic.runtime.sources import build_trainers
 from dnic.runtime.stage import check_ownership
+from dnic.runtime.supervision import Supervision
+from dnic.runtime.trainers import build_trainers
+from dnic.runtime.updates import Updates, update_probability
 from dnic.runtime.worker import initial_model
-
-if TYPE_CHECKING:
-    pass
 
 
 class Reference:
@@ -132,7 +131,7 @@ class Reference:
                     heads = build_trainers(plan, self._plan.target, cpu, self._seed)
                     oracle = mode == "oracle"
                 window = 1 if oracle else plan.window + crossed.late[plan.to]
-                above.append(ReferenceInterface(plan, oracle, window, heads))
+                above.append(ReferenceInterface(plan, oracle, window, heads, Supervision(plan)))
         row, late = self._plan.stages[index], crossed.late[index]
         rows = [plan for plan in crossed.interfaces if plan.to == index]
         arriving = {spec.name: spec for plan in rows for spec in plan.tensors}
@@ -140,8 +139,9 @@ class Reference:
         rate = planned_learning_rate(train, optimizer)
         if rate.needs_evaluation:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
+        updates = Updates(update_probability(train, mode), self._seed, index)
         return ReferenceStage(
-            module, *names, optimizer, rate, limit, arriving, above, late, random_state()
+            module, *names, optimizer, rate, limit, arriving, above, late, random_state(), updates
         )
 
     def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
@@ -157,8 +157,9 @@ class Reference:
         for stage in self._stages:
             stage.module.train()
             for interface in stage.above:
+                interface.supervision.begin(total)
                 if not interface.oracle:
-                    interface.returns = Returns.of(interface.plan, total)
+                    interface.returns = Returns.of(interface.plan, total, self._seed)
         for epoch in range(1, epochs + 1):
             if self._step < total:
                 self._epoch(epoch, total)
@@ -179,6 +180,15 @@ class Reference:
             for key, value in head.head.named_parameters()
         }
         return Record(list(self.losses), parameters, heads)
+
+    def turns(self) -> dict[str, list[dict[str, Any]]]:
+        """What the guard of each interface with heads has changed, as a run's records have it."""
+        return {
+            interface.plan.name: interface.supervision.figures()["turns"]
+            for stage in self._stages
+            for interface in stage.above
+            if interface.heads
+        }
 
     def _epoch(self, epoch: int, total: int) -> None:
         with self._stages[0].own_random_numbers():
@@ -237,7 +247,10 @@ class Reference:
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
                 if len(stage.open) > stage.late:
-                    self._backward(stage)
+                    if self._step in stage.updates:
+                        self._backward(stage)
+                    else:
+                        _pass_by(stage)
                     going.append(stage)
                 else:
                     for tie in self._ties:
@@ -298,7 +311,10 @@ class Reference:
     def _backward(self, stage: ReferenceStage) -> None:
         """Backward of one stage's oldest batch; the stages above have done theirs."""
         stage.optimizer.zero_grad(set_to_none=True)
-        for batch in stage.open.popleft():
+        parts = stage.open.popleft()
+        for interface in stage.above:
+            interface.turn(parts[0].step)
+        for batch in parts:
             if stage is self._stages[-1]:
                 # The mean of the parts' means is the batch's.
                 backward([batch.loss], [torch.full_like(batch.loss, 1 / batch.number)])
@@ -320,14 +336,14 @@ class Reference:
 
     def _update(self, stage: ReferenceStage, now: int) -> None:
         """Update and head training of one stage."""
-        self._clip(stage)
-        stage.optimizer.step()
-        stage.learning_rate.updated()
+        if now in stage.updates:
+            self._clip(stage)
+            stage.optimizer.step()
+            stage.learning_rate.updated()
+        else:
+            stage.learning_rate.skipped()
         for interface in stage.above:
-            while interface.waiting:
-                step = interface.waiting[0].step
-                if step > now - (0 if step < interface.returns.warmup else interface.window):
-                    break
+            while interface.waiting and interface.due(now):
                 interface.learn()
 
     def _used(self, interface: ReferenceInterface, batch: PassingBatch) -> list[Tensor]:
@@ -335,11 +351,17 @@ class Reference:
         true = batch.true(interface.plan)
         if not interface.heads:
             return true
-        if batch.step in interface.returns:
+        returns = batch.step in interface.returns
+        if returns:
             interface.waiting.append(batch)
-        if interface.oracle or batch.step < interface.returns.warmup:
+        awaits = returns and interface.supervision.awaits and not interface.oracle
+        if awaits:
+            interface.awaited = batch.step
+        if interface.oracle or awaits:
             # Autograd may add to what it is given.
             return [gradient.clone() for gradient in true]
+        if interface.supervision.regime == "none":
+            return [torch.zeros_like(gradient) for gradient in true]
         return [
             head.predict(tensor, batch.target, batch.number)
             for head, tensor in zip(interface.heads, interface.sent(batch), strict=True)
@@ -358,3 +380,11 @@ class Reference:
                 tie.give()
             if tie.owner is stage and tie.due():
                 tie.take()
+
+
+def _pass_by(stage: ReferenceStage) -> None:
+    """In place of a backward pass: true gradients come all the same, and heads learn from them."""
+    for batch in stage.open.popleft():
+        for interface in stage.above:
+            if batch.step in interface.returns:
+                interface.waiting.append(batch)

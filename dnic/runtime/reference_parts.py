@@ -6,20 +6,20 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dnic.runtime.crossing import Returns, rounded
+from dnic.runtime.head_training import HeadTrainer, learn_all
 from dnic.runtime.lr import LearningRate
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import InterfacePlan, TensorSpec
 from dnic.runtime.seeds import random_state, restore_random_state
 from dnic.runtime.shared import Channel, take_gradient
-
-if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadTrainer
+from dnic.runtime.supervision import Supervision
+from dnic.runtime.updates import Updates
 
 
 @dataclass
@@ -55,8 +55,10 @@ class ReferenceInterface:
     oracle: bool
     window: int
     heads: list[HeadTrainer]
+    supervision: Supervision
     returns: Returns = field(default_factory=Returns)
     waiting: deque[PassingBatch] = field(default_factory=deque)
+    awaited: int = -1  # the last step whose true gradient was awaited
 
     @property
     def names(self) -> list[str]:
@@ -67,16 +69,27 @@ class ReferenceInterface:
         """What crossed, without its history."""
         return [batch.values[name].detach() for name in self.names]
 
+    def turn(self, step: int) -> None:
+        """Begins a step with an update."""
+        if self.supervision.turn(step) and not self.oracle:
+            while self.waiting:
+                self.learn()
+
+    def due(self, now: int) -> bool:
+        """Whether the oldest batch is to be learnt from."""
+        step = self.waiting[0].step
+        return step == self.awaited or step <= now - self.window
+
     def learn(self) -> None:
-        """Trains the heads on the oldest batch, of which all microbatches wait."""
+        """Trains the heads on the oldest batch, of which all microbatches wait, if they are to."""
         step = self.waiting[0].step
         parts = []
         while self.waiting and self.waiting[0].step == step:
             part = self.waiting.popleft()
             parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
-        batch = whole(self.plan.differentiable, parts)
-        for head, tensor, true in zip(self.heads, batch.tensors, batch.gradients, strict=True):
-            head.learn(tensor, batch.target, true)
+        if self.supervision.learns():
+            batch = whole(self.plan.differentiable, parts)
+            self.supervision.learnt(learn_all(self.heads, batch))
 
 
 @dataclass
@@ -93,6 +106,7 @@ class ReferenceStage:
     above: list[ReferenceInterface]
     late: int
     random: dict[str, Any]
+    updates: Updates
     open: deque[list[PassingBatch]] = field(default_factory=deque)  # forward, not yet back
 
     @property

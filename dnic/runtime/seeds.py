@@ -18,6 +18,7 @@ from numpy.random import SeedSequence
 _STAGE_STREAM = 1
 _EPOCH_STREAM = 2
 _HEAD_STREAM = 3
+_UPDATE_STREAM = 4
 
 
 def seed_everything(seed: int) -> None:
@@ -44,6 +45,11 @@ def head_seed(seed: int, source: int, to: int, tensor: int) -> int:
     with heads and without.
     """
     return _mixed(seed, _HEAD_STREAM, source, to, tensor)
+
+
+def update_draw(seed: int, stage: int, step: int) -> float:
+    """A number from 0 to 1, below 1, that decides whether a stage updates in a step."""
+    return _mixed(seed, _UPDATE_STREAM, stage, step) / 2**63
 
 
 def random_state() -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Where the gradient at an interface comes from: awaited, predicted, or both.
 
 One object for each interface that a stage sends differentiable tensors over. The engine calls
-`gradient` before the backward pass of every microbatch; in every step `take` (before the update)
-and `learn` (after it); at the end of an epoch `drain`. Heads predict for each microbatch and learn
+`turn` at the start of every step; `gradient` before the backward pass of every microbatch (in a
+step without update `pass_by`); in every step `take` (before the update) and `learn` (after it); at
+the end of an epoch `drain`. Heads predict for each microbatch and learn
 once a step, on the whole batch: what they learn, and how fast, does not depend on how batches are
 cut. `torch.distributed.pipelining` knows only awaited gradients.
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,46 +24,15 @@ from torch import Tensor
 
 from dnic.runtime.crossing import Returns
 from dnic.runtime.crossing import warmup_steps as warmup_steps
-from dnic.runtime.links import Count, Receiver, dtype_named
+from dnic.runtime.links import Count, Receiver
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, TargetPlan
-from dnic.runtime.seeds import head_seed
+from dnic.runtime.source_statistics import SourceStatistics
+from dnic.runtime.supervision import Supervision
 
 if TYPE_CHECKING:
     from dnic.runtime.head_training import HeadTrainer
-
-
-@dataclass
-class SourceStatistics:
-    """Sums over the steps of an epoch.
-
-    `cosine` and `norm_ratio` compare predicted with true gradients, averaged over an interface's
-    tensors; `lateness` counts the stage's updates between computing an activation and taking its
-    true gradient.
-    """
-
-    learned: int = 0
-    cosine: float | Tensor = 0.0
-    norm_ratio: float | Tensor = 0.0
-    taken: int = 0
-    lateness: int = 0
-    lateness_max: int = 0
-
-    def late(self, updates: int) -> None:
-        """Counts a gradient that was taken so many updates after its activation."""
-        self.taken += 1
-        self.lateness += updates
-        self.lateness_max = max(self.lateness_max, updates)
-
-    def summary(self) -> dict[str, float | None]:
-        """Means; None where nothing was counted."""
-        return {
-            "cosine": float(self.cosine) / self.learned if self.learned else None,
-            "norm_ratio": float(self.norm_ratio) / self.learned if self.learned else None,
-            "lateness": self.lateness / self.taken if self.taken else None,
-            "lateness_max": float(self.lateness_max) if self.taken else None,
-        }
 
 
 @dataclass(frozen=True)
@@ -97,6 +67,7 @@ class GradientSource(ABC):
     def __init__(self, plan: InterfacePlan, returned: Receiver) -> None:
         self.plan = plan
         self.statistics = SourceStatistics()
+        self.supervision: Supervision | None = None  # where there are heads
         self._returned = returned
 
     def begin(self, count: Count, step: int, microbatches: int) -> None:
@@ -108,6 +79,24 @@ class GradientSource(ABC):
             microbatches: into which each is cut, at most.
         """
         self._returned.begin(self.plan.differentiable, count.cut(microbatches))
+
+    def expect(self, total_steps: int) -> None:
+        """Takes over how long the run is, of which warming up may be a part."""
+        if self.supervision is not None:
+            self.supervision.begin(total_steps)
+
+    def turn(self, step: int, version: int) -> bool:
+        """Begins a step with an update; whether its true gradients are awaited."""
+        return True
+
+    def pass_by(self, sent: Sent) -> None:
+        """In place of `gradient`, in a step in which the stage does not update."""
+        raise RuntimeError("a stage that waits for gradients updates in every step")
+
+    def figures(self) -> dict[str, Any]:
+        """For the epoch's record."""
+        figures = {"gradient": self.kind, "window": self.plan.window, **self.statistics.summary()}
+        return figures if self.supervision is None else figures | self.supervision.figures()
 
     @abstractmethod
     def gradient(self, sent: Sent) -> list[Tensor]:
@@ -193,11 +182,13 @@ class StaleSource(ExactSource):
 class SyntheticSource(GradientSource):
     """Predicts the gradient; the true one arrives `window` steps later and trains the heads.
 
-    During the first batches of a run it waits like `ExactSource`, and the heads learn in the same
-    step. After that the gradients of those batches arrive that `returns` names; no others are sent.
+    During the first batches of a run, and where its guard says so, it waits like `ExactSource`, and
+    the heads learn in the same step. Else the gradients of those batches arrive that `returns`
+    names; no others are sent.
 
     Args:
         late: batches by which the stage above is late itself.
+        seed: of the run.
     """
 
     kind = "synthetic"
@@ -209,27 +200,50 @@ class SyntheticSource(GradientSource):
         trainers: Sequence[HeadTrainer],
         *,
         late: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(plan, returned)
         self.returns = Returns(plan.return_every)
+        self.supervision = self._supervised = Supervision(plan)
+        self._seed = seed
         self._trainers = trainers
         self._window = plan.window + late
         self._pending: deque[Sent] = deque()
         self._due: list[tuple[Sent, list[Tensor]]] = []  # the microbatches of one step
 
+    def expect(self, total_steps: int) -> None:
+        """Takes over how long the run is."""
+        super().expect(total_steps)
+        self.returns = Returns.of(self.plan, total_steps, self._seed)
+
     def begin(self, count: Count, step: int, microbatches: int) -> None:
         """Posts the receives of an epoch: of those gradients that are sent."""
         super().begin(self.returns.count(step, count), step, microbatches)
 
+    def turn(self, step: int, version: int) -> bool:
+        """Whether the true gradients are awaited; then those that are under way come first."""
+        awaits = self._supervised.turn(step)
+        if awaits:
+            self.drain(version)
+        return awaits
+
     def gradient(self, sent: Sent) -> list[Tensor]:
-        """Predicted gradients; the true ones while warming up."""
-        if sent.step < self.returns.warmup:
+        """Predicted gradients; the true ones while it waits for them."""
+        returns = sent.step in self.returns
+        if returns and self._supervised.awaits:
             gradients = self._returned.receive()
             self._due.append((replace(sent, target=sent.target.clone()), gradients))
             return _copies(gradients)
+        if returns:
+            self._pending.append(replace(sent, target=sent.target.clone()))
+        if self._supervised.regime == "none":
+            return [torch.zeros_like(tensor) for tensor in sent.tensors]
+        return self._predict(sent)
+
+    def pass_by(self, sent: Sent) -> None:
+        """Notes that a true gradient will come all the same, and when."""
         if sent.step in self.returns:
             self._pending.append(replace(sent, target=sent.target.clone()))
-        return self._predict(sent)
 
     def take(self, step: int, version: int) -> None:
         """Waits for the gradient of the batch `window` steps ago."""
@@ -239,21 +253,19 @@ class SyntheticSource(GradientSource):
             self.statistics.late(version - self._due[0][0].version)
 
     def learn(self) -> None:
-        """One step of every head on the gradients that `take` got."""
+        """One step of every head on the gradients that `take` got, if it is its turn to learn."""
         if not self._due:
             return
-        batch = whole(
-            self.plan.differentiable,
-            [Returned(sent.tensors, sent.target, given) for sent, given in self._due],
-        )
-        share = 1.0 / len(self._trainers)
-        for trainer, tensor, gradient in zip(
-            self._trainers, batch.tensors, batch.gradients, strict=True
-        ):
-            figures = trainer.learn(tensor, batch.target, gradient)
-            self.statistics.cosine = self.statistics.cosine + figures.cosine * share
-            self.statistics.norm_ratio = self.statistics.norm_ratio + figures.norm_ratio * share
-        self.statistics.learned += 1
+        if self._supervised.learns():
+            from dnic.runtime.head_training import learn_all
+
+            batch = whole(
+                self.plan.differentiable,
+                [Returned(sent.tensors, sent.target, given) for sent, given in self._due],
+            )
+            figures = learn_all(self._trainers, batch)
+            self._supervised.learnt(figures)
+            self.statistics.add(figures)
         for _ in self._due:
             self._returned.release()
         self._due.clear()
@@ -307,6 +319,10 @@ class OracleSource(SyntheticSource):
         super().__init__(plan, returned, trainers)
         self._true: deque[list[Tensor]] = deque()
 
+    def turn(self, step: int, version: int) -> bool:
+        """The true gradients are awaited; those of the step before are here already."""
+        return True
+
     def gradient(self, sent: Sent) -> list[Tensor]:
         """The true gradients; the predicted ones are computed and dropped."""
         sent = replace(sent, target=sent.target.clone())
@@ -355,35 +371,25 @@ def build_source(
         return ExactSource(plan, returned)
     if plan.gradient == "stale":
         return StaleSource(plan, returned)
+    from dnic.runtime.trainers import build_trainers
+
     trainers = build_trainers(plan, target, device, seed)
     if mode == "oracle":
         return OracleSource(plan, returned, trainers)
-    return SyntheticSource(plan, returned, trainers, late=late)
+    return SyntheticSource(plan, returned, trainers, late=late, seed=seed)
 
 
-def build_trainers(
-    plan: InterfacePlan, target: TargetPlan | None, device: torch.device, seed: int
-) -> list[HeadTrainer]:
-    """A head with its trainer for every differentiable tensor of a synthetic interface."""
-    from dnic.runtime.head_axis import batch_axis
-    from dnic.runtime.head_training import HeadTrainer
-    from dnic.runtime.heads import HeadSpec, build_head
+def turns_of(sources: Sequence[GradientSource]) -> dict[str, Any]:
+    """What the next turns of a stage's interfaces depend on, by interface."""
+    return {
+        source.plan.name: source.supervision.state_dict()
+        for source in sources
+        if source.supervision is not None
+    }
 
-    head = plan.head
-    if head is None:
-        raise ValueError("a synthetic interface without a head")  # check_plan has refused it
-    spec = HeadSpec(hidden_layers=head.hidden_layers, width=head.width, context=head.context)
-    trainers = []
-    for number, tensor in enumerate(plan.differentiable):
-        axis, sample_shape = batch_axis(tensor.shape)
-        built = build_head(
-            sample_shape,
-            dtype_named(tensor.dtype),
-            spec,
-            target.classes if target else None,
-            target.sample_shape if target else None,
-            dtype_named(target.dtype) if target else None,
-            seed=head_seed(seed, plan.source, plan.to, number),
-        )
-        trainers.append(HeadTrainer(built.to(device), head.lr, axis, head.one_in))
-    return trainers
+
+def restore_turns(sources: Sequence[GradientSource], turns: Mapping[str, Any]) -> None:
+    """Restores what `turns_of` returned; interfaces without an entry start anew."""
+    for source in sources:
+        if source.supervision is not None and source.plan.name in turns:
+            source.supervision.load_state_dict(turns[source.plan.name])
