@@ -186,11 +186,11 @@ def _interfaces_left(plan: Plan) -> list[PlannedInterface]:
 
 def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
     """An interface of a plan in the words of a spec."""
-    kept = {"gradient", "window", "warmup_steps", "return_every"}
+    kept = {"gradient", "window", "warmup_steps", "warmup_until", "guard", "return_every"}
     again: dict[str, Any] = interface.model_dump(include=kept)
     again["message"] = {"float32": "fp32", "bfloat16": "bf16"}[interface.message]
     if interface.head is not None:
-        asked = {"hidden_layers", "width", "context", "lr", "one_in"}
+        asked = {"hidden_layers", "width", "context", "lr", "one_in", "train_every"}
         head = interface.head.model_dump(include=asked)
         again["head"] = {key: value for key, value in head.items() if value is not None}
     return again

@@ -20,8 +20,8 @@ HEADER = """\
 # What dnic decided for this bundle, and why.
 #
 # Free to edit, effective at the next run: everything under `train`, and `gradient`, `head`,
-# `window`, `warmup_steps`, `message` and `return_every` of an interface. To move a cut, edit `cuts`
-# and write the bundle anew:
+# `window`, `warmup_steps`, `warmup_until`, `guard`, `message` and `return_every` of an interface.
+# To move a cut, edit `cuts` and write the bundle anew:
 #   dnic compile --plan plan.yaml -o ANOTHER_FOLDER
 """
 

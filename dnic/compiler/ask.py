@@ -6,6 +6,7 @@ from dnic.cost import DeviceProfile, Link, cost_model, load_profile
 from dnic.graph.graph import Graph
 from dnic.partition import InterfaceChoice, Links, PartitionRequest
 from dnic.partition.plan import (
+    PlannedGuard,
     PlannedLrScheduler,
     PlannedNames,
     PlannedOptimizer,
@@ -14,6 +15,7 @@ from dnic.partition.plan import (
 from dnic.partition.request import DeviceGroup
 from dnic.spec import InterfaceSpec, LinkSpec, Spec
 from dnic.spec.devices import GroupSpec
+from dnic.spec.guard import GuardSpec
 from dnic.spec.modelfile import ModelFile
 
 
@@ -46,6 +48,7 @@ def training_of(spec: Spec, batch_size: int) -> PlannedTraining:
         precision=spec.train.precision,
         recompute=spec.train.recompute,
         compile=spec.train.compile,
+        update_probability=spec.train.update_probability,
         seed=spec.train.seed,
     )
 
@@ -147,6 +150,12 @@ def _link(link: LinkSpec) -> Link:
     )
 
 
+def _guard(guard: GuardSpec) -> PlannedGuard | None:
+    if not guard.enabled:
+        return None
+    return PlannedGuard.model_validate(guard.model_dump(exclude={"enabled"}))
+
+
 def _choice(interface: InterfaceSpec) -> InterfaceChoice:
     return InterfaceChoice(
         gradient=interface.gradient,
@@ -157,8 +166,11 @@ def _choice(interface: InterfaceSpec) -> InterfaceChoice:
         context=interface.head.context,
         lr=interface.head.lr,
         one_in=interface.head.one_in,
+        train_every=interface.head.train_every,
         window=interface.window,
         warmup_steps=interface.warmup_steps,
+        warmup_until=interface.warmup_until,
+        guard=_guard(interface.guard),
         message=interface.message,
         return_every=interface.return_every,
     )

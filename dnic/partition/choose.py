@@ -183,7 +183,7 @@ def _problem(
         messages_us[gap] += message_us(message.gradient_nbytes, costs.profile) / every
         if point.shared:
             messages_us[gap] += 2 * message_us(point.shared_nbytes, costs.profile)
-        head_us[gap] = heads.forward_us + heads.train_us / every
+        head_us[gap] = heads.forward_us + heads.train_us / here.learns_every
         buffers[gap] = message.nbytes * (SMALLEST_WINDOW + 1)
         head_bytes[gap] = buffers[gap] + head_memory_bytes(heads)
         source = "stale" if here.stale else SYNTHETIC

@@ -82,6 +82,7 @@ def plan_head(
         context=context,
         lr=choice.lr,
         one_in=one_in,
+        train_every=choice.train_every,
         parameters=cost.parameters,
         forward_us=cost.forward_us,
         train_us=cost.train_us,

@@ -218,8 +218,8 @@ def _gradient(crossing: Crossing, choice: InterfaceChoice, placement: Placement)
 
 
 def _head_us(cost: HeadCost, choice: InterfaceChoice) -> float:
-    """A head's time in a mean step: it learns from the gradients that come back."""
-    return cost.forward_us + cost.train_us / choice.return_every
+    """A head's time in a mean step: it learns from gradients that come back, or from some."""
+    return cost.forward_us + cost.train_us / choice.learns_every
 
 
 def _why_exact(
@@ -360,6 +360,8 @@ def _interface(
             "head": head,
             "window": flow.window,
             "warmup_steps": choice.warmup_steps,
+            "warmup_until": choice.warmup_until,
+            "guard": choice.guard or False,
             "message": message.dtype,
             "return_every": flow.return_every,
             "transfer_us": transfer_us(message.nbytes, flow.link),

@@ -117,6 +117,7 @@ class PlannedTraining(Part):
         precision: of forward passes and losses; `bf16` is torch's autocast.
         recompute: whether activations are computed again in the backward pass; or which stages'.
         compile: whether `torch.compile` compiles the stages.
+        update_probability: with which each stage updates in each step of a decoupled run.
     """
 
     batch_size: int
@@ -127,6 +128,7 @@ class PlannedTraining(Part):
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool | tuple[int, ...] = False
     compile: bool = False
+    update_probability: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
 
 
@@ -210,8 +212,8 @@ class PlannedHead(Part):
     """The module that predicts the gradient at an interface.
 
     `width` is the rank of the hidden layers; None means full width (0 hidden layers: one linear
-    map without a bottleneck). It learns from one in `one_in` samples of a batch. `forward_us` and
-    `train_us` are predicted.
+    map without a bottleneck). It learns from one in `one_in` samples of every `train_every`-th
+    batch whose gradients come back. `forward_us` and `train_us` are predicted, of one batch.
     """
 
     hidden_layers: int = Field(ge=0, le=3)
@@ -219,19 +221,42 @@ class PlannedHead(Part):
     context: Literal["target", "none"] = "target"
     lr: float = 1e-3
     one_in: int = Field(default=1, ge=1)
+    train_every: int = Field(default=1, ge=1)
     parameters: int = 0
     forward_us: float = 0.0
     train_us: float = 0.0
 
 
+class PlannedGuard(Part):
+    """When an interface does without its head.
+
+    Attributes:
+        check_every: learnt batches of one check.
+        patience: failed checks in a row after which the head is not used.
+        retry_after: steps until it is tried again; twice as many every further time.
+        minimum: part of the true gradient's variance that it must explain more than.
+        fallback: `exact` waits for the true gradient, `none` goes on with the gradient zero.
+    """
+
+    check_every: int = Field(default=50, ge=1)
+    patience: int = Field(default=3, ge=1)
+    retry_after: int = Field(default=500, ge=1)
+    minimum: float = Field(default=0.0, lt=1, allow_inf_nan=False)
+    fallback: Literal["exact", "none"] = "exact"
+
+
+DEFAULT_GUARD = PlannedGuard()
+
+
 class PlannedInterface(Part):
     """The tensors that cross from one stage to another and how their gradient is obtained.
 
-    `gradient`, `head`, `window`, `warmup_steps`, `message` and `return_every` may be edited without
-    compiling again. `after` is the cut: the dotted path of the last module (or the name of the last
-    operation) before it. Targets always travel from each stage to the next, beside these tensors.
-    Wider floating tensors and their gradients travel as `message`; `nbytes` and `transfer_us` are
-    of the message forward. The true gradients of every `return_every`-th batch come back.
+    `gradient`, `head`, `window`, `warmup_steps`, `warmup_until`, `guard`, `message` and
+    `return_every` may be edited without compiling again. `after` is the cut: the dotted path of the
+    last module (or the name of the last operation) before it. Targets always travel from each stage
+    to the next, beside these tensors. Wider floating tensors and their gradients travel as
+    `message`; `nbytes` and `transfer_us` are of the message forward. The true gradients of every
+    `return_every`-th batch come back.
     """
 
     name: str
@@ -244,6 +269,8 @@ class PlannedInterface(Part):
     head: PlannedHead | None = None
     window: int = Field(default=1, ge=1)
     warmup_steps: int | Literal["auto"] = "auto"
+    warmup_until: float | None = Field(default=None, lt=1, allow_inf_nan=False)
+    guard: PlannedGuard | Literal[False] = DEFAULT_GUARD
     message: Literal["float32", "bfloat16"] = "float32"
     return_every: int = Field(default=1, ge=1)
     transfer_us: float = 0.0

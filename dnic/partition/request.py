@@ -13,6 +13,7 @@ from typing import Literal
 
 from dnic.cost.profile import Link
 from dnic.errors import PartitionError
+from dnic.partition.plan import DEFAULT_GUARD, PlannedGuard
 
 Auto = Literal["auto"]
 ScheduleName = Literal["auto", "decoupled", "stale", "exact", "1f1b", "gpipe", "ddp", "backprop"]
@@ -33,8 +34,11 @@ class InterfaceChoice:
         lr: of the head's optimizer.
         one_in: it learns from one in so many samples of a batch; `auto` is all where that fits the
             stage's slack.
+        train_every: it learns whenever so many gradients have come back.
         window: batches in flight; `auto` is the smallest that does not limit, at least 2.
         warmup_steps: steps on true gradients at the start.
+        warmup_until: part of the variance, explained by the head, at which they end before.
+        guard: of the head; None for none.
         message: float32 tensors on the way; `auto` is bf16 where the link is what limits.
         return_every: the true gradient of every so many batches comes back.
     """
@@ -47,10 +51,18 @@ class InterfaceChoice:
     context: Literal["target", "none"] = "target"
     lr: float = 1e-3
     one_in: int | Auto = "auto"
+    train_every: int = 1
     window: int | Auto = "auto"
     warmup_steps: int | Auto = "auto"
+    warmup_until: float | None = None
+    guard: PlannedGuard | None = DEFAULT_GUARD
     message: Literal["auto", "fp32", "bf16"] = "auto"
     return_every: int = 1
+
+    @property
+    def learns_every(self) -> int:
+        """The head learns from one in so many batches."""
+        return self.return_every * self.train_every
 
     @property
     def stale(self) -> bool:

@@ -191,7 +191,7 @@ def _cut_works(setting: Setting, decided: Decided) -> tuple[CutWork, ...]:
     works = []
     for interface, flow, head in zip(decided.interfaces, decided.flows, decided.heads, strict=True):
         # Of a mean step: gradients that come back every k-th time weigh a k-th.
-        every = flow.return_every
+        every, planned = flow.return_every, interface.head
         returned = ceil(flow.gradient_nbytes / every)
         source = interface.gradient if _returns(interface) else "synthetic"
         works.append(
@@ -206,7 +206,7 @@ def _cut_works(setting: Setting, decided: Decided) -> tuple[CutWork, ...]:
                 if flow.gradient_nbytes
                 else 0.0,
                 predict_us=head.forward_us,
-                learn_us=head.train_us / every,
+                learn_us=head.train_us / (every * (planned.train_every if planned else 1)),
                 head_bytes=4 * head.parameters,
                 window=flow.window or 1,
                 source_stage=interface.source,

@@ -25,6 +25,7 @@ from dnic.spec.expect import (
     expected,
     shown,
 )
+from dnic.spec.guard import GuardSection, GuardSpec
 from dnic.spec.optimizer import OptimizerSpec
 from dnic.spec.scheduler import SchedulerSpec
 from dnic.spec.section import Section, overlay
@@ -161,6 +162,10 @@ class TrainSpec(Section):
     compile: Annotated[Annotated[bool, Field(strict=True)], expected("true or false")] = Field(
         default=False, description="torch.compile every stage"
     )
+    update_probability: Annotated[
+        Annotated[float, Field(strict=True, gt=0, le=1)],
+        expected("a number above 0, and at most 1"),
+    ] = Field(default=1.0, description="of each stage in each step, in decoupled runs")
     seed: Annotated[
         Annotated[int, Field(strict=True, ge=0, lt=2**32)],
         expected("a whole number from 0 to 4294967295"),
@@ -227,6 +232,9 @@ class HeadSpec(Section):
         default="auto",
         description="learns from one in so many samples; auto: what fits the slack",
     )
+    train_every: Count = Field(
+        default=1, description="learns whenever so many gradients have come back"
+    )
 
 
 class PenaltySpec(Section):
@@ -270,6 +278,16 @@ class InterfaceSpec(Section):
     )
     warmup_steps: StepsOrAuto = Field(
         default="auto", description="steps on true gradients first; auto: 5% of all, at most 200"
+    )
+    warmup_until: Annotated[
+        Annotated[float, Field(strict=True, lt=1, allow_inf_nan=False)] | None,
+        expected("a number below 1, or null: 0.1 for a tenth of the gradient's variance"),
+    ] = Field(
+        default=None,
+        description="or until the head explains this part: 0.1 is a tenth",
+    )
+    guard: GuardSection = Field(
+        default=GuardSpec(), description="does without a head that is of no use"
     )
     message: Annotated[
         Message,
