@@ -76,7 +76,7 @@ class Returns:
 
     def count(self, first: int, sent: Count) -> Count:
         """The messages that come back for those of a phase that begins with step `first`."""
-        if self.every == 1 and self.updates.probability >= 1:
+        if not sent.messages or (self.every == 1 and self.updates.probability >= 1):
             return sent
         number = sum(step in self for step in range(first, first + sent.messages))
         last = first + sent.messages - 1
