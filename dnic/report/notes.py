@@ -48,7 +48,7 @@ def _guard_notes(plan: Plan) -> Iterator[str]:
         if interface.gradient != "synthetic" or not guard or guard.fallback == "none":
             continue
         if late[interface.to] > late[interface.source]:
-            why = f"true gradients of stage{interface.to} are late"
+            why = f"the true gradients of stage{interface.to} are late"
         elif interface.return_every > 1:
             why = f"one true gradient in {interface.return_every} comes back"
         elif sparse:
