@@ -12,6 +12,7 @@ from dnic.codegen.planfile import read_plan_file
 from dnic.cost import is_stock
 from dnic.errors import SpecError
 from dnic.partition.plan import Plan, PlannedInterface, PlannedLrScheduler
+from dnic.runtime.chunks import LOOPED, usual_processes
 from dnic.spec import Spec, load_spec, override, spec_from_mapping, starter
 from dnic.spec.modelfile import load_model_file
 
@@ -87,7 +88,7 @@ def spec_of_plan(path: Path) -> Spec:
                 "scheduler": _scheduler_again(plan.train.scheduler),
             },
             "devices": {
-                "count": plan.schedule.processes or len(plan.cuts) + 1,
+                "count": _devices_again(plan),
                 "profile": profile if is_stock(profile) else "auto",
             },
             "partition": _partition_again(plan),
@@ -196,6 +197,13 @@ def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
     return again
 
 
+def _devices_again(plan: Plan) -> int:
+    """How many devices a plan was for."""
+    mode, stages = plan.schedule.mode, len(plan.cuts) + 1
+    usual = usual_processes(mode, stages) if mode in LOOPED else stages * plan.schedule.replicas
+    return plan.schedule.processes or usual
+
+
 def _partition_again(plan: Plan) -> dict[str, Any]:
     """Cuts and schedule of a plan in the words of a spec."""
     again: dict[str, Any] = {"schedule": plan.schedule.mode}
@@ -203,4 +211,6 @@ def _partition_again(plan: Plan) -> dict[str, Any]:
         again["cuts"] = list(plan.cuts)
     if plan.schedule.microbatches > 1:
         again["microbatches"] = plan.schedule.microbatches
+    if plan.schedule.replicas > 1:
+        again |= {"replicas": plan.schedule.replicas, "shard": plan.schedule.shard}
     return again

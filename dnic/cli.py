@@ -41,7 +41,8 @@ ScheduleOption = Annotated[
     typer.Option(
         "--schedule",
         metavar="HOW",
-        help="auto (what is fastest), decoupled, exact, 1f1b, gpipe, ddp or backprop",
+        help="auto (what is fastest), decoupled, exact, 1f1b, gpipe, interleaved, zerobubble, "
+        "ddp or backprop",
     ),
 ]
 PrintAfter = Annotated[
@@ -182,7 +183,9 @@ def compare_command(
     modes: Annotated[
         str,
         typer.Option(
-            "--modes", metavar="LIST", help="of decoupled, exact, gpipe, 1f1b, ddp, backprop"
+            "--modes",
+            metavar="LIST",
+            help="of decoupled, exact, gpipe, 1f1b, interleaved, zerobubble, zbv, ddp, backprop",
         ),
     ] = "decoupled,backprop",
     seeds: Annotated[

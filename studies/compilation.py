@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from dnic.compiler import Planned, compile_model
 from dnic.errors import DnicError, PartitionError, TraceError
 from dnic.partition.plan import Plan
 from dnic.spec import Spec, spec_from_mapping
+from studies.passes import PassClock
 from studies.process import append
 from studies.zoo import Case, cases
 
@@ -84,24 +84,6 @@ class Compilation:
     error: str = ""
 
 
-class Clock:
-    """Adds up how long the passes of the compiler take; it is told when one has ended."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def __call__(self, name: str, value: Any) -> None:
-        """A pass has ended."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self.last
-        self.last = now
-
-    def total(self, names: tuple[str, ...]) -> float:
-        """Seconds of these passes."""
-        return round(sum(self.seconds.get(name, 0.0) for name in names), 3)
-
-
 def compiled(case: Case, stages: int, folder: Path) -> Compilation:
     """Compile a case into `folder` with as many of the stages asked for as the model allows.
 
@@ -109,7 +91,7 @@ def compiled(case: Case, stages: int, folder: Path) -> Compilation:
     """
     result = Compilation(case.name, stages)
     for count in range(stages, 0, -1):
-        clock = Clock()
+        clock = PassClock()
         try:
             planned, rung = compile_model(spec_of(case, count), folder, observe=clock)
         except PartitionError as error:

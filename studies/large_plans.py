@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -26,6 +25,7 @@ from dnic import __version__
 from dnic.compiler import plan_model
 from dnic.report import verdict_table
 from dnic.spec import load_spec
+from studies.passes import PassClock
 from studies.process import append, results_of
 from studies.scaling import write
 
@@ -67,18 +67,11 @@ class LargePlan:
 def plan_large(layers: int, devices: int) -> LargePlan:
     """Plan one model; call it once in a process."""
     os.environ["DNIC_LAYERS"] = str(layers)
-    pass_s: dict[str, float] = {}
-    started = last = time.perf_counter()
-    started_cpu = time.process_time()
-
-    def observe(name: str, value: Any) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        pass_s[name], last = now - last, now
-
+    started, started_cpu = time.perf_counter(), time.process_time()
+    clock = PassClock()
     spec = load_spec(SPEC)
     spec = spec.model_copy(update={"devices": spec.devices.model_copy(update={"count": devices})})
-    planned = plan_model(spec, observe)
+    planned = plan_model(spec, clock)
     total_s, cpu_s = time.perf_counter() - started, time.process_time() - started_cpu
     console = Console(file=io.StringIO(), width=100, no_color=True)
     console.print(verdict_table(planned.plan))
@@ -87,7 +80,7 @@ def plan_large(layers: int, devices: int) -> LargePlan:
         devices=devices,
         parameters=planned.plan.model.parameters,
         operations=len(planned.graph.operations),
-        pass_s=pass_s,
+        pass_s=clock.seconds,
         total_s=total_s,
         cpu_s=cpu_s,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

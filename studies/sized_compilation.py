@@ -14,10 +14,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dnic.compiler import compile_model
 from dnic.spec import Spec, spec_from_mapping
+from studies.passes import PassClock
 from studies.process import append
 
 FOLDER = Path(__file__).parent / "sized"
@@ -70,18 +70,11 @@ def sized_spec(model: str) -> Spec:
 def compile_sized(model: str, layers: int) -> SizedCompilation:
     """Compile one model; call it once in a process, whose peak memory is the model's."""
     os.environ["DNIC_LAYERS"] = str(layers)
-    pass_s: dict[str, float] = {}
-    started = last = time.perf_counter()
-    started_cpu = time.process_time()
-
-    def observe(name: str, value: Any) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        pass_s[name], last = now - last, now
-
+    started, started_cpu = time.perf_counter(), time.process_time()
+    clock = PassClock()
     with tempfile.TemporaryDirectory(prefix="dnic-study-") as temporary:
         folder = Path(temporary) / "bundle"
-        planned, rung = compile_model(sized_spec(model), folder, observe=observe)
+        planned, rung = compile_model(sized_spec(model), folder, observe=clock)
         lines = len((folder / "stages.py").read_text().splitlines())
     return SizedCompilation(
         model=model,
@@ -91,7 +84,7 @@ def compile_sized(model: str, layers: int) -> SizedCompilation:
         stages=len(planned.plan.stages),
         lines=lines,
         compared=rung.compared,
-        pass_s=pass_s,
+        pass_s=clock.seconds,
         total_s=time.perf_counter() - started,
         cpu_s=time.process_time() - started_cpu,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

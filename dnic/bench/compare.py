@@ -14,9 +14,10 @@ from typing import Any
 
 from dnic.errors import SpecError
 from dnic.runtime.launch import launch
+from dnic.runtime.options import PIPELINES
 from dnic.runtime.plan import Mode
 
-MODES: tuple[Mode, ...] = ("decoupled", "stale", "exact", "gpipe", "1f1b", "ddp", "backprop")
+MODES: tuple[Mode, ...] = ("decoupled", "stale", "exact", *PIPELINES, "ddp", "backprop")
 
 
 def parse_modes(text: str) -> tuple[Mode, ...]:

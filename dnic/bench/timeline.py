@@ -125,5 +125,7 @@ def _rest_us(plan: Plan, stage: int, known_us: float) -> float:
     """What a stage is predicted to be busy beside what the plan has by name."""
     for alternative in plan.prediction.alternatives:
         if alternative.mode == "decoupled" and alternative.stages == len(plan.stages):
-            return max(0.0, alternative.busy[stage] * alternative.step_us - known_us)
+            # Replicas of a stage are as busy as one another.
+            device = stage * len(alternative.busy) // alternative.stages
+            return max(0.0, alternative.busy[device] * alternative.step_us - known_us)
     return 0.0

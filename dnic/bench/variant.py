@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from dnic.errors import DnicError, SpecError
+from dnic.runtime.chunks import LOOPED, takes_microbatches
 from dnic.runtime.options import MICROBATCHED
 from dnic.runtime.plan import Mode, Plan
 from dnic.spec.nearest import nearest
@@ -23,6 +24,8 @@ FAMILIES = (
     "naive",
     "gpipe",
     "1f1b",
+    "interleaved",
+    "zerobubble",
     "exact",
     "stale",
     "decoupled",
@@ -126,21 +129,21 @@ def variants(
 def _family(
     family: str, plan: Plan, microbatches: Sequence[int], cores: int
 ) -> Iterator[Variant | LeftOut]:
-    stages = len(plan.stages)
+    stages, processes = len(plan.stages), plan.processes("exact")
     if family == "backprop":
         yield Variant(family, family, "backprop", 1, wired=False)
     elif family == "threads":
         yield _threads(cores)
     elif family == "ddp":
-        processes = plan.processes("ddp")
+        copies = plan.processes("ddp")
         alone = LeftOut(family, "it takes two processes or more; the plan has one")
-        yield alone if processes == 1 else Variant(family, family, "ddp", processes)
+        yield alone if copies == 1 else Variant(family, family, "ddp", copies)
     elif stages == 1:
         yield LeftOut(family, "the plan has one stage")
     elif family == "ceiling":
-        yield Variant(family, family, "alone", stages, wired=False)
+        yield Variant(family, family, "alone", processes, wired=False)
     elif family == "naive":
-        yield Variant(family, family, "exact", stages, microbatches=1)
+        yield Variant(family, family, "exact", processes, microbatches=1)
     elif family == "stale":
         yield _stale(plan)
     elif family == "decoupled":
@@ -158,19 +161,18 @@ def _threads(cores: int) -> Variant | LeftOut:
 def _stale(plan: Plan) -> Variant | LeftOut:
     if all(i.gradient == "exact" or not i.differentiable for i in plan.interfaces):
         return LeftOut("stale", "every gradient is awaited")
-    return Variant("stale", "stale", "stale", len(plan.stages))
+    return Variant("stale", "stale", "stale", plan.processes("stale"))
 
 
 def _decoupled(plan: Plan) -> Variant | LeftOut:
     if all(i.gradient == "exact" or not i.differentiable for i in plan.interfaces):
         return LeftOut("decoupled", "no interface of the plan is decoupled; exact is the same")
-    return Variant("decoupled", "decoupled", "decoupled", len(plan.stages))
+    return Variant("decoupled", "decoupled", "decoupled", plan.processes("decoupled"))
 
 
 def _cut(family: str, plan: Plan, microbatches: Sequence[int]) -> Iterator[Variant | LeftOut]:
     """The ways that cut a batch: torch's schedules and our own."""
     mode = cast("Mode", family)
-    stages, batch = len(plan.stages), plan.train.batch_size
     if mode not in MICROBATCHED:
         yield LeftOut(family, "this engine does not cut batches; naive is the same")
         return
@@ -178,24 +180,47 @@ def _cut(family: str, plan: Plan, microbatches: Sequence[int]) -> Iterator[Varia
     if refusal is not None:
         yield LeftOut(family, refusal)
         return
+    processes = _processes(mode, plan)
     for number in microbatches:
         name = f"{family}-{number}"
-        if batch % number:
-            yield LeftOut(name, f"{number} does not divide the batch of {batch}")
-        elif mode == "1f1b" and number < stages:
-            yield LeftOut(name, f"1F1B over {stages} stages takes {stages} microbatches or more")
+        reason = _unfit(mode, plan, processes, number)
+        if reason:
+            yield LeftOut(name, reason)
         else:
-            yield Variant(name, family, mode, stages, microbatches=number)
+            yield Variant(name, family, mode, processes, microbatches=number)
+
+
+def _processes(mode: Mode, plan: Plan) -> int:
+    """One for each stage, unless the plan deals several out to each and the schedule may."""
+    planned = plan.schedule
+    if mode not in LOOPED or (planned.mode in LOOPED and planned.processes is not None):
+        return plan.processes(mode)
+    return len(plan.stages)
+
+
+def _unfit(mode: Mode, plan: Plan, processes: int, number: int) -> str:
+    """Why a schedule cannot run so many microbatches; empty where it can."""
+    share = plan.train.batch_size // plan.replicas(mode)
+    if share % number:
+        return f"{number} does not divide the batch of {share}"
+    if mode == "1f1b" and number < processes:
+        return f"1F1B over {processes} stages takes {processes} microbatches or more"
+    if mode in LOOPED and not (number >= processes and takes_microbatches(mode, processes, number)):
+        return f"{number} microbatches do not fill rounds of {processes} processes"
+    return ""
 
 
 def _refusal(mode: Mode, plan: Plan) -> str | None:
     """Why torch's schedules cannot run the stages; None where they can."""
     if mode == "exact":
         return None
-    from dnic.runtime.pipeline import check_chain
+    if mode == "interleaved" and _processes(mode, plan) == len(plan.stages):
+        return "the plan has one stage for each process; partition.schedule: interleaved deals two"
+    from dnic.runtime.pipeline import check_chain, check_split
 
     try:
         check_chain(plan, mode)
+        check_split(plan, mode)
     except DnicError as error:
         return error.problem
     return None

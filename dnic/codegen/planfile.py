@@ -28,7 +28,8 @@ HEADER = """\
 
 # Said only where a schedule is written.
 SCHEDULE = """\
-# `schedule` may be edited too: mode is one of decoupled, stale, exact, gpipe, 1f1b, ddp, backprop.
+# `schedule` may be edited too: mode is one of decoupled, stale, exact, gpipe, 1f1b, interleaved,
+# zerobubble, zbv, ddp, backprop.
 """
 
 
@@ -62,6 +63,8 @@ def plan_text(plan: Plan) -> str:
     if plan.schedule == PlannedSchedule():
         del content["schedule"]
         header = HEADER
+    elif plan.schedule.replicas == 1:
+        del content["schedule"]["replicas"], content["schedule"]["shard"]
     body = yaml.dump(
         _rounded(content), Dumper=_Dumper, sort_keys=False, width=100, allow_unicode=True
     )

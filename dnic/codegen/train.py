@@ -57,8 +57,15 @@ def _scheduler(plan: Plan, loss: str) -> list[str]:
 
 def _way(plan: Plan) -> str:
     """`2 decoupled stages`, `4 processes, each with a share of every batch`."""
+    replicas = plan.schedule.replicas
+    stages = _stages(plan)
+    return stages if replicas == 1 else f"{stages}, {replicas} replicas of each"
+
+
+def _stages(plan: Plan) -> str:
     count = len(plan.stages)
-    match plan.schedule.mode:
+    mode = plan.schedule.mode
+    match mode:
         case "backprop":
             return "one process"
         case "ddp":
@@ -67,6 +74,9 @@ def _way(plan: Plan) -> str:
             return f"{count} stages under the GPipe schedule"
         case "1f1b":
             return f"{count} stages under the 1F1B schedule"
+        case "interleaved" | "zerobubble" | "zbv":
+            name = {"interleaved": "interleaved 1F1B", "zbv": "ZBV"}.get(mode, "zero-bubble")
+            return f"{count} stages on {_processes(plan)} processes under the {name} schedule"
         case "exact" if count > 1 and plan.schedule.microbatches > 1:
             return f"{count} stages under dnic's own 1F1B schedule"
         case "exact" if count > 1:
@@ -84,9 +94,10 @@ def _command(plan: Plan) -> str:
 
 
 def _processes(plan: Plan) -> int:
-    if plan.schedule.mode == "ddp" and plan.schedule.processes is not None:
+    dealt = plan.schedule.mode in ("ddp", "interleaved", "zerobubble", "zbv")
+    if dealt and plan.schedule.processes is not None:
         return plan.schedule.processes
-    return len(plan.stages)
+    return len(plan.stages) * plan.schedule.replicas
 
 
 def _edited(plan: Plan) -> list[str]:
@@ -100,4 +111,6 @@ def _edited(plan: Plan) -> list[str]:
 def _part(plan: Plan) -> str:
     if plan.schedule.mode in ("backprop", "ddp"):
         return "The whole model; with --mode exact and others this process's stage."
+    if _processes(plan) < len(plan.stages):
+        return "This process's stages, as one module; with --mode backprop the whole model."
     return "This process's stage; with --mode backprop the whole model."

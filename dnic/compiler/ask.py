@@ -103,9 +103,11 @@ def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionReq
         schedule=partition.schedule,
         microbatches=partition.microbatches,
         replicas=partition.replicas,
+        shard=partition.shard,
         max_decoupled=partition.max_decoupled_interfaces,
         timed_heads=measures(spec),
         overlap=1.0 if is_gpu(spec, profile) else 0.0,
+        whole_backward=_whole_backward(spec),
         crowded=not is_gpu(spec, profile) and all(group.count > 1 for group in groups),
         links=Links(
             _link(devices.links.default) if given else None,
@@ -114,6 +116,13 @@ def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionReq
         default=_choice(spec.interface("default")),
         choices={name: _choice(spec.interface(name)) for name in spec.interface_names()},
     )
+
+
+def _whole_backward(spec: Spec) -> str:
+    """Why the backward pass is one piece; empty where it may be done in two."""
+    if spec.train.compile:
+        return "compiled stages go back in one piece"
+    return "recomputed stages go back in one piece" if spec.train.recompute else ""
 
 
 def _groups(

@@ -162,7 +162,7 @@ def check_runs(planned: Planned) -> None:
     """Refuse to emit what a bundle cannot run yet.
 
     Raises:
-        PartitionError: stages with replicas were asked for, or stages that are not there.
+        PartitionError: stages are named that are not there, or a plan cannot be in parts.
     """
     recompute, stages = planned.plan.train.recompute, len(planned.plan.stages)
     if not isinstance(recompute, bool) and any(number >= stages for number in recompute):
@@ -171,12 +171,12 @@ def check_runs(planned: Planned) -> None:
             where="train.recompute",
             expected=f"true, false or a list of stages, each from 0 to {stages - 1}",
         )
-    if planned.decision.request.replicas not in ("auto", 1):
+    request, schedule = planned.decision.request, planned.plan.schedule
+    if request.shard and not schedule.shard:
         raise PartitionError(
-            f"{planned.decision.request.replicas} replicas of a stage can be planned, not run yet",
-            where="partition.replicas",
-            expected="auto or 1",
-            hint="dnic plan shows what they would be worth",
+            f"partition.shard divides a stage among its replicas, and {schedule.mode} has none",
+            where="partition.shard",
+            expected="shard: false, or partition.replicas: 2 or more",
         )
 
 

@@ -19,6 +19,7 @@ Name = Literal[
     "gpipe",
     "1f1b",
     "interleaved_1f1b",
+    "zero_bubble",
     "1f1b_ddp",
     "decoupled",
     "decoupled_replicas",
@@ -26,17 +27,32 @@ Name = Literal[
     "virtual",
     "local",
 ]
-Mode = Literal["backprop", "ddp", "exact", "gpipe", "1f1b", "decoupled", "stale"]
+Mode = Literal[
+    "backprop",
+    "ddp",
+    "exact",
+    "gpipe",
+    "1f1b",
+    "interleaved",
+    "zerobubble",
+    "decoupled",
+    "stale",
+]
 
-# Of the names above, those that a bundle can run, and what its `--mode` is called.
+# Of the names above, those that a bundle can run, and what its `--mode` is called. Those with
+# replicas run where every stage has as many; their pipeline is our own engine's.
 MODES: dict[Name, Mode] = {
     "one_device": "backprop",
     "ddp": "ddp",
     "naive": "exact",
     "gpipe": "gpipe",
     "1f1b": "1f1b",
+    "interleaved_1f1b": "interleaved",
+    "zero_bubble": "zerobubble",
     "decoupled": "decoupled",
     "stale": "stale",
+    "1f1b_ddp": "exact",
+    "decoupled_replicas": "decoupled",
 }
 
 
@@ -70,7 +86,15 @@ class Alternative:
     @property
     def mode(self) -> Mode | None:
         """What a bundle that runs it has as its `--mode`; None where there is none."""
+        if self.replicas is None:
+            return None
         return "exact" if self.own else MODES.get(self.name)
+
+    @property
+    def replicas(self) -> int | None:
+        """Replicas of every stage; None where stages have different numbers of them."""
+        counts = set(self.placement.replicas)
+        return counts.pop() if len(counts) == 1 else None
 
     @property
     def runs(self) -> bool:
@@ -107,7 +131,7 @@ def checked(alternative: Alternative, request: PartitionRequest) -> Alternative:
         alternative.placement.groups, alternative.placement.replicas, strict=True
     ):
         limits += [request.sorts[group].memory_bytes] * copies
-    if alternative.name == "ddp":
+    if alternative.name == "ddp" or alternative.placement.chunks > 1:
         limits = [group.memory_bytes for group in request.sorts for _ in range(group.count)]
     for index, (needed, limit) in enumerate(
         zip(alternative.outcome.peak_memory_bytes, limits, strict=False)

@@ -16,6 +16,7 @@ from dnic.partition.alternative import Alternative, checked
 from dnic.partition.choose import Placement
 from dnic.partition.cuts import cut_points
 from dnic.partition.evaluate import stage_works
+from dnic.partition.looped import looped
 from dnic.partition.pipelined import pipelines
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.request import PartitionRequest
@@ -49,7 +50,9 @@ def alternatives(
     together = replace(alone, costs=costs.crowded()) if request.crowded else alone
     found = [_one_device(alone)]
     if request.devices > 1:
-        found += [*_data_parallel(together), *pipelines(together), *unlocked(together)]
+        found += [*_data_parallel(together), *looped(together)]
+        if (request.dealt_stages or 0) <= request.devices:
+            found += [*pipelines(together), *unlocked(together)]
     found = _once([checked(alternative, request) for alternative in found])
     return tuple(sorted(found, key=lambda a: (bool(a.unfit), -a.useful_samples_per_s)))
 

@@ -116,6 +116,8 @@ def make_plan(
 
 def devices_of(placement: Placement, request: PartitionRequest) -> tuple[int, ...]:
     """The number of each stage's device; devices are numbered group after group."""
+    if placement.chunks > 1:
+        return tuple(k % placement.devices for k in range(placement.stages))
     sorts = request.sorts
     free = [sum(group.count for group in sorts[:i]) for i in range(len(sorts))]
     numbers = []

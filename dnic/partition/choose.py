@@ -59,6 +59,8 @@ class Placement:
         replicas: for each stage how many devices share its batches.
         step_us: the solver's own estimate, before heads are sized for their stages.
         proven: whether no other order of the devices can be better.
+        chunks: stages on each device, dealt out in turns: stage `k` of `n` is on device
+            `k mod (n / chunks)`.
     """
 
     cuts: tuple[int, ...]
@@ -67,6 +69,7 @@ class Placement:
     replicas: tuple[int, ...]
     step_us: float
     proven: bool = True
+    chunks: int = 1
 
     @property
     def stages(self) -> int:
@@ -76,7 +79,7 @@ class Placement:
     @property
     def devices(self) -> int:
         """How many devices are in use."""
-        return sum(self.replicas)
+        return sum(self.replicas) // self.chunks
 
     @classmethod
     def of(cls, cuts: tuple[int, ...], source: str = "synthetic") -> Placement:
@@ -131,6 +134,10 @@ def place(
     problem = _problem(
         table, costs, request, purpose, wanted, fixed, together, tuple(replicas), heads
     )
+    if request.shard and len(replicas) == 1:
+        # Each replica holds a part of what a stage keeps.
+        part = tuple(ceil(nbytes / replicas[0]) for nbytes in problem.parameter_memory)
+        problem = replace(problem, parameter_memory=part)
     if held < 1:
         part = tuple(ceil(nbytes * held) for nbytes in problem.activation_memory)
         problem = replace(problem, activation_memory=part)

@@ -63,12 +63,21 @@ class Decision:
         mode = self.chosen.mode or "decoupled"
         if mode == "ddp":
             return PlannedSchedule(mode=mode, processes=self.chosen.outcome.devices)
+        replicas = self.chosen.replicas or 1
+        if replicas > 1:
+            return PlannedSchedule(
+                mode=mode,
+                microbatches=self.chosen.microbatches,
+                replicas=replicas,
+                shard=self.request.shard,
+            )
         asked = self.request.schedule
         if self.chosen.name == "naive" and asked in ("auto", "decoupled"):
             mode = "decoupled"  # Interfaces that wait, each as the plan says.
         if mode == "backprop" and asked != "backprop" and not self.request.free:
             mode = "decoupled"  # One stage is the least of them.
-        return PlannedSchedule(mode=mode, microbatches=self.chosen.microbatches)
+        dealt = self.chosen.outcome.devices if self.chosen.placement.chunks > 1 else None
+        return PlannedSchedule(mode=mode, processes=dealt, microbatches=self.chosen.microbatches)
 
     def __str__(self) -> str:
         lines = [f"{self.verdict.word}: {self.verdict.reason}"]

@@ -12,25 +12,25 @@ from dnic.partition.choose import Placement, place
 from dnic.partition.evaluate import (
     chain_works,
     crossings_of,
+    in_parts,
     shared_of,
     stage_works,
     with_loader,
 )
 from dnic.partition.setting import Setting, forced
 from dnic.schedule import (
+    MOST_PASSES,
     CutWork,
     StageWork,
     eager_one_f_one_b,
+    fills_rounds,
     gpipe,
-    interleaved,
     naive,
     one_f_one_b,
+    zero_bubble,
 )
 
 MOST_MICROBATCHES = 64
-CHUNKS = 2
-# Hardly any model can be cut into two stages for each of more devices than this.
-MOST_INTERLEAVED = 64
 
 
 def pipelines(setting: Setting) -> Iterator[Alternative]:
@@ -45,7 +45,7 @@ def pipelines(setting: Setting) -> Iterator[Alternative]:
                 "pipeline",
                 stages=stages,
                 # What the first stage of 1F1B holds; each schedule's own is checked later.
-                held=min(1.0, stages / max(_microbatches(setting))),
+                held=min(1.0, stages / max(microbatch_counts(setting))),
                 reasons=forced(setting.request),
             )
         except PartitionError:
@@ -55,15 +55,13 @@ def pipelines(setting: Setting) -> Iterator[Alternative]:
         for alternative in (*_schedules(setting, placement), *_hybrids(setting, placement)):
             alternative = checked(alternative, setting.request)
             there = best.get(alternative.name)
-            if there is None or _better(alternative, there):
+            if there is None or better(alternative, there):
                 best[alternative.name] = alternative
     yield from best.values()
-    looped = _interleaved(setting)
-    if looped is not None:
-        yield looped
 
 
-def _better(one: Alternative, other: Alternative) -> bool:
+def better(one: Alternative, other: Alternative) -> bool:
+    """Whether one fits where the other does not, or is faster."""
     if bool(one.unfit) != bool(other.unfit):
         return not one.unfit
     return one.outcome.step_us < other.outcome.step_us
@@ -77,7 +75,10 @@ def _stage_counts(setting: Setting) -> list[int]:
         return [request.stages] if request.stages > 1 else []
     doubled = [2**k for k in range(1, request.devices.bit_length())]
     least = max(2, _fewest_that_fit(setting))
-    return sorted({n for n in (*doubled, request.devices) if least <= n <= request.devices})
+    counts = {*doubled, request.devices}
+    if request.replicas != "auto":
+        counts.add(request.devices // request.replicas)
+    return sorted(n for n in counts if least <= n <= request.devices)
 
 
 def _fewest_that_fit(setting: Setting) -> int:
@@ -90,7 +91,8 @@ def _fewest_that_fit(setting: Setting) -> int:
     return ceil(held / max(room for room in rooms if room is not None))
 
 
-def _microbatches(setting: Setting) -> list[int]:
+def microbatch_counts(setting: Setting) -> list[int]:
+    """The numbers of microbatches that are looked at: what is asked for, or powers of two."""
     asked = setting.request.microbatches
     if asked != "auto":
         # As the runtime does: all of the same size.
@@ -102,9 +104,10 @@ def _microbatches(setting: Setting) -> list[int]:
     return [m for m in counts if setting.batch % m == 0] or [1]
 
 
-def _chain(
+def chain(
     setting: Setting, placement: Placement, share: float
 ) -> tuple[tuple[StageWork, ...], tuple[CutWork, ...]]:
+    """Stages and cuts as the schedules take them, for microbatches of a share of the batch."""
     works = stage_works(
         setting.costs, placement.cuts, share=share, speeds=setting.speeds(placement)
     )
@@ -121,13 +124,13 @@ def _chain(
 
 def _schedules(setting: Setting, placement: Placement) -> Iterator[Alternative]:
     machine = setting.machine()
-    works, cuts = _chain(setting, placement, 1.0)
+    works, cuts = chain(setting, placement, 1.0)
     outcome = naive(works, cuts, setting.batch, machine)
     yield Alternative("naive", outcome, placement)
-    unfit = _not_for_torch(setting, placement)
+    unfit = not_for_torch(setting, placement)
     asked = setting.request.schedule == "exact" and setting.request.microbatches != "auto"
-    for m in _microbatches(setting):
-        works, cuts = _chain(setting, placement, 1 / m)
+    for m in microbatch_counts(setting):
+        works, cuts = chain(setting, placement, 1 / m)
         if (unfit or asked) and m > 1:
             outcome = eager_one_f_one_b(works, cuts, m, setting.batch, machine)
             yield Alternative("1f1b", outcome, placement, microbatches=m, own=True)
@@ -140,19 +143,32 @@ def _schedules(setting: Setting, placement: Placement) -> Iterator[Alternative]:
                 works, cuts, m, setting.batch, machine, posted_ahead=setting.posted_ahead
             )
             yield Alternative(name, outcome, placement, microbatches=m, unfit=unfit)  # type: ignore[arg-type]
+        if fills_rounds(m, placement.stages) and m * placement.stages <= MOST_PASSES:
+            outcome = zero_bubble(
+                works, cuts, m, 1, setting.batch, machine, posted_ahead=setting.posted_ahead
+            )
+            why = unfit or setting.request.whole_backward
+            yield Alternative("zero_bubble", outcome, placement, microbatches=m, unfit=why)
 
 
 def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
-    """1F1B over stages of several devices each, which average their gradients at the end."""
+    """1F1B over stages of several devices each, which average their gradients at the end.
+
+    By our own engine, whatever torch's schedules can express.
+    """
     request = setting.request
     copies = request.devices // placement.stages
-    if copies < 2 or request.groups or setting.batch % copies or request.replicas == 1:
+    if request.replicas != "auto":
+        copies = min(copies, request.replicas)
+        if copies < request.replicas:
+            return
+    if copies < 2 or request.groups or setting.batch % copies:
         return
     machine = setting.machine()
-    for m in _microbatches(setting):
+    for m in microbatch_counts(setting):
         if setting.batch % (copies * m):
             continue
-        works, cuts = _chain(setting, placement, 1 / (copies * m))
+        works, cuts = chain(setting, placement, 1 / (copies * m))
         parts = tuple(
             replace(
                 work,
@@ -173,20 +189,28 @@ def _hybrids(setting: Setting, placement: Placement) -> Iterator[Alternative]:
             )
             for cut in cuts
         )
-        one = one_f_one_b(
-            parts, thinner, m, setting.batch, machine, posted_ahead=setting.posted_ahead
-        )
+        try:
+            one = eager_one_f_one_b(parts, thinner, m, setting.batch, machine)
+        except PartitionError:
+            # Too long to simulate with receives ahead, and unequal: plain 1F1B is near enough.
+            one = one_f_one_b(
+                parts, thinner, m, setting.batch, machine, posted_ahead=setting.posted_ahead
+            )
+        # The replicas of a stage have neighbouring numbers.
         outcome = replace(
             one,
             devices=copies * one.devices,
-            busy=one.busy * copies,
-            peak_memory_bytes=one.peak_memory_bytes * copies,
+            busy=tuple(busy for busy in one.busy for _ in range(copies)),
+            peak_memory_bytes=tuple(
+                nbytes for nbytes in one.peak_memory_bytes for _ in range(copies)
+            ),
         )
         spread = replace(placement, replicas=(copies,) * placement.stages)
+        outcome = in_parts(outcome, works, spread, request, m)
         yield Alternative("1f1b_ddp", outcome, spread, microbatches=m)
 
 
-def _not_for_torch(setting: Setting, placement: Placement) -> str:
+def not_for_torch(setting: Setting, placement: Placement) -> str:
     """Why torch's schedules cannot run these stages; empty where they can."""
     for crossing in crossings_of(setting.graph, setting.table, placement.cuts):
         if crossing.to != crossing.source + 1:
@@ -195,33 +219,3 @@ def _not_for_torch(setting: Setting, placement: Placement) -> str:
     if shared:
         return f"{shared[0].name} is shared by stages, which torch's schedules cannot"
     return ""
-
-
-def _interleaved(setting: Setting) -> Alternative | None:
-    """Two stages on each device; predicted only."""
-    request = setting.request
-    if request.groups or forced(request) or request.devices > MOST_INTERLEAVED:
-        return None
-    devices = request.devices
-    wide = replace(request, devices=CHUNKS * devices, memory_bytes=None)
-    try:
-        placement = place(
-            setting.graph,
-            setting.costs,
-            wide,
-            "pipeline",
-            stages=CHUNKS * devices,
-            reasons=False,
-        )
-    except PartitionError:
-        return None
-    best: Alternative | None = None
-    for m in _microbatches(setting):
-        if m % devices:
-            continue
-        works, cuts = _chain(setting, placement, 1 / m)
-        outcome = interleaved(works, cuts, m, CHUNKS, setting.batch, setting.machine())
-        found = Alternative("interleaved_1f1b", outcome, placement, microbatches=m)
-        if best is None or _better(found, best):
-            best = found
-    return best

@@ -138,15 +138,32 @@ class PlannedSchedule(Part):
     Attributes:
         mode: `decoupled` with the interfaces as planned; `exact`: each waits for its gradient, with
             microbatches under our own 1F1B; `stale`: true gradients, late, in place of predicted
-            ones; `gpipe`, `1f1b`: torch's pipeline schedules over the stages; `ddp`: the undivided
+            ones; `gpipe`, `1f1b`, `interleaved`, `zerobubble`, `zbv`: torch's pipeline schedules
+            over the stages, the last three with several stages in a process; `ddp`: the undivided
             model in every process, each with a share of every batch; `backprop`: in one process.
-        processes: number of processes; None: one for each stage. Only `ddp` runs on any number.
+        processes: number of processes; None: one for each stage, or what a looped schedule takes.
+            Only `ddp` runs on any number.
         microbatches: parts into which batches are cut, where stages train.
+        replicas: processes of each stage, which share every batch; not with torch's schedules.
+        shard: whether each of them holds a part of the stage's parameters (FSDP2), or all (DDP).
     """
 
-    mode: Literal["decoupled", "stale", "exact", "ddp", "gpipe", "1f1b", "backprop"] = "decoupled"
+    mode: Literal[
+        "decoupled",
+        "stale",
+        "exact",
+        "ddp",
+        "gpipe",
+        "1f1b",
+        "interleaved",
+        "zerobubble",
+        "zbv",
+        "backprop",
+    ] = "decoupled"
     processes: int | None = Field(default=None, ge=1)
     microbatches: int = Field(default=1, ge=1)
+    replicas: int = Field(default=1, ge=1)
+    shard: bool = False
 
 
 class PlannedOperation(Part):
@@ -173,7 +190,7 @@ class PlannedStage(Part):
 
     Attributes:
         name: `stage0`, `stage1`, ...
-        device: index of the device, which is the rank.
+        device: index of the device, which is the rank; several stages may be on one.
         inputs, outputs: names of the tensors in the order in which the stage's `forward` takes and
             returns them; the last stage's outputs are `["output"]`: the model's own output.
         modules: dotted paths of the submodules, parameters and buffers that it holds.

@@ -16,7 +16,18 @@ from dnic.errors import PartitionError
 from dnic.partition.plan import DEFAULT_GUARD, PlannedGuard
 
 Auto = Literal["auto"]
-ScheduleName = Literal["auto", "decoupled", "stale", "exact", "1f1b", "gpipe", "ddp", "backprop"]
+ScheduleName = Literal[
+    "auto",
+    "decoupled",
+    "stale",
+    "exact",
+    "1f1b",
+    "gpipe",
+    "interleaved",
+    "zerobubble",
+    "ddp",
+    "backprop",
+]
 
 
 @dataclass(frozen=True)
@@ -123,7 +134,8 @@ class PartitionRequest:
     """What is asked for.
 
     Attributes:
-        devices: how many there are; one stage on each at most.
+        devices: how many there are; one stage on each at most, but for the schedules that deal
+            several out.
         stages: exactly so many; None for as many as pay, `devices` at most.
         cuts: module paths or operations' names after which to cut; None to let the solver choose.
             With `stages` also given, the solver adds the cuts that are missing.
@@ -133,10 +145,12 @@ class PartitionRequest:
         schedule: how to train; `auto` is what is predicted to be fastest.
         microbatches: of pipelines.
         replicas: copies of every stage; `auto` where they pay.
+        shard: whether each replica of a stage holds a part of its parameters.
         max_decoupled: predicted gradients at so many interfaces at most; None for any number.
         overlap: part of an all-reduce that runs beside the backward pass, 0 to 1: 0 on CPUs, where
             it needs the core that computes.
         crowded: whether the devices are cores of one machine, which slow one another down.
+        whole_backward: why stages cannot go back in two parts; empty where they can.
         timed_heads: whether heads are built and timed on this machine, not computed.
         links: between devices.
         default: for every interface that `choices` does not name.
@@ -152,9 +166,11 @@ class PartitionRequest:
     schedule: ScheduleName = "auto"
     microbatches: int | Auto = "auto"
     replicas: int | Auto = "auto"
+    shard: bool = False
     max_decoupled: int | None = None
     overlap: float = 0.0
     crowded: bool = False
+    whole_backward: str = ""
     timed_heads: bool = False
     links: Links = field(default_factory=Links)
     default: InterfaceChoice = field(default_factory=InterfaceChoice)
@@ -171,7 +187,14 @@ class PartitionRequest:
             raise PartitionError(
                 f"{self.devices} devices asked", where="devices.count", expected="at least 1"
             )
-        if self.stages is not None and not 1 <= self.stages <= self.devices:
+        dealt = self.dealt_stages
+        if dealt is not None and (dealt % self.devices or dealt < self.fewest_dealt):
+            raise PartitionError(
+                f"{dealt} stages asked for {self.devices} device(s), {self.schedule}",
+                where="partition.stages" if self.stages is not None else "partition.cuts",
+                expected=f"{self.fewest_dealt} stages, or another multiple of {self.devices}",
+            )
+        if self.stages is not None and dealt is None and not 1 <= self.stages <= self.devices:
             raise PartitionError(
                 f"{self.stages} stages asked for {self.devices} device(s)",
                 where="partition.stages",
@@ -191,6 +214,25 @@ class PartitionRequest:
         if not isinstance(self.memory_bytes, tuple):
             return (DeviceGroup(self.devices, memory_bytes=self.memory_bytes),)
         return tuple(DeviceGroup(1, memory_bytes=nbytes) for nbytes in self.memory_bytes)
+
+    @property
+    def deals(self) -> bool:
+        """Whether a schedule is asked for that may deal several stages out to a device."""
+        return self.schedule in ("interleaved", "zerobubble")
+
+    @property
+    def dealt_stages(self) -> int | None:
+        """The stages that are asked for, where a schedule is that deals several to a device."""
+        if not self.deals or self.devices < 2:
+            return None
+        if self.stages is None and self.cuts is not None:
+            return len(self.cuts) + 1
+        return self.stages
+
+    @property
+    def fewest_dealt(self) -> int:
+        """The fewest stages that the schedule which is asked for deals out."""
+        return self.devices * (2 if self.schedule == "interleaved" else 1)
 
     def without_limits(self) -> PartitionRequest:
         """The same on devices with memory enough."""
@@ -215,6 +257,11 @@ class PartitionRequest:
         ]
         links = [self.link(a, b, fallback) for a, b in pairs] or [fallback]
         return max(links, key=lambda link: (link.latency_us, -link.bandwidth_bytes_per_s))
+
+    @property
+    def replicated(self) -> bool:
+        """Whether stages of several replicas are asked for."""
+        return self.replicas not in ("auto", 1)
 
     def choice_at(self, name: str) -> InterfaceChoice:
         """What is asked for the interface of that name."""

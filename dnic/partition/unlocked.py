@@ -11,7 +11,7 @@ from typing import Literal
 from dnic.errors import PartitionError
 from dnic.partition.alternative import Alternative, Name
 from dnic.partition.choose import Placement, place
-from dnic.partition.evaluate import crossings_of, shared_of, stage_works
+from dnic.partition.evaluate import crossings_of, in_parts, shared_of, stage_works
 from dnic.partition.interfaces import Decided, decide_interfaces, match_choices
 from dnic.partition.plan import PlannedInterface
 from dnic.partition.setting import Setting, forced
@@ -28,12 +28,13 @@ MOST_SEARCHED = 1_000_000
 def unlocked(setting: Setting) -> Iterator[Alternative]:
     """Stages that do not wait, with every source of gradients on the same cuts."""
     request = setting.request
+    needed = not request.free and not request.deals
     try:
         placement = place(
-            setting.graph, setting.costs, request, reasons=not request.free, target=setting.target
+            setting.graph, setting.costs, request, reasons=needed, target=setting.target
         )
     except PartitionError:
-        if not request.free:
+        if needed:
             raise
         # Nothing fits. What it would take is shown beside what does fit.
         placement = place(
@@ -49,20 +50,19 @@ def unlocked(setting: Setting) -> Iterator[Alternative]:
         yield from _sources(setting, placement)
     counts = _replica_counts(setting)
     size = len(setting.table.points) * request.devices
-    if len(counts) > 1 and (size <= MOST_SEARCHED or request.replicas != "auto"):
+    if max(counts) > 1 and (size <= MOST_SEARCHED or request.replicas != "auto"):
         with suppress(PartitionError):
             wide = place(
                 setting.graph, setting.costs, request, replicas=counts, tidy=False, reasons=False
             )
             if wide.stages > 1 and max(wide.replicas) > 1:
-                found = _evaluated(setting, wide, "decoupled_replicas")
-                yield found
+                yield _evaluated(setting, wide, "decoupled_replicas")
 
 
 def _replica_counts(setting: Setting) -> tuple[int, ...]:
     asked, devices = setting.request.replicas, setting.request.devices
     if asked != "auto":
-        return (asked,) if asked == 1 else (1, asked)
+        return (asked,)
     if devices < 3:
         return (1,)
     return tuple(r for r in (2**k for k in range(devices.bit_length())) if setting.batch % r == 0)
@@ -97,11 +97,14 @@ def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternativ
         placement,
     )
     outcome = _outcome(setting, placement, works, _cut_works(setting, decided))
+    outcome = in_parts(outcome, works, placement, setting.request)
     apart = [f for f in decided.interfaces if f.gradient != "exact"]
     locked = all(f.gradient == "exact" for f in decided.interfaces if _returns(f))
+    if locked:
+        name = "naive" if max(placement.replicas) == 1 else "1f1b_ddp"
     choice_at = setting.request.choice_at
     return Alternative(
-        "naive" if locked else name,
+        name,
         outcome,
         placement,
         windows=tuple(f.window for f in apart),

@@ -25,6 +25,7 @@ TITLES: dict[Name, str] = {
     "gpipe": "GPipe",
     "1f1b": "1F1B",
     "interleaved_1f1b": "interleaved 1F1B",
+    "zero_bubble": "zero-bubble",
     "1f1b_ddp": "1F1B, replicated stages",
     "decoupled": "decoupled",
     "decoupled_replicas": "decoupled, replicated stages",
@@ -69,7 +70,8 @@ def judge(found: Sequence[Alternative], request: PartitionRequest, link: Link) -
         PartitionError: nothing runs on these devices.
     """
     best = _simplest(found)
-    ours = next((a for a in found if a.name in ("decoupled", "stale") and a.eligible), None)
+    names = ("decoupled", "decoupled_replicas", "stale")
+    ours = next((a for a in found if a.name in names and a.eligible), None)
     exact = next((a for a in found if not a.decouples and not a.unfit), None)
     if ours is None:
         return Verdict(False, 0.0, best.name, _nothing_to_decouple(found, request))
@@ -94,12 +96,14 @@ def judge(found: Sequence[Alternative], request: PartitionRequest, link: Link) -
 def _simplest(found: Sequence[Alternative]) -> Alternative:
     """Of the ways that run and are about as fast as the fastest, the one with fewest devices.
 
+    Then that with fewest stages on each.
+
     Raises:
         PartitionError: none runs.
     """
     least = fastest(found).useful_samples_per_s / (1 + MARGIN)
     near = [a for a in found if a.eligible and a.useful_samples_per_s >= least]
-    return min(near, key=lambda a: a.outcome.devices)
+    return min(near, key=lambda a: (a.outcome.devices, a.placement.chunks))
 
 
 def title(alternative: Alternative) -> str:
@@ -120,6 +124,8 @@ def chosen(
     Raises:
         PartitionError: what was asked for cannot run here.
     """
+    if request.replicated:
+        return _with_replicas(found, request)
     if request.free:
         return next(a for a in found if a.name == verdict.best and a.runs)
     mode: Mode = "decoupled" if request.schedule == "auto" else request.schedule
@@ -138,6 +144,46 @@ def chosen(
         f"there is no way to train this model as {mode} on {request.devices} device(s)",
         where="partition.schedule",
         expected="more devices, a batch that can be divided, or a model that can be cut",
+    )
+
+
+def _with_replicas(found: Sequence[Alternative], request: PartitionRequest) -> Alternative:
+    """The fastest that has as many replicas of every stage as were asked for.
+
+    Raises:
+        PartitionError: there is none.
+    """
+    names: dict[str, tuple[Name, ...]] = {
+        "decoupled": ("decoupled_replicas", "1f1b_ddp"),
+        "exact": ("1f1b_ddp",),
+        "1f1b": ("1f1b_ddp",),
+        "ddp": ("ddp",),
+    }
+    every: tuple[Name, ...] = ("decoupled_replicas", "1f1b_ddp", "ddp")
+    schedule = request.schedule
+    if schedule == "auto" and not request.free:
+        schedule = "decoupled"
+    wanted = every if schedule == "auto" else names.get(schedule, ())
+    fitting = [a for a in found if a.name in wanted and a.replicas == request.replicas]
+    if schedule != "auto":
+        fitting.sort(key=lambda a: wanted.index(a.name))
+    for alternative in fitting:
+        if alternative.eligible:
+            return alternative
+    if fitting:
+        raise PartitionError(
+            f"{title(fitting[0])} cannot run: {fitting[0].unfit}",
+            where="partition.replicas",
+            hint="partition.replicas: auto takes what fits",
+        )
+    raise PartitionError(
+        f"there is no way to train this model with {request.replicas} replicas of every stage on "
+        f"{request.devices} device(s)"
+        + ("" if request.schedule == "auto" else f" as {request.schedule}"),
+        where="partition.replicas",
+        expected="two stages or more, as many devices for each, a batch that they divide; "
+        "decoupled, exact or ddp",
+        hint="partition.replicas: auto",
     )
 
 
@@ -163,6 +209,8 @@ def _nothing_to_decouple(found: Sequence[Alternative], request: PartitionRequest
         return f"{best}: there is one device"
     if request.max_decoupled == 0:
         return f"stay with {best}: no interface may be decoupled"
+    if (request.dealt_stages or 0) > request.devices:
+        return f"stay with {best}: stages that share a device wait for one another"
     unfit = next((a.unfit for a in found if a.name == "decoupled" and a.unfit), "")
     if unfit:
         return f"stay with {best}: decoupled stages do not fit, {unfit}"

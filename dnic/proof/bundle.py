@@ -6,8 +6,9 @@
 3. `oracle`: the decoupled machinery, its heads running and training, but handed the true gradient,
    equals `exact`.
 
-Where the plan's schedule is another one (`ddp`, `gpipe`, `1f1b`, or `exact` with microbatches),
-`schedule` comes after these: the emitted program as planned follows plain backprop.
+Where the plan's schedule is another one (`ddp`, one of torch's pipelines, `exact` with
+microbatches, or stages with replicas, whose interfaces wait here), `schedule` comes after these: the emitted
+program as planned follows plain backprop.
 
 Dropout is off in rungs 2 and 3: each process has random numbers of its own. Rung 1 has it on.
 Beside them stands a second opinion on the capture (`dnic.trace.crosscheck`), which fails nothing.
@@ -36,6 +37,7 @@ from dnic.proof.tolerance import LOSSES, close, error
 from dnic.runtime import Record, launch, read_record
 from dnic.runtime.bundle import PLAN_FILE, Bundle, check_stages, load_bundle, read_plan
 from dnic.runtime.names import INIT_FILE, load_initial
+from dnic.runtime.options import PIPELINES
 from dnic.runtime.plan import Mode
 from dnic.trace import to_meta
 from dnic.trace.crosscheck import CrossCheck, cross_check
@@ -120,7 +122,7 @@ def _runs_compared(folder: Path, plan: Plan, begin: Callable[[str], None]) -> li
         without = "the model file has no train_data()"
         return [_untried(name, without) for name in ("exact", "oracle")]
     with tempfile.TemporaryDirectory(prefix="dnic-verify-") as temporary:
-        runs = _Runs(folder, Path(temporary))
+        runs = _Runs(folder, Path(temporary), len(plan.stages))
         begin("exact")
         record = runs.record("exact")
         backprop = "plain backprop in one process"
@@ -130,8 +132,9 @@ def _runs_compared(folder: Path, plan: Plan, begin: Callable[[str], None]) -> li
         else:
             begin("oracle")
             rungs.append(_compared("oracle", runs.record("oracle"), record, "the exact run"))
-        cut = plan.schedule.mode == "exact" and plan.schedule.microbatches > 1
-        if cut or plan.schedule.mode in ("ddp", "gpipe", "1f1b"):
+        schedule = plan.schedule
+        cut = schedule.mode == "exact" and schedule.microbatches > 1
+        if cut or schedule.replicas > 1 or schedule.mode in ("ddp", *PIPELINES):
             begin("schedule")
             rungs.append(_as_planned(folder, plan, runs))
         return rungs
@@ -143,11 +146,12 @@ class _Runs:
 
     folder: Path
     temporary: Path
+    stages: int
 
     def record(self, mode: Mode, *, planned: bool = False) -> Record:
         """Losses and final parameters of `STEPS` steps; run once.
 
-        Batches are whole unless they are to be cut as `planned`.
+        Batches are whole, and stages have one process each, unless all is to be as `planned`.
         """
         name = "planned" if planned else mode
         kept = self.temporary / name
@@ -155,13 +159,14 @@ class _Runs:
             return read_record(kept)
         extra = ["--no-dropout", "--no-evaluate", "--no-checkpoint", f"--max-steps={STEPS}"]
         if not planned:
-            extra.append("--microbatches=1")
+            extra += ["--microbatches=1", "--replicas=1"]
         # Rounding to bfloat16 would hide a difference; a scheduler may need evaluations.
         plain = ("--precision=fp32", "--no-scheduler")
         launch(
             self.folder,
             epochs=STEPS,
             mode=mode,
+            processes=None if planned or mode == "backprop" else self.stages,
             out=self.temporary / f"run-{name}",
             quiet=True,
             extra=(*extra, *plain, f"--record={kept}", "--device=cpu"),
@@ -172,14 +177,19 @@ class _Runs:
 def _as_planned(folder: Path, plan: Plan, runs: _Runs) -> Rung:
     """The planned schedule against backprop, where parts of a batch are as good as the batch."""
     mode, names = plan.schedule.mode, plan.model.names
+    way: Mode = mode
+    if mode in ("decoupled", "stale"):
+        way = "exact"  # of the same replicas, which is what is in question
     if not losses_add_up(folder, names.build, names.loss, names.train_data or "train_data"):
         return _untried(
             "schedule",
-            f"{mode} takes parts of a batch, and the loss of a batch is not the mean of its parts' "
+            f"{way} takes parts of a batch, and the loss of a batch is not the mean of its parts' "
             "(BatchNorm, or a loss that is no mean over samples)",
         )
-    record = runs.record(mode, planned=True)
-    return _compared("schedule", record, runs.record("backprop"), f"backprop, with {mode}")
+    record = runs.record(way, planned=True)
+    replicas = plan.schedule.replicas
+    what = f"{way}, {replicas} replicas of each stage" if replicas > 1 else way
+    return _compared("schedule", record, runs.record("backprop"), f"backprop, with {what}")
 
 
 def _compared(name: str, ours: Record, reference: Record, what: str) -> Rung:

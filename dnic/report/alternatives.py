@@ -46,10 +46,14 @@ def verdict_table(plan: Plan) -> RenderableType:
 def schedule_text(plan: Plan) -> str:
     """`1f1b on 2 processes, 8 microbatches`."""
     schedule = plan.schedule
-    count = 1 if schedule.mode == "backprop" else schedule.processes or len(plan.stages)
+    stages = len(plan.stages) * schedule.replicas
+    count = 1 if schedule.mode == "backprop" else schedule.processes or stages
     text = f"{schedule.mode} on {count} process{'es' if count > 1 else ''}"
     if schedule.microbatches > 1:
         text += f", {schedule.microbatches} microbatches"
+    if schedule.replicas > 1:
+        text += f", {schedule.replicas} replicas of each stage"
+        text += ", in parts" if schedule.shard else ""
     return text
 
 

@@ -30,7 +30,7 @@ _EXPLAINED = (
 )
 _PARTS_EXPLAINED = (
     "milliseconds of a mean step; learn: training heads; other: data, receiving, and torch's "
-    "schedules (gpipe, 1f1b), of which the parts are not known"
+    "schedules (gpipe, 1f1b, interleaved, zerobubble), of which the parts are not known"
 )
 
 

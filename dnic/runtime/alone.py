@@ -3,7 +3,8 @@
 Each process runs its own stage: forward, backward, optimizer. What other stages would send lies in
 its memory, made up once, in the planned shapes: inputs, the gradients of its outputs, at the last
 stage the targets. The first stage reads the data as always. There are no messages and no heads, so
-this trains nothing; it is what `dnic bench` calls the ceiling.
+this trains nothing; it is what `dnic bench` calls the ceiling. Replicas of a stage take their share
+of every batch, and average nothing.
 
 A process that has done its steps goes on, uncounted, until all have: a core beside an idle one is
 faster than a core beside a busy one, and no run that trains has idle neighbours.
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd import backward
 
-from dnic.runtime.batches import Header
+from dnic.runtime.batches import Header, Share
 from dnic.runtime.evaluation import Evaluation
 from dnic.runtime.inputs import Batch
 from dnic.runtime.links import dtype_named
@@ -36,6 +37,7 @@ class Alone(Trainer):
 
     def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
         figures = EpochFigures(sent_bytes=0, in_flight_bytes=0)
+        header = self.worker.replicas.part(header)
         sizes = {header.count.size(done) for done in range(header.count.messages)}
         made_up = {size: _MadeUp(self, header, size) for size in sizes}
         started = time.perf_counter()
@@ -55,6 +57,9 @@ class Alone(Trainer):
         if inputs:
             self._keep_busy(inputs, made_up[header.count.size(header.count.messages - 1)])
         return figures
+
+    def _share(self) -> Share | None:
+        return self.worker.replicas.share
 
     def _read(self, feed: Iterator[Batch]) -> list[Tensor]:
         batch, target = next(feed)
@@ -102,7 +107,7 @@ class _MadeUp:
 
     def __init__(self, trainer: Alone, header: Header, size: int) -> None:
         worker = trainer.worker
-        plan, rank = worker.bundle.plan, worker.place.rank
+        plan, index = worker.bundle.plan, worker.place.stage
         generator = torch.Generator().manual_seed(worker.seed)
         device = worker.device
 
@@ -114,15 +119,15 @@ class _MadeUp:
         received = {
             spec.name: (spec, made(spec))
             for interface in plan.interfaces
-            if interface.to == rank
+            if interface.to == index
             for spec in interface.tensors
         }
-        stage = plan.stages[rank]
-        self._inputs = [received[name] for name in stage.inputs] if rank else []
+        stage = plan.stages[index]
+        self._inputs = [received[name] for name in stage.inputs] if index else []
         self._outputs = stage.outputs
         self._gradients: dict[str, Tensor] = {}
         for interface in plan.interfaces:
-            if interface.source == rank:
+            if interface.source == index:
                 for spec in interface.differentiable:
                     self._gradients[spec.name] = made(spec) * _GRADIENT_SCALE
 

@@ -21,9 +21,11 @@ from typing import Any, get_args
 import yaml
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.chunks import LOOPED, fitting_processes
 from dnic.runtime.guardplan import check_supervised, read_guard
 from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
 from dnic.runtime.plan import (
+    UNREPLICATED,
     Gradient,
     HeadPlan,
     InputSpec,
@@ -206,8 +208,40 @@ def check_plan(plan: Plan, path: Path) -> None:
         raise RuntimeFault(
             "processes and microbatches must be 1 or more", where=f"{path}: schedule"
         )
+    _check_replicas(schedule, f"{path}: schedule")
+    fitting = fitting_processes(schedule.mode, len(plan.stages))
+    if schedule.mode in LOOPED and schedule.processes not in (None, *fitting):
+        raise RuntimeFault(
+            f"{schedule.mode} over {len(plan.stages)} stages does not run on {schedule.processes} "
+            "processes",
+            where=f"{path}: schedule",
+            expected=", ".join(map(str, fitting)) or "another mode",
+        )
     check_training(plan.train, len(plan.stages), path)
     check_sparse_updates(plan, path)
+
+
+def _check_replicas(schedule: SchedulePlan, where: str) -> None:
+    if schedule.replicas < 1:
+        raise RuntimeFault(
+            f"replicas {schedule.replicas} is too small", where=where, expected="1 or more"
+        )
+    if not isinstance(schedule.shard, bool):
+        raise RuntimeFault(
+            f"shard cannot be {schedule.shard!r}", where=where, expected="true or false"
+        )
+    if schedule.replicas > 1 and schedule.mode in UNREPLICATED:
+        raise RuntimeFault(
+            f"mode {schedule.mode} has no replicas of stages",
+            where=where,
+            expected="replicas: 1; or a mode of stages: decoupled, exact, stale",
+        )
+    if schedule.shard and schedule.replicas == 1:
+        raise RuntimeFault(
+            "shard divides a stage among its replicas, and there is one",
+            where=where,
+            expected="shard: false, or replicas: 2 or more",
+        )
 
 
 def _check_returns(interface: InterfacePlan, where: str) -> None:
@@ -280,6 +314,8 @@ def _schedule(content: Mapping[str, Any]) -> SchedulePlan:
         mode=content.get("mode", "decoupled"),
         processes=None if processes is None else int(processes),
         microbatches=int(content.get("microbatches", 1)),
+        replicas=int(content.get("replicas", 1)),
+        shard=content.get("shard", False),
     )
 
 

@@ -1,8 +1,10 @@
 """Checkpoints: every process writes its part, the whole appears at once or not at all.
 
 torch's distributed checkpoint (DCP) writes the files. Model entries lie in it under their original
-names (`model.<name>`), so that one process can read them all; what belongs to one stage (optimizer,
-heads, random numbers) under `stage<i>.`. DCP loads into tensors that exist already; here they are
+names (`model.<name>`), so that one process can read them all; what belongs to one process
+(optimizer, heads, random numbers) under `stage<rank>.`. Of the replicas of a stage the first writes
+what is the same in all; where each holds a part of the model, every one writes its own, and the
+entry is whole all the same. DCP loads into tensors that exist already; here they are
 made from the checkpoint's own metadata, so that an optimizer needs no warm start.
 
 A checkpoint folder also holds `dnic.json`: where the run stood. DCP's metadata file is a pickle:
@@ -21,15 +23,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.chunks import held_stages
 from dnic.runtime.options import WHOLE
+from dnic.runtime.sharding import fill, is_part, local
 
 if TYPE_CHECKING:
+    from dnic.runtime.plan import Mode
     from dnic.runtime.worker import Worker
 
 STATUS_FILE = "dnic.json"
@@ -50,6 +55,7 @@ class Status:
         processes: how many there were.
         plan: digest of the plan's structure.
         tied: further names of the model's entries: name to the name that is stored.
+        shard: whether the optimizer's state lies in parts.
     """
 
     epoch: int
@@ -59,6 +65,7 @@ class Status:
     processes: int
     plan: str
     tied: dict[str, str]
+    shard: bool = False
 
 
 def save(
@@ -78,14 +85,19 @@ def save(
     """
     from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
-    rank = worker.place.rank
+    rank, held = worker.place.rank, worker.written
     parent = worker.options.out / CHECKPOINTS
     final = parent / f"epoch-{epoch:04d}"
     temporary = parent / f".{final.name}"
-    entries = {_MODEL + name: tensor for name, tensor in worker.names.state(module, rank).items()}
+    copy = rank != _kept_by(worker)
+    entries = {
+        _MODEL + name: tensor
+        for name, tensor in worker.names.state(module, *held).items()
+        if not copy or is_part(tensor)
+    }
     own = dict(state)
-    if not (worker.replicated and rank):  # copies have what the first process has
-        own["buffers"] = worker.names.private(module, rank)
+    if not copy:
+        own["buffers"] = worker.names.private(module, *held)
     skeleton = _split(own, f"stage{rank}.", entries)
     entries[f"stage{rank}.{_SKELETON}"] = _as_bytes(skeleton)
     with _one_process_is_fine():
@@ -99,6 +111,7 @@ def save(
             worker.place.world_size,
             worker.bundle.plan.digest,
             dict(worker.names.tied),
+            worker.sharded,
         )
         text = json.dumps(vars(status), indent=1) + "\n"
         (temporary / STATUS_FILE).write_text(text, encoding="utf-8")
@@ -131,11 +144,26 @@ def restore(worker: Worker, folder: Path, module: nn.Module) -> dict[str, Any]:
             expected="one of the undivided model" if not worker.staged else "one of stages",
             hint="dnic export gives its weights to another run",
         )
-    rank = worker.place.rank
-    index = 0 if worker.replicated else rank
-    # Of copies of the model the first keeps what is the same in all.
-    prefixes = tuple(f"stage{number}." for number in sorted({index, rank}))
-    names = worker.names.state(module, index) | worker.names.borrowed(module, index)
+    if status.shard != worker.sharded:
+        raise RuntimeFault(
+            "the checkpoint is of a run with "
+            + ("replicas in parts" if status.shard else "whole replicas"),
+            where=str(folder),
+            expected=f"shard: {str(status.shard).lower()} in plan.yaml, as there",
+            hint="dnic export gives its weights to another run",
+        )
+    stages, place = len(worker.bundle.plan.stages), worker.place
+    written = held_stages(cast("Mode", status.mode), stages, place.stages, place.stage)
+    if worker.staged and written != worker.held:
+        raise RuntimeFault(
+            f"the checkpoint is of --mode {status.mode}, which deals the stages out otherwise",
+            where=str(folder),
+            expected=f"one of --mode {worker.options.mode}",
+            hint="dnic export gives its weights to another run",
+        )
+    held = worker.held
+    prefixes = tuple(f"stage{number}." for number in sorted({_kept_by(worker), place.rank}))
+    names = worker.names.state(module, *held) | worker.names.borrowed(module, *held)
     tensors = _load(
         folder, lambda key: key.startswith(prefixes) or key.removeprefix(_MODEL) in names
     )
@@ -144,9 +172,11 @@ def restore(worker: Worker, folder: Path, module: nn.Module) -> dict[str, Any]:
         state |= _joined(_from_bytes(tensors[prefix + _SKELETON]), tensors)
     with torch.no_grad():
         for name, entry in names.items():
-            entry.copy_(tensors[_MODEL + name])
-        for name, buffer in worker.names.private(module, index).items():
-            buffer.copy_(state["buffers"][name])
+            fill(entry, tensors[_MODEL + name])
+        for name, buffer in worker.names.private(module, *held).items():
+            kept = state["buffers"][name].to(buffer.device)
+            if not torch.equal(buffer, kept):  # a constant may be a view that cannot be written
+                buffer.copy_(kept)
     return state
 
 
@@ -210,6 +240,11 @@ def read_status(folder: Path) -> Status:
         raise RuntimeFault(f"cannot be read: {error}", where=str(path)) from error
 
 
+def _kept_by(worker: Worker) -> int:
+    """The process that writes what is the same in all that have the same part of the model."""
+    return 0 if worker.replicated else worker.place.rank - worker.place.replica
+
+
 def _load(folder: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.filesystem import FileSystemReader
@@ -234,7 +269,7 @@ def _split(tree: Any, prefix: str, tensors: dict[str, Tensor]) -> Any:
     """The tree with every tensor replaced by a reference; the tensors go to `tensors`."""
     if isinstance(tree, Tensor):
         key = f"{prefix}{len(tensors)}"
-        tensors[key] = tree.detach()
+        tensors[key] = local(tree.detach())
         return {"__tensor__": key}
     if isinstance(tree, Mapping):
         return {"__items__": [(key, _split(part, prefix, tensors)) for key, part in tree.items()]}

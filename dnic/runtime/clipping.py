@@ -3,12 +3,15 @@
 `torch.nn.utils.clip_grad_norm_` knows one process's gradients. What the limit applies to:
 
 - backprop, ddp: the one process has all gradients (in ddp, the same ones): torch's function.
-- exact, oracle, gpipe, 1f1b: the norm is that of all stages together. Each tells its own between
-  backward and update; they are added up in the order of the stages, so that all get the same bits.
+- exact, oracle, torch's pipelines: the norm is that of all stages together. Each process tells its
+  own between backward and update; they are added up in the order of the processes, so that all get
+  the same bits.
 - decoupled, stale: stages must not wait for one another, so each clips its own gradients, at
   `clip_norm * sqrt(share)`, `share` being its part of all parameters that train. If gradients are
   of one size everywhere, that is the same as clipping the whole. Where every interface of a
   decoupled run is exact, it is an exact run.
+
+Replicas of a stage clip the average of their gradients, which counts once.
 
 Heads are not clipped: their gradients are of another problem, and normalised. A parameter that
 several stages use counts once, with the stages' summed gradient, at its owner.
@@ -29,8 +32,10 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from dnic.runtime.failure import lost_peers_named
 from dnic.runtime.options import WHOLE
 from dnic.runtime.plan import Mode, Plan
+from dnic.runtime.sharding import is_part, local
 
 if TYPE_CHECKING:
+    from dnic.runtime.replicas import Replicas
     from dnic.runtime.worker import Worker
 
 
@@ -41,6 +46,8 @@ class Clipping:
         parameters: of its part of the model.
         limit: largest norm; None does nothing.
         processes: over which the norm is taken.
+        column: these; None: all processes.
+        parts: those that hold parts of these parameters; None where they are whole.
 
     Attributes:
         limit: as given.
@@ -48,12 +55,20 @@ class Clipping:
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], limit: float | None, processes: int = 1
+        self,
+        parameters: Iterable[nn.Parameter],
+        limit: float | None,
+        processes: int = 1,
+        *,
+        column: dist.ProcessGroup | None = None,
+        parts: Replicas | None = None,
     ) -> None:
         self.limit = limit
         self.waited_s = 0.0
         self._parameters = list(parameters)
         self._processes = processes
+        self._column = column
+        self._parts = parts
 
     def clip(self) -> None:
         """Clips; called by all processes between backward and update.
@@ -64,15 +79,19 @@ class Clipping:
         if self.limit is None:
             return
         norm = gradient_norm(self._parameters)
+        if self._parts is not None:
+            norm = joined_norm(self._gathered(norm, self._parts.number, self._parts.group))
         if self._processes > 1:
-            norm = joined_norm(self._gathered(norm))
+            norm = joined_norm(self._gathered(norm, self._processes, self._column))
         scale_gradients(self._parameters, self.limit, norm)
 
-    def _gathered(self, norm: Tensor) -> list[Tensor]:
+    def _gathered(
+        self, norm: Tensor, processes: int, group: dist.ProcessGroup | None
+    ) -> list[Tensor]:
         started = time.perf_counter()
-        norms = [torch.empty_like(norm) for _ in range(self._processes)]
+        norms = [torch.empty_like(norm) for _ in range(processes)]
         with lost_peers_named():
-            dist.all_gather(norms, norm)
+            dist.all_gather(norms, norm, group=group)
         self.waited_s += time.perf_counter() - started
         return norms
 
@@ -84,9 +103,12 @@ def connect_clipping(worker: Worker, module: nn.Module) -> Clipping:
     parameters = list(module.parameters())
     if limit is None or mode in WHOLE:
         return Clipping(parameters, limit)
+    replicas = worker.replicas
+    parts = replicas if any(is_part(parameter) for parameter in parameters) else None
     if is_joint(plan, mode):
-        return Clipping(parameters, limit, worker.place.world_size)
-    return Clipping(parameters, stage_limit(limit, worker.parameter_share))
+        stages = worker.place.stages
+        return Clipping(parameters, limit, stages, column=replicas.column, parts=parts)
+    return Clipping(parameters, stage_limit(limit, worker.parameter_share), parts=parts)
 
 
 def is_joint(plan: Plan, mode: Mode) -> bool:
@@ -148,7 +170,7 @@ def scale_gradients(parameters: Sequence[nn.Parameter], limit: float, norm: Tens
     """Scales the gradients so that a norm becomes at most the limit, as torch does."""
     dense = []
     for parameter in parameters:
-        if parameter.grad is not None and parameter.grad.is_sparse:
+        if parameter.grad is not None and (parameter.grad.is_sparse or is_part(parameter.grad)):
             _values(parameter).mul_((limit / (norm + 1e-6)).clamp(max=1.0))
         else:
             dense.append(parameter)
@@ -156,10 +178,13 @@ def scale_gradients(parameters: Sequence[nn.Parameter], limit: float, norm: Tens
 
 
 def _values(parameter: nn.Parameter) -> Tensor:
-    """A gradient's numbers; of a sparse one those that are there, each place once."""
+    """A gradient's numbers; of a sparse one those that are there, each place once.
+
+    Where the parameter is a part, those of the part.
+    """
     gradient = parameter.grad
     assert gradient is not None  # only asked of parameters that have one
     if not gradient.is_sparse:
-        return gradient
+        return local(gradient)
     parameter.grad = gradient.coalesce()
     return parameter.grad.values()

@@ -25,6 +25,7 @@ from torch.autograd import backward
 from torch.nn.parallel import DistributedDataParallel
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.averaging import trained
 from dnic.runtime.backprop import Backprop
 from dnic.runtime.batches import Header, Share
 from dnic.runtime.evaluation import Evaluation
@@ -32,6 +33,7 @@ from dnic.runtime.failure import lost_peers_named
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss
 from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import seed_everything, stage_seed
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.worker import Worker
@@ -118,39 +120,14 @@ class DataParallel(Backprop):
         # DDP divides the sum by the number of processes.
         backward([loss * (weight * self._ranks)])
         if self._parallel is None and self._ranks > 1:
-            unused = average_gradients(self.module)
+            copies = Replicas(self._rank, self._ranks)
+            unused = copies.average_gradients(trained(self.module))
             self._parallel = DistributedDataParallel(self.module, find_unused_parameters=unused)
         watch.lap("backward")
         self._update()
         watch.lap("update")
         self.step += 1
         return loss
-
-
-def average_gradients(module: nn.Module) -> bool:
-    """Averages the gradients of all processes, as DDP does.
-
-    A parameter that has a gradient in no process is left without one, so that the optimizer does
-    not touch it.
-
-    Args:
-        module: the same in every process.
-
-    Returns:
-        Whether a process had a parameter without a gradient.
-    """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    device = parameters[0].device
-    having = torch.tensor([float(p.grad is not None) for p in parameters], device=device)
-    dist.all_reduce(having)
-    ranks = dist.get_world_size()
-    for parameter, count in zip(parameters, having.tolist(), strict=True):
-        if not count:
-            continue
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        dist.all_reduce(gradient)
-        parameter.grad = gradient / ranks
-    return bool((having < ranks).any())
 
 
 def _changed() -> RuntimeFault:

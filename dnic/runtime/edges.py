@@ -26,6 +26,7 @@ from dnic.runtime.crossing import Crossings, Returns, crossings
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.options import Mode
 from dnic.runtime.order import most_ahead
+from dnic.runtime.place import Place
 from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
 from dnic.runtime.sources import GradientSource, build_source
 
@@ -192,24 +193,31 @@ class OutEdge:
 
 def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[OutEdge]]:
     """The edges of a worker's stage, those below and those above."""
-    plan, rank, mode = worker.bundle.plan, worker.place.rank, worker.options.mode
+    plan, place, mode = worker.bundle.plan, worker.place, worker.options.mode
+    stage = place.stage
     late = crossings(plan, mode).late
     below: list[InEdge] = []
     above: list[OutEdge] = []
     microbatches = worker.options.microbatches
     for number, pair in enumerate(pairs(plan, mode, microbatches)):
         # Every process must take part in making every group.
-        made = groups(pair.source, pair.to, worker.device)
-        if rank not in (pair.source, pair.to):
+        made = groups(pair.source, pair.to, worker.device, place)
+        if stage not in (pair.source, pair.to):
             continue
-        peer = pair.to if rank == pair.source else pair.source
+        peer = place.rank_of(pair.to if stage == pair.source else pair.source)
         forward, backward = (
-            Link(peer, 2 * number + direction, made[direction], worker.device)
+            Link(
+                peer,
+                place.tag_of(2 * number + direction),
+                made[direction],
+                worker.device,
+                place.replicas,
+            )
             for direction in (0, 1)
         )
         returns = bool(pair.differentiable)
         kept = pair.slots + pair.kept
-        if rank == pair.to:
+        if stage == pair.to:
             arriving = transport.receiver(forward, kept)
             leaving = transport.sender(backward, pair.back, pair.back) if returns else None
             below.append(InEdge(pair, arriving, leaving, worker.seed))
@@ -219,7 +227,7 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
         if returns and pair.interface is not None:
             receiver = transport.receiver(backward, pair.back)
             given = receiver, mode, plan.target, worker.device, worker.seed, late[pair.to]
-            source = build_source(pair.interface, *given)
+            source = build_source(pair.interface, *given, replicas=worker.replicas)
         above.append(OutEdge(pair, sender, source))
     return below, above
 
@@ -255,10 +263,23 @@ def past(batches: int, microbatches: int, ahead: int) -> int:
 
 
 def groups(
-    source: int, to: int, device: torch.device
+    source: int,
+    to: int,
+    device: torch.device,
+    place: Place = Place(),  # noqa: B008  # frozen
 ) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
-    """The process groups of the two directions between two stages; all processes must ask."""
+    """The process groups of the two directions between two stages; all processes must ask.
+
+    Args:
+        source, to: the stages.
+        device: where the tensors live.
+        place: of this process; every column has groups of its own.
+    """
     if device.type != "cuda":
         return None, None  # gloo tells the links apart by tag
-    there, back = (dist.new_group([source, to], backend="nccl") for _ in range(2))
-    return there, back
+    made: list[tuple[dist.ProcessGroup, dist.ProcessGroup]] = []
+    for replica in range(place.replicas):
+        ranks = [stage * place.replicas + replica for stage in (source, to)]
+        there, back = (dist.new_group(ranks, backend="nccl") for _ in range(2))
+        made.append((there, back))
+    return made[place.replica]

@@ -40,6 +40,8 @@ microbatches: BatchNorm, losses that are no mean over samples.
 
 A stage whose true gradients are late and are used all the same is a `dnic.runtime.late_engine`.
 Parameters that several stages use are kept alike in (0), (6) and (7): `dnic.runtime.shared`.
+Replicas of a stage average their gradients in (5), those of their heads in (9); losses weigh what
+their shares of a batch weigh: `dnic.runtime.replicas`.
 
 Why not `torch.distributed.pipelining`: its schedules know only exact gradients and chains; it
 refuses a backward pass for tensors that go to more than one stage, and posts no receive ahead.
@@ -50,12 +52,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import backward
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
@@ -68,36 +68,19 @@ from dnic.runtime.loss import Loss, mean_loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
 from dnic.runtime.order import StageOrder
+from dnic.runtime.passing import Microbatch
+from dnic.runtime.replica_trainer import ReplicaTrainer
 from dnic.runtime.shared import connect_shared
 from dnic.runtime.source_statistics import SourceStatistics
-from dnic.runtime.sources import GradientSource, Sent, restore_turns, turns_of
+from dnic.runtime.sources import GradientSource, Sent
 from dnic.runtime.stopwatch import Stopwatch
-from dnic.runtime.trainer import Trainer
 from dnic.runtime.transport import Transport
+from dnic.runtime.turns import restore_turns, turns_of
 from dnic.runtime.updates import Updates, update_probability
 from dnic.runtime.worker import Worker
 
 
-@dataclass(frozen=True)
-class _Microbatch:
-    """What lies between a forward and its backward pass.
-
-    Attributes:
-        inputs: the stage's inputs, by name.
-        outputs: what went to the stages above; empty at the last stage.
-        target: its targets.
-        loss: its mean loss; None but at the last stage.
-        number: microbatches of the same batch.
-    """
-
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    target: Tensor
-    loss: Tensor | None
-    number: int
-
-
-class Engine(Trainer):
+class Engine(ReplicaTrainer):
     """Trains one stage.
 
     Attributes:
@@ -109,20 +92,22 @@ class Engine(Trainer):
     ) -> None:
         super().__init__(worker, stage, optimizer, loss=loss)
         self.version = 0
-        self._plan = worker.bundle.plan.stages[worker.place.rank]
+        self._plan = worker.bundle.plan.stages[worker.place.stage]
         transport = Transport.of(worker)
         self._below, self._above = connect(worker, transport)
         self._sources = [edge.source for edge in self._above if edge.source is not None]
         self._shared = connect_shared(worker, stage, transport)
         self._ends = transport.ends
-        plan, mode, rank = worker.bundle.plan, worker.options.mode, worker.place.rank
-        self._order = StageOrder(plan, mode, rank)
-        self._updates = Updates(update_probability(plan.train, mode), worker.seed, rank)
+        plan, mode, index = worker.bundle.plan, worker.options.mode, worker.place.stage
+        self._order = StageOrder(plan, mode, index)
+        self._updates = Updates(update_probability(plan.train, mode), worker.seed, index)
 
     def state_dict(self) -> dict[str, Any]:
         """What this process must remember beside the model's parameters and buffers."""
-        heads = {source.plan.name: source.state_dict() for source in self._sources}
-        return super().state_dict() | {"heads": heads, "turns": turns_of(self._sources)}
+        state = super().state_dict() | {"turns": turns_of(self._sources)}
+        if self._replicas.index == 0:
+            state["heads"] = {source.plan.name: source.state_dict() for source in self._sources}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
@@ -143,22 +128,29 @@ class Engine(Trainer):
 
     def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
         figures = EpochFigures()
-        self._begin(header, gradients=True)
+        own = self._replicas.part(header)
+        shares: list[Tensor] = []
+        self._replicas.take_buffers(self.module)
+        self._begin(own, gradients=True)
         self._shared.begin(header.count.messages)
         waited_before, sent_before = self._waited_s(), self._sent_bytes()
         started = time.perf_counter()
         watch = self._stopwatch(self._waited_s)
         for done in range(1, header.count.messages + 1):
             size = header.count.size(done - 1)
-            loss = self._step(feed, size, watch)
+            self._weight = self._replicas.weight(size)
+            loss = self._step(feed, own.count.size(done - 1), watch)
             watch.tick()
-            if loss is not None:
+            if loss is not None and self._replicas.number > 1:
+                shares.append(loss.double() * self._weight)
+            elif loss is not None:
                 self._count_loss(figures, loss, size)
             if header.live and self._live.due():
                 self._show(header, done, started, self._live_figures(loss))
         self._drain(watch)
         self._shared.drain(self.optimizer, self.clipping)
         self._finish()
+        self._count_shares(figures, header, shares)
         figures.seconds = time.perf_counter() - started
         figures.timed(watch)
         figures.waited_s = self._waited_s() - waited_before
@@ -170,7 +162,7 @@ class Engine(Trainer):
     def _step(self, feed: Iterator[Batch], size: int, watch: Stopwatch) -> Tensor | None:
         number = microbatches(size, self.worker.options.microbatches)
         fed = self._cut(feed, number)
-        between: deque[_Microbatch] = deque()
+        between: deque[Microbatch] = deque()
         losses: list[Tensor] = []
         self._shared.exchange_values()  # 0
         self.optimizer.zero_grad(set_to_none=True)
@@ -182,7 +174,10 @@ class Engine(Trainer):
                 between.append(self._forward(fed, number, watch))
                 continue
             done = between.popleft()
-            (self._backward if updates else self._pass_by)(done, watch)
+            if updates:
+                self._backward(done, watch, last=one.microbatch == number - 1)
+            else:
+                self._pass_by(done, watch)
             if done.loss is not None:
                 losses.append(done.loss.detach())
         self._settle(self.step, watch, updates=updates)
@@ -214,7 +209,7 @@ class Engine(Trainer):
 
     def _forward(
         self, fed: Iterator[tuple[list[Tensor], Tensor]], number: int, watch: Stopwatch
-    ) -> _Microbatch:
+    ) -> Microbatch:
         """The forward pass of the next microbatch."""
         inputs, target = self._receive(fed, gradients=True)  # 1
         watch.lap("data" if self._first else "receive")
@@ -226,10 +221,10 @@ class Engine(Trainer):
             outputs = self._named(output)
             self._send(outputs, target)  # 3
             watch.lap("send")
-        return _Microbatch(inputs, outputs, target, loss, number)
+        return Microbatch(inputs, outputs, target, loss, number, self._weight)
 
-    def _backward(self, done: _Microbatch, watch: Stopwatch) -> None:
-        """The backward pass of a microbatch."""
+    def _backward(self, done: Microbatch, watch: Stopwatch, *, last: bool) -> None:
+        """The backward pass of a microbatch, which may be the `last` one of its batch."""
         if done.loss is None:
             roots, gradients = self._gradients(
                 done.outputs,
@@ -237,21 +232,22 @@ class Engine(Trainer):
                 step=self.step,
                 version=self.version,
                 number=done.number,
+                weight=done.weight,
             )  # 4
             watch.lap("head")
-            backward(roots, gradients)  # 5
+            self._averaging.backward(roots, gradients, last=last)  # 5
         else:
-            share = torch.full_like(done.loss, 1 / done.number)
-            backward([done.loss], [share])  # 5
+            share = torch.full_like(done.loss, done.weight / done.number)
+            self._averaging.backward([done.loss], [share], last=last)  # 5
         watch.lap("backward")
         for below in self._below:  # 6
             below.send_back(done.inputs, self.step)
         watch.lap("send back")
 
-    def _pass_by(self, done: _Microbatch, watch: Stopwatch) -> None:
+    def _pass_by(self, done: Microbatch, watch: Stopwatch) -> None:
         """In place of the backward pass, where the stage does not update."""
         for source in self._sources:
-            numbers = self.step, self.version, done.number
+            numbers = self.step, self.version, done.number, done.weight
             source.pass_by(self._sent(source, done.outputs, done.target, *numbers))
         for below in self._below:  # which know that no gradient comes
             below.send_back(done.inputs, self.step)
@@ -315,11 +311,13 @@ class Engine(Trainer):
         step: int,
         version: int,
         number: int = 1,
+        weight: float = 1.0,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """The outputs to go back from and their gradients, summed over the stages above."""
         sums: dict[str, Tensor] = {}
         for source in self._sources:
-            given = source.gradient(self._sent(source, outputs, target, step, version, number))
+            sent = self._sent(source, outputs, target, step, version, number, weight)
+            given = source.gradient(sent)
             for spec, gradient in zip(source.plan.differentiable, given, strict=True):
                 name = spec.name
                 sums[name] = sums[name] + gradient if name in sums else gradient
@@ -327,19 +325,21 @@ class Engine(Trainer):
         return [outputs[name] for name in used], [sums[name] for name in used]
 
     def _sent(
-        self, source: GradientSource, outputs: dict[str, Tensor], target: Tensor, *numbers: int
+        self, source: GradientSource, outputs: dict[str, Tensor], target: Tensor, *numbers: Any
     ) -> Sent:
-        """What went over a source's interface; the numbers of step, version and microbatches."""
+        """What went over a source's interface; the numbers are those of `Sent`."""
+        step, version, *others = numbers
         names = [spec.name for spec in source.plan.differentiable]
-        step, version, number = numbers
         tensors = [self._kept(outputs[name].detach()) for name in names]
-        return Sent(step, version, tensors, target, number)
+        return Sent(step, version, tensors, target, *others)
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """The tensor, or a copy if it is (a view of) an input that will be overwritten."""
         return tensor.clone() if any(below.owns(tensor) for below in self._below) else tensor
 
     def _evaluate(self, header: Header, feed: Iterator[Batch]) -> Evaluation | None:
+        if not self._evaluates:
+            return None
         self._begin(header, gradients=False)
         score = Score(own=self.loss is own_loss)
         for message in range(header.count.messages):
@@ -355,7 +355,8 @@ class Engine(Trainer):
                 for below in self._below:
                     below.release()
         self._finish()
-        return score.result() if self._last else None
+        self._averaging.rest()
+        return score.result() if self._last and self._replicas.index == 0 else None
 
     def _begin(self, header: Header, *, gradients: bool) -> None:
         options = self.worker.options

@@ -80,7 +80,7 @@ class Guard:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.run_dir: Path | None = None
-        self.staged = True  # whether every process runs a stage of its own
+        self.staged = True  # whether every process runs a stage
         self.at_failure: list[Callable[[], None]] = []
 
     def __enter__(self) -> Guard:
@@ -133,7 +133,7 @@ class Guard:
             return self.place.rank == 0
         record = {
             "rank": self.place.rank,
-            "stage": self.place.rank if self.staged else None,
+            "stage": self.place.stage if self.staged else None,
             "exit_status": status,
             "exception": type(error).__name__,
             "message": str(error),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from dnic.runtime.head_layout import Layout
 from dnic.runtime.head_regressor import LowRank
+
+if TYPE_CHECKING:
+    from dnic.runtime.replicas import Average
 
 CELLS_PER_AXIS = 4
 
@@ -69,9 +72,9 @@ class Coarse(nn.Module):
         fine.view(-1, *shape).add_(cells)
         return fine
 
-    def observe(self, x: Tensor, momentum: float) -> None:
+    def observe(self, x: Tensor, momentum: float, average: Average | None = None) -> None:
         """Moves the running statistics of the cells."""
-        self.regressor.norm.observe(self._shrunk(x), momentum)
+        self.regressor.norm.observe(self._shrunk(x), momentum, average)
 
     def _features_in_place(self, maps: Tensor) -> Tensor:
         return maps if self._layout.channels_first else maps.movedim(1, -1)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from dnic.errors import RuntimeFault
 from dnic.runtime.head_layout import Layout
 from dnic.runtime.head_norm import RunningNorm
+
+if TYPE_CHECKING:
+    from dnic.runtime.replicas import Average
 
 # Standard deviation of a code's entries beside hidden units of about 1.
 CODE_STD = 4.0
@@ -54,7 +58,7 @@ class Context(nn.Module, ABC):
         """
 
     @abstractmethod
-    def observe(self, target: Tensor, momentum: float) -> None:
+    def observe(self, target: Tensor, momentum: float, average: Average | None = None) -> None:
         """Moves running statistics, where there are any, towards this batch of targets."""
 
 
@@ -101,7 +105,7 @@ class ClassContext(Context):
             index = index + torch.arange(self._slots, device=index.device) * (self._classes + 1)
         return F.embedding_bag(index, self.table.weight, mode="mean")
 
-    def observe(self, target: Tensor, momentum: float) -> None:
+    def observe(self, target: Tensor, momentum: float, average: Average | None = None) -> None:
         """Nothing: classes have no scale."""
 
 
@@ -149,9 +153,9 @@ class ValueContext(Context):
         code: Tensor = self.linear(self.norm(values.flatten(0, -2)))
         return code.view(*values.shape[:-1], -1)
 
-    def observe(self, target: Tensor, momentum: float) -> None:
+    def observe(self, target: Tensor, momentum: float, average: Average | None = None) -> None:
         """Moves the running mean and variance of every value."""
-        self.norm.observe(self._arranged(target).flatten(0, -2), momentum)
+        self.norm.observe(self._arranged(target).flatten(0, -2), momentum, average)
 
     def _arranged(self, target: Tensor) -> Tensor:
         """The values last: `[rows, values]` or `[rows, *positions, values]`."""

@@ -4,14 +4,19 @@ A head learns online from few pairs, so its inputs must be centred and of one sc
 normalisation that halved what a head costs in accuracy. `nn.BatchNorm`
 would let a prediction depend on its batch and moves its statistics with a fixed momentum, which is
 slow to start; `nn.LayerNorm` leaves the mean activation of a net without normalisation in place.
-Here the statistics move only when the head learns, and start as plain averages. Statistics are of
-one process; replicas do not share them.
+Here the statistics move only when the head learns, and start as plain averages. Replicas share
+them: they are those of the whole batch.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from dnic.runtime.replicas import Average
 
 VARIANCE_FLOOR = 1e-2
 _TINY = 1e-24
@@ -53,12 +58,17 @@ class RunningNorm(nn.Module):
         self.register_buffer("shift", torch.zeros(shape, dtype=dtype))
 
     @torch.no_grad()
-    def observe(self, x: Tensor, momentum: float) -> None:
-        """Moves the statistics towards those of `x` by `momentum`, 0 to 1."""
+    def observe(self, x: Tensor, momentum: float, average: Average | None = None) -> None:
+        """Moves the statistics towards those of `x` by `momentum`, 0 to 1.
+
+        `average` makes means over the whole batch of those over a replica's share.
+        """
         # Far from the mean squares would cancel. `torch.var_mean` would do, in ten times the time.
         away = x - self.mean
         shift = away.mean(self._others, keepdim=True)
         square = away.square_().mean(self._others, keepdim=True)
+        if average is not None:
+            shift, square = average(torch.stack((shift, square))).unbind()
         variance = square.sub_(shift.square()).clamp_(min=0)
         self.mean.lerp_(self.mean + shift, momentum)
         self.variance.lerp_(variance, momentum)

@@ -8,7 +8,12 @@ of one sample's loss divided by its running root mean square, so that neither ma
 forward is computed again when it learns: a stored graph would not survive the optimizer's step in
 between. A head may learn from a part of each batch, another one every time: learning is two thirds
 of what a head costs, and positions of a sequence or a map tell it much the same. Nothing here waits
-for the device. Heads of replicas are not averaged.
+for the device.
+
+Replicas of a stage (`dnic.runtime.replicas`) each have a copy of its heads and feed it their share
+of a batch. What is a mean over the batch is averaged over them before it is used: gradients, the
+scale, the statistics of the inputs. So the copies stay equal bit for bit, and learn what one head
+would learn from the whole batch.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from torch import Tensor
 from dnic.runtime.head_axis import BatchAxis
 from dnic.runtime.heads import Head
 from dnic.runtime.microbatches import Returned
+from dnic.runtime.replicas import Average, Replicas
 
 # The scale follows the gradients' own decay within ten batches or so, the statistics of activations
 # drift more slowly.
@@ -57,13 +63,21 @@ class HeadTrainer:
         head: on the device where it is to run.
         lr: learning rate.
         axis: where in the crossing tensor the samples lie.
+        replicas: of the stage; None for no others.
         one_in: it learns from the n-th part of each batch: 1 is all of it.
     """
 
     def __init__(
-        self, head: Head, lr: float, axis: BatchAxis | None = None, one_in: int = 1
+        self,
+        head: Head,
+        lr: float,
+        axis: BatchAxis | None = None,
+        *,
+        replicas: Replicas | None = None,
+        one_in: int = 1,
     ) -> None:
         self.head = head
+        self._replicas = replicas or Replicas()
         self._one_in = one_in
         self._axis = axis or BatchAxis()
         parameters = list(head.parameters())
@@ -72,13 +86,16 @@ class HeadTrainer:
         self._steps = 0
 
     @torch.no_grad()
-    def predict(self, h: Tensor, target: Tensor | None, microbatches: int = 1) -> Tensor:
+    def predict(
+        self, h: Tensor, target: Tensor | None, microbatches: int = 1, weight: float = 1.0
+    ) -> Tensor:
         """The gradient of the batch's mean loss with respect to `h`, of its shape and dtype.
 
         Args:
             h: `[B, *sample_shape]`, or with the batch where `axis` says.
             target: the same batch's targets.
             microbatches: into which the batch is cut; `h` and the targets are of one of them.
+            weight: of this replica's share of the batch; the loss is multiplied by it.
 
         Raises:
             RuntimeFault: when `h` or the targets are not what the head was built for.
@@ -86,32 +103,42 @@ class HeadTrainer:
         samples = self._axis.to_front(h)
         predicted: Tensor = self.head(samples, target)
         rows = samples.shape[0] * microbatches
-        predicted.mul_((self._mean_square.sqrt() / rows).to(predicted.dtype))
+        scale = self._mean_square.sqrt() / rows
+        if weight != 1:
+            scale = scale * weight
+        predicted.mul_(scale.to(predicted.dtype))
         return self._axis.back(predicted, h)
 
-    def learn(self, h: Tensor, target: Tensor | None, gradient: Tensor) -> HeadStatistics:
-        """One step on a batch whose true gradient has arrived, or on its part of it.
+    def learn(
+        self, h: Tensor, target: Tensor | None, gradient: Tensor, weight: float = 1.0
+    ) -> HeadStatistics:
+        """One step on (a part of) a batch whose true gradient has come; all replicas must learn.
 
         Args:
             h: `[B, *sample_shape]`, or with the batch where `axis` says, as it was when sent; its
                 graph is not used.
             target: the same batch's targets.
             gradient: true gradient of the batch's mean loss with respect to `h`, of its shape.
+            weight: of this replica's share of the batch, by which the gradient is multiplied.
 
         Raises:
             RuntimeFault: when `h` or the targets are not what the head was built for.
         """
         h = self._axis.to_front(h.detach())
         true = self._axis.to_front(gradient.detach()).to(self.head.dtype)
-        batch = h.shape[0]
+        # Times which a row's gradient is that of its own loss.
+        batch = h.shape[0] / (weight or 1)
         h, target, true = self._part(h, target, true)
         self._steps += 1
         # Every walk through the gradient counts: the head learns on the core that computes.
         square = _dot(true, true)
+        average = self._replicas.weighed(weight)
         mean_square = square * (batch * batch / true.numel())
+        if average is not None:
+            mean_square = average(mean_square)
         self._mean_square.lerp_(mean_square, max(1 / self._steps, SCALE_MOMENTUM))
         unit = batch * torch.rsqrt(self._mean_square + _TINY)
-        self.head.observe(h, target, max(1 / self._steps, INPUT_MOMENTUM))
+        self.head.observe(h, target, max(1 / self._steps, INPUT_MOMENTUM), average)
 
         predicted = self.head(h.to(self.head.dtype), target)
         known = predicted.detach()
@@ -120,9 +147,11 @@ class HeadTrainer:
         statistics = _compare(products, square, unit, error.numel())
         self._optimizer.zero_grad(set_to_none=True)
         predicted.backward(error)
-        for parameter in self.head.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(2 / error.numel())
+        gradients = [p.grad for p in self.head.parameters() if p.grad is not None]
+        for of_loss in gradients:
+            of_loss.mul_(2 / error.numel())
+        if average is not None:
+            _average_all(gradients, average)
         self._optimizer.step()
         return statistics
 
@@ -158,10 +187,10 @@ class HeadTrainer:
         self._steps = int(state["steps"])
 
 
-def learn_all(trainers: Sequence[HeadTrainer], batch: Returned) -> HeadStatistics:
+def learn_all(trainers: Sequence[HeadTrainer], batch: Returned, weight: float) -> HeadStatistics:
     """One step of every head of an interface on the same batch; the mean of their statistics."""
     found = [
-        trainer.learn(tensor, batch.target, gradient)
+        trainer.learn(tensor, batch.target, gradient, weight)
         for trainer, tensor, gradient in zip(trainers, batch.tensors, batch.gradients, strict=True)
     ]
     if len(found) == 1:
@@ -172,6 +201,15 @@ def learn_all(trainers: Sequence[HeadTrainer], batch: Returned) -> HeadStatistic
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.dot(a.reshape(-1), b.reshape(-1))
+
+
+def _average_all(tensors: list[Tensor], average: Average) -> None:
+    """Averages tensors in place, in one message."""
+    together = average(torch.cat([tensor.reshape(-1) for tensor in tensors]))
+    for tensor, part in zip(
+        tensors, together.split_with_sizes([tensor.numel() for tensor in tensors]), strict=True
+    ):
+        tensor.copy_(part.view_as(tensor))
 
 
 def _compare(products: Tensor, square: Tensor, unit: Tensor, elements: int) -> HeadStatistics:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from dnic.runtime.head_coarse import Coarse
 from dnic.runtime.head_context import ClassContext, Context, ValueContext
 from dnic.runtime.head_layout import Layout, layout_of
 from dnic.runtime.head_regressor import CODE_WIDTH, Full, LowRank
+
+if TYPE_CHECKING:
+    from dnic.runtime.replicas import Average
 
 MOST_HIDDEN_LAYERS = 3
 # Tensors of more elements per sample share a map between positions.
@@ -114,15 +117,24 @@ class Head(nn.Module):
         return cast(Tensor, predicted.to(h.dtype))
 
     @torch.no_grad()
-    def observe(self, h: Tensor, target: Tensor | None, momentum: float) -> None:
-        """Moves the running statistics of the inputs by `momentum` (0 to 1) towards this batch."""
+    def observe(
+        self,
+        h: Tensor,
+        target: Tensor | None,
+        momentum: float,
+        average: Average | None = None,
+    ) -> None:
+        """Moves the running statistics of the inputs by `momentum` (0 to 1) towards this batch.
+
+        `average` makes means over the whole batch of those over a replica's share.
+        """
         x = self._checked(h)
         some = x[: max(1, MOST_OBSERVED // prod(self.sample_shape))]
-        self.regressor.norm.observe(self._layout.canonical(some), momentum)
+        self.regressor.norm.observe(self._layout.canonical(some), momentum, average)
         if self.coarse is not None:
-            self.coarse.observe(x, momentum)
+            self.coarse.observe(x, momentum, average)
         if self.context is not None and target is not None:
-            self.context.observe(target, momentum)
+            self.context.observe(target, momentum, average)
 
     def _checked(self, h: Tensor) -> Tensor:
         if h.shape[1:] != self.sample_shape:

@@ -20,6 +20,7 @@ updates as it has batches, and checkpoints and evaluation find nothing under way
 is that of the batch, taken with the weights of its own forward pass; what is late is only the
 update (PipeDream, arXiv 1806.03377, section 3.3).
 
+Its replicas average their gradients when the backward pass is over (`dnic.runtime.averaging`).
 The graphs, the inputs and the weights of L batches are kept (`dnic.runtime.stash`). Where a head
 predicts at another interface of the same stage, it does so when its batch goes back.
 """
@@ -35,6 +36,7 @@ from torch import Tensor, nn
 from torch.autograd import backward
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.averaging import Averaging, ByHand
 from dnic.runtime.crossing import crossings
 from dnic.runtime.engine import Engine
 from dnic.runtime.inputs import Batch
@@ -54,6 +56,7 @@ class _Open:
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     target: Tensor
+    weight: float
     weights: Mapping[str, Tensor]
 
 
@@ -65,16 +68,19 @@ class LateEngine(Engine):
     ) -> None:
         super().__init__(worker, stage, optimizer, loss=loss)
         plan, mode = worker.bundle.plan, worker.options.mode
-        check_late(plan.train, worker.place.rank)
+        check_late(plan.train, worker.place.stage)
         if worker.options.microbatches > 1:
             raise RuntimeFault(
-                f"stage {worker.place.rank} takes late gradients (stale), of whole batches only",
+                f"stage {worker.place.stage} takes late gradients (stale), of whole batches only",
                 where="--microbatches",
                 expected="1, or another source of gradients",
             )
-        self._late = crossings(plan, mode).late[worker.place.rank]
+        self._late = crossings(plan, mode).late[worker.place.stage]
         self._stash = WeightStash(stage)
         self._open: deque[_Open] = deque()
+
+    def _averages(self, stage: nn.Module) -> Averaging:
+        return ByHand(stage, self.worker.replicas)
 
     def _step(self, feed: Iterator[Batch], size: int, watch: Stopwatch) -> Tensor | None:
         self._stash.keep()  # the copies of other stages' parameters are about to change
@@ -87,7 +93,9 @@ class LateEngine(Engine):
         outputs = self._named(output)
         self._send(outputs, target)  # 3
         watch.lap("send")
-        self._open.append(_Open(self.step, self.version, inputs, outputs, target, weights))
+        self._open.append(
+            _Open(self.step, self.version, inputs, outputs, target, self._weight, weights)
+        )
         if len(self._open) > self._late:
             self._go_back(self.step, watch)
         else:
@@ -101,11 +109,16 @@ class LateEngine(Engine):
         self.optimizer.zero_grad(set_to_none=True)
         self._turn(batch.step)
         roots, gradients = self._gradients(
-            batch.outputs, batch.target, step=batch.step, version=batch.version
+            batch.outputs,
+            batch.target,
+            step=batch.step,
+            version=batch.version,
+            weight=batch.weight,
         )  # 4
         watch.lap("head")
         backward(roots, gradients)  # 5
         self._stash.collect(batch.weights)
+        self._averaging.after()
         watch.lap("backward")
         for below in self._below:  # 6
             below.send_back(batch.inputs, batch.step)

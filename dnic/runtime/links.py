@@ -41,12 +41,19 @@ class Link:
         tag: unique among the links of a run (gloo; NCCL knows no tags).
         group: the process group of this link, None for the default group.
         device: where the tensors live.
+        replicas: processes of each stage.
     """
 
     peer: int
     tag: int
     group: dist.ProcessGroup | None
     device: torch.device
+    replicas: int = 1
+
+    @property
+    def stage(self) -> int:
+        """The stage at the other end, for messages."""
+        return self.peer // self.replicas
 
 
 @dataclass(frozen=True)
@@ -236,7 +243,7 @@ class Sender(_End):
         try:
             work = dist.isend(buffer, link.peer, group=link.group, tag=link.tag)
         except RuntimeError as error:
-            raise LinkFault(f"stage {link.peer}", str(error)) from error
+            raise LinkFault(f"stage {link.stage}", str(error)) from error
         self._works[message % self._number] = work
 
 
@@ -314,7 +321,7 @@ class Receiver(_End):
         try:
             work = dist.irecv(buffer, link.peer, group=link.group, tag=link.tag)
         except RuntimeError as error:
-            raise LinkFault(f"stage {link.peer}", str(error)) from error
+            raise LinkFault(f"stage {link.stage}", str(error)) from error
         self._works[message % self._number] = work
 
     def _free(self) -> None:
@@ -331,7 +338,7 @@ def wait(work: dist.Work, link: Link) -> float:
     try:
         work.wait()
     except RuntimeError as error:
-        raise LinkFault(f"stage {link.peer}", str(error)) from error
+        raise LinkFault(f"stage {link.stage}", str(error)) from error
     return time.perf_counter() - started
 
 

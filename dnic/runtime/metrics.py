@@ -74,18 +74,23 @@ class EpochFigures:
 
 
 def merged(ranks: list[dict[str, Any]]) -> dict[str, Any]:
-    """One record of an epoch from what every rank published, in the order of the ranks."""
+    """One record of an epoch from what every rank published, in the order of the ranks.
+
+    Of an interface that replicas send over the first one's figures count.
+    """
     seconds = max(figures["seconds"] for figures in ranks)
     samples = ranks[-1]["samples"]
+    interfaces: dict[str, Any] = {}
+    for figures in ranks:
+        for name, row in figures["interfaces"].items():
+            interfaces.setdefault(name, row)
     steps = [figures["step_us"] for figures in ranks if figures["step_us"] is not None]
     return {
         "train_loss": ranks[-1]["train_loss"],
         "samples": samples,
         "train_s": seconds,
         "samples_per_s": samples / seconds if seconds else None,
-        "interfaces": {
-            name: row for figures in ranks for name, row in figures["interfaces"].items()
-        },
+        "interfaces": interfaces,
         "waited_share": [_share(figures["waited_s"], figures["seconds"]) for figures in ranks],
         "memory_bytes": [figures["memory_bytes"] for figures in ranks],
         "in_flight_bytes": [figures["in_flight_bytes"] for figures in ranks],

@@ -52,12 +52,12 @@ class StateNames:
         unused = {name: whole[name].detach() for name in owners if name not in held}
         return cls(owners, tied, unused)
 
-    def state(self, stage: nn.Module, index: int) -> dict[str, Tensor]:
-        """The entries that one stage writes, detached, not copied."""
+    def state(self, stage: nn.Module, *index: int) -> dict[str, Tensor]:
+        """The entries that one stage writes, or several as one module; detached, not copied."""
         state = {name: entry.detach() for name, entry in self._written(stage, index).items()}
-        return state | (dict(self.unused) if index == 0 else {})
+        return state | (dict(self.unused) if 0 in index else {})
 
-    def borrowed(self, stage: nn.Module, index: int) -> dict[str, Tensor]:
+    def borrowed(self, stage: nn.Module, *index: int) -> dict[str, Tensor]:
         """The parameters that a stage holds and another one writes, by the name that this uses."""
         written = {id(entry) for entry in self._written(stage, index).values()}
         return {
@@ -66,7 +66,7 @@ class StateNames:
             if id(parameter) not in written
         }
 
-    def private(self, stage: nn.Module, index: int) -> dict[str, Tensor]:
+    def private(self, stage: nn.Module, *index: int) -> dict[str, Tensor]:
         """Buffers of a stage that `state` lacks: not persistent, or written by another stage.
 
         Without them a resumed run could differ.
@@ -78,12 +78,12 @@ class StateNames:
             if id(buffer) not in written
         }
 
-    def _written(self, stage: nn.Module, index: int) -> dict[str, Tensor]:
+    def _written(self, stage: nn.Module, index: Sequence[int]) -> dict[str, Tensor]:
         held = _entries(stage)
         return {
             name: held[name]
             for name, owner in self.owners.items()
-            if owner == index and name in held
+            if owner in index and name in held
         }
 
 

@@ -14,12 +14,13 @@ from typing import Literal, NoReturn, get_args
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import Bundle
+from dnic.runtime.chunks import LOOPED
 from dnic.runtime.plan import Mode as Mode
 from dnic.runtime.plan import Precision
 
 # The undivided model; and torch's pipeline schedules over the stages.
 WHOLE: tuple[Mode, ...] = ("backprop", "ddp")
-PIPELINES: tuple[Mode, ...] = ("gpipe", "1f1b")
+PIPELINES: tuple[Mode, ...] = ("gpipe", "1f1b", *LOOPED)
 # Those that cut a batch into `--microbatches`.
 MICROBATCHED: tuple[Mode, ...] = (*PIPELINES, "exact", "decoupled", "oracle")
 DEFAULT_MICROBATCHES = 4
@@ -36,9 +37,11 @@ class Options:
             as late as the window; `exact`: every interface waits for its gradient; `oracle`: heads
             run and train, but the true gradient is used; `backprop`: the undivided model in
             one process; `ddp`: the undivided model in every process, each with a share of every
-            batch; `gpipe`, `1f1b`: torch's pipeline schedules over the stages; `alone`: every stage
+            batch; `gpipe`, `1f1b`, `interleaved`, `zerobubble`, `zbv`: torch's pipeline schedules
+            over the stages, the last three with several stages in a process; `alone`: every stage
             by itself on made-up tensors, which trains nothing and shows how fast it could be.
         microbatches: parts into which a batch is cut, at most; 1 with the undivided model.
+        replicas: processes of each stage; None takes the plan's.
         out: folder for metrics, checkpoints and the result.
         resume: a checkpoint, or the `out` folder of an earlier run, to continue from.
         seed: of everything random; None takes the checkpoint's or the plan's.
@@ -56,6 +59,7 @@ class Options:
     epochs: int
     mode: Mode
     microbatches: int
+    replicas: int | None
     out: Path
     resume: Path | None
     seed: int | None
@@ -88,6 +92,7 @@ def parse_options(arguments: Sequence[str], bundle: Bundle) -> Options:
     schedule = bundle.plan.schedule
     add("--mode", choices=get_args(Mode), default=schedule.mode, help="default: %(default)s")
     add("--microbatches", type=_some, metavar="N", help="of a batch; default: the plan's")
+    add("--replicas", type=_some, metavar="N", help="of each stage; default: the plan's")
     add("--out", type=Path, help="folder of the run; default: runs/MODE beside train.py")
     add("--resume", type=Path, metavar="FOLDER", help="continue from a checkpoint or a run")
     add("--seed", type=int, help=f"default: {bundle.plan.train.seed}")

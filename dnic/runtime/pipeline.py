@@ -1,18 +1,24 @@
-"""A bundle's stages under torch's own pipeline schedules, GPipe and 1F1B.
+"""A bundle's stages under torch's own pipeline schedules: GPipe, 1F1B, interleaved, zero-bubble.
 
 `torch.distributed.pipelining` runs the schedules; this gives it what it lacks: shapes from the plan
 instead of a first pass through the model (which would draw random numbers and update BatchNorm), a
-stage and a schedule for each batch size, evaluation beside training, and targets that travel from
-the first process to the last, so that only the first reads data.
+stage and a schedule for each batch size, evaluation beside training, a backward pass in two parts
+that is right for every graph (`dnic.runtime.split_backward`), and targets that travel from the
+process of the first stage to that of the last, so that only the first reads data.
+
+Under the looped schedules a process holds several stages (`dnic.runtime.chunks`): each has a cell
+of its own, and torch's schedule says whose turn it is.
 
 torch's schedules know chains only: a tensor that skips a stage, or a parameter in several stages,
 is refused with the interface's name. A batch is cut into equal microbatches, as many as asked or
-the next smaller divisor of its size; the gradient is the mean over them. So what depends on the
-whole batch differs from backprop: BatchNorm, dropout masks, losses that are no mean over samples.
+the next smaller divisor of its size that the schedule takes; the gradient is the mean over them. So
+what depends on the whole batch differs from backprop: BatchNorm, dropout masks, losses that are no
+mean over samples.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -21,15 +27,30 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe
-from torch.distributed.pipelining.schedules import PipelineScheduleSingle
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
+from torch.distributed.pipelining.schedules import (
+    FORWARD,
+    RECV_F,
+    SEND_F,
+    PipelineScheduleSingle,
+    _PipelineScheduleRuntime,
+)
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
 from dnic.runtime.cells import Cell, cut_all
+from dnic.runtime.chunks import LOOPED, SPLIT, takes_microbatches
 from dnic.runtime.edges import groups
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.failure import lost_peers_named
+from dnic.runtime.held import stages_in
 from dnic.runtime.inputs import Batch
 from dnic.runtime.links import Link, Receiver, Sender
 from dnic.runtime.loss import Loss, own_loss
@@ -37,12 +58,19 @@ from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, Plan
+from dnic.runtime.split_backward import SplitStage
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
 from dnic.runtime.worker import Worker
 
 _TARGETS = 1  # the tag of the targets; torch's schedules use 0
 _SLOTS = 2  # the first stage is at most one batch ahead of the last
+_LOOPED: dict[Mode, type[_PipelineScheduleRuntime]] = {
+    "interleaved": ScheduleInterleaved1F1B,
+    "zerobubble": ScheduleInterleavedZeroBubble,
+    "zbv": ScheduleZBVZeroBubble,
+}
+_TITLES: dict[Mode, str] = {"1f1b": "1F1B", "zerobubble": "zero-bubble", "zbv": "ZBV"}
 
 
 @dataclass(frozen=True)
@@ -50,40 +78,48 @@ class _Batch:
     """How batches of one size run.
 
     Attributes:
-        cell: the stage, for microbatches of one size.
+        cells: the stages of this process, for microbatches of one size.
         schedule: torch's.
         microbatches: in a batch.
     """
 
-    cell: Cell
-    schedule: PipelineScheduleSingle
+    cells: Sequence[Cell]
+    schedule: PipelineScheduleSingle | _PipelineScheduleRuntime
     microbatches: int
 
 
 class Pipelined(Trainer):
-    """Trains one stage under one of torch's schedules."""
+    """Trains the stages of one process under one of torch's schedules."""
 
     def __init__(
         self, worker: Worker, stage: nn.Module, optimizer: torch.optim.Optimizer, *, loss: Loss
     ) -> None:
         super().__init__(worker, stage, optimizer, loss=loss)
-        plan, rank = worker.bundle.plan, worker.place.rank
-        chain = check_chain(plan, worker.options.mode)
+        plan, mode = worker.bundle.plan, worker.options.mode
+        self._chain = check_chain(plan, mode)
+        check_split(plan, mode)
+        self._mode: Mode = mode
         self._stages = len(plan.stages)
-        self._below = chain[rank - 1] if not self._first else None
-        self._above = chain[rank] if not self._last else None
+        self._processes = worker.place.world_size
+        self._held = stages_in(stage, worker.held)
+        self._last = self._stages - 1 in self._held
         self._training: dict[int, _Batch] = {}
         self._scoring: dict[int, _Batch] = {}
         self._targets: deque[Tensor] = deque()  # of the microbatches to come, at the last stage
         self._outputs: list[Any] = []  # of an evaluation, at the last stage
-        group, _ = groups(0, self._stages - 1, worker.device)
-        self._sender = Sender(Link(self._stages - 1, _TARGETS, group, worker.device), _SLOTS)
-        self._receiver = Receiver(Link(0, _TARGETS, group, worker.device), _SLOTS)
+        self._travels = not (self._first and self._last)  # the targets, to another process
+        if self._travels:
+            last = self._processes - 1
+            group, _ = groups(0, last, worker.device)
+            self._sender = Sender(Link(last, _TARGETS, group, worker.device), _SLOTS)
+            self._receiver = Receiver(Link(0, _TARGETS, group, worker.device), _SLOTS)
+        # A failing rank would print the whole schedule before its own report.
+        logging.getLogger("torch.distributed.pipelining.schedules").setLevel(logging.CRITICAL)
 
     def _train(self, header: Header, feed: Iterator[Batch]) -> EpochFigures:
         figures = EpochFigures(waited_s=None)
-        mode, asked = self.worker.options.mode, self.worker.options.microbatches
-        check_microbatches(mode, header.count.batch_size, asked, self._stages)
+        asked = self.worker.options.microbatches
+        check_microbatches(self._mode, header.count.batch_size, asked, self._processes)
         self._begin(header)
         started = time.perf_counter()
         watch = self._stopwatch()
@@ -111,8 +147,7 @@ class Pipelined(Trainer):
         watch.lap("data" if self._first else "receive")
         batch.schedule.step(target=target, losses=losses, return_outputs=False)
         watch.lap("schedule")
-        if target is not None:
-            self._receiver.release()
+        self._release(target)
         self._update()
         watch.lap("update")
         self.step += 1
@@ -129,19 +164,23 @@ class Pipelined(Trainer):
                 if target is not None:
                     output = self._outputs.pop()
                     score.add(output, target, self._loss_of(output, target))
-                    self._receiver.release()
+                self._release(target)
             self._finish()
         return score.result() if self._last else None
 
     def _begin(self, header: Header) -> None:
-        if self._first:
+        if self._first and self._travels:
             self._sender.begin((header.target,), header.count)
-        if self._last:
+        if self._last and self._travels:
             self._receiver.begin((header.target,), header.count)
 
     def _finish(self) -> None:
-        if self._first:
+        if self._first and self._travels:
             self._sender.finish()
+
+    def _release(self, target: Tensor | None) -> None:
+        if target is not None and self._travels:
+            self._receiver.release()
 
     def _prepare(self, batch: _Batch, feed: Iterator[Batch]) -> Tensor | None:
         """Reads a batch at the first stage; returns its targets at the last."""
@@ -153,22 +192,20 @@ class Pipelined(Trainer):
                 for part in self._inputs.take(given, target.shape[0])
             ]
             specs = self.worker.bundle.plan.samples.inputs
-            batch.cell.inputs.extend(cut_all(taken, specs, batch.microbatches))
-            self._sender.send([target.to(device, non_blocking=True)])
+            batch.cells[0].inputs.extend(cut_all(taken, specs, batch.microbatches))
+            target = target.to(device, non_blocking=True)
+            if not self._travels:
+                return target
+            self._sender.send([target])
         return self._receiver.receive()[0] if self._last else None
 
     def _batch(self, size: int) -> _Batch:
         """How batches of a size are trained; made when the first one comes."""
         if size not in self._training:
-            number = microbatches(size, self.worker.options.microbatches)
-            # 1F1B needs as many microbatches as stages. An odd last batch may have fewer; in any
-            # order of its microbatches the same is computed.
-            few = number < self._stages or self.worker.options.mode == "gpipe"
-            cell = self._cell(size // number, self._loss)
-            schedule = (ScheduleGPipe if few else Schedule1F1B)(
-                self._stage(cell), number, loss_fn=_given
+            number = microbatches_of(
+                self._mode, size, self.worker.options.microbatches, self._processes
             )
-            self._training[size] = _Batch(cell, schedule, number)
+            self._training[size] = self._made(size // number, number, self._loss, trains=True)
         return self._training[size]
 
     def _whole(self, size: int) -> _Batch:
@@ -177,23 +214,44 @@ class Pipelined(Trainer):
         torch's stage keeps state between steps, which would break training, so that has another.
         """
         if size not in self._scoring:
-            cell = self._cell(size, self._kept)
-            self._scoring[size] = _Batch(cell, ScheduleGPipe(self._stage(cell), 1), 1)
+            self._scoring[size] = self._made(size, 1, self._kept, trains=False)
         return self._scoring[size]
 
-    def _cell(self, size: int, finish: Any) -> Cell:
-        plan = self.worker.bundle.plan.stages[self.worker.place.rank]
-        return Cell(self.module, plan, self._below, self._above, size, finish)
+    def _made(self, size: int, number: int, finish: Any, *, trains: bool) -> _Batch:
+        """Cells, torch's stages and its schedule, for so many microbatches of one size."""
+        cells = [self._cell(index, size, finish) for index in self._held]
+        stages = [self._stage(*pair) for pair in zip(self._held, cells, strict=True)]
+        loss = _given if trains else None
+        if self._mode in _LOOPED:
+            looped = _LOOPED[self._mode](list(stages), number, loss_fn=loss)
+            if not trains:
+                _keep_forwards(looped, self.worker.place.rank)
+            return _Batch(cells, looped, number)
+        # 1F1B needs as many microbatches as stages. An odd last batch may have fewer; in any
+        # order of its microbatches the same is computed.
+        few = number < self._stages or self._mode == "gpipe"
+        kind = ScheduleGPipe if few else Schedule1F1B
+        return _Batch(cells, kind(stages[0], number, loss_fn=loss), number)
 
-    def _stage(self, cell: Cell) -> PipelineStage:
-        return PipelineStage(
+    def _cell(self, index: int, size: int, finish: Any) -> Cell:
+        plan = self.worker.bundle.plan.stages[index]
+        below = self._chain[index - 1] if index else None
+        above = self._chain[index] if index < self._stages - 1 else None
+        return Cell(self._held[index], plan, below, above, size, finish)
+
+    def _stage(self, index: int, cell: Cell) -> PipelineStage:
+        stage = (SplitStage if self._mode in SPLIT else PipelineStage)(
             cell,
-            self.worker.place.rank,
+            index,
             self._stages,
             self.worker.device,
             input_args=cell.received(),
             output_args=cell.sent(),
         )
+        recompute = self.worker.bundle.plan.train.recompute
+        if isinstance(stage, SplitStage):
+            stage.whole = recompute if isinstance(recompute, bool) else index in recompute
+        return stage
 
     def _loss(self, output: Any) -> Tensor:
         return self._loss_of(output, self._targets.popleft())
@@ -203,21 +261,50 @@ class Pipelined(Trainer):
         return torch.zeros(())
 
 
-def check_microbatches(mode: Mode, batch_size: int, asked: int, stages: int) -> None:
-    """Refuses batches that cannot be cut into enough microbatches for 1F1B.
+def microbatches_of(mode: Mode, batch_size: int, asked: int, processes: int) -> int:
+    """Into how many microbatches a batch is cut: the most that a schedule takes, up to `asked`."""
+    number = microbatches(batch_size, asked)
+    while not takes_microbatches(mode, processes, number):
+        number = microbatches(batch_size, number - 1)
+    return number
+
+
+def check_microbatches(mode: Mode, batch_size: int, asked: int, processes: int) -> None:
+    """Refuses batches that cannot be cut into enough microbatches to keep all processes busy.
 
     Raises:
         RuntimeFault: with numbers that would do.
     """
-    number = microbatches(batch_size, asked)
-    if mode == "1f1b" and number < stages:
-        fitting = [n for n in range(stages, batch_size + 1) if batch_size % n == 0]
+    number = microbatches_of(mode, batch_size, asked, processes)
+    if mode == "gpipe" or number >= processes:
+        return
+    fitting = [
+        n
+        for n in range(processes, batch_size + 1)
+        if batch_size % n == 0 and takes_microbatches(mode, processes, n)
+    ]
+    over = f"{processes} processes" if mode in LOOPED else f"{processes} stages"
+    raise RuntimeFault(
+        f"{_TITLES.get(mode, mode)} over {over} takes {processes} microbatches or more; batches of "
+        f"{batch_size} are cut into {number}",
+        where="--microbatches",
+        expected=", ".join(map(str, fitting)) or f"a batch size of {processes} or more",
+        hint="--mode gpipe takes any number",
+    )
+
+
+def check_split(plan: Plan, mode: Mode) -> None:
+    """Refuses to divide the backward pass of compiled stages, which is one piece.
+
+    Raises:
+        RuntimeFault: the plan compiles its stages.
+    """
+    if mode in SPLIT and plan.train.compile:
         raise RuntimeFault(
-            f"1F1B over {stages} stages takes {stages} microbatches or more; batches of "
-            f"{batch_size} are cut into {number}",
-            where="--microbatches",
-            expected=", ".join(map(str, fitting)) or f"a batch size of {stages} or more",
-            hint="--mode gpipe takes any number",
+            f"{_TITLES[mode]} does the backward pass in two parts, and a compiled stage has one",
+            where="plan.yaml: train: compile",
+            expected="compile: false",
+            hint="--mode interleaved or 1f1b goes back in one",
         )
 
 
@@ -262,6 +349,16 @@ def _refused(mode: Mode, problem: str, expected: str) -> RuntimeFault:
         expected=expected,
         hint="--mode exact (in plan.yaml, schedule: {mode: exact})",
     )
+
+
+def _keep_forwards(schedule: _PipelineScheduleRuntime, rank: int) -> None:
+    """Makes a schedule of this process one for evaluation.
+
+    torch's own `eval` goes through the backward passes too, without doing them, which fails where
+    neighbouring stages are in one process.
+    """
+    orders = schedule.pipeline_order_with_comms
+    orders[rank] = [a for a in orders[rank] if a.computation_type in (FORWARD, SEND_F, RECV_F)]
 
 
 def _given(loss: Tensor, target: Tensor) -> Tensor:

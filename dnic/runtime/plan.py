@@ -11,18 +11,34 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.chunks import LOOPED, fitting_processes, usual_processes
 
 Size = int | str
 Gradient = Literal["exact", "synthetic", "stale"]
 Precision = Literal["fp32", "bf16"]
 Interval = Literal["step", "epoch"]
-Mode = Literal["decoupled", "stale", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b", "alone"]
+Mode = Literal[
+    "decoupled",
+    "stale",
+    "exact",
+    "oracle",
+    "backprop",
+    "ddp",
+    "gpipe",
+    "1f1b",
+    "interleaved",
+    "zerobubble",
+    "zbv",
+    "alone",
+]
 MessageDtype = Literal["float32", "bfloat16"]
 Fallback = Literal["exact", "none"]
 Key = str | int
 Path = tuple[Key, ...]
 
 PLAN_FILE = "plan.yaml"
+# Modes in which a stage has no replicas: the undivided model, and torch's pipelines.
+UNREPLICATED: tuple[Mode, ...] = ("backprop", "ddp", "gpipe", "1f1b", *LOOPED)
 
 
 @dataclass(frozen=True)
@@ -167,13 +183,17 @@ class SchedulePlan:
     Attributes:
         mode: as `train.py --mode`; `oracle` is for proofs, `alone` for measuring; neither is
             planned.
-        processes: number of processes; None: one for each stage.
+        processes: number of processes; None: as many as the mode takes at most.
         microbatches: parts into which batches are cut, where stages train.
+        replicas: processes of each stage, which share every batch (`dnic.runtime.replicas`).
+        shard: whether these hold a part of the stage's parameters each (`dnic.runtime.sharding`).
     """
 
     mode: Mode = "decoupled"
     processes: int | None = None
     microbatches: int = 1
+    replicas: int = 1
+    shard: bool = False
 
 
 @dataclass(frozen=True)
@@ -256,8 +276,16 @@ class Plan:
         if mode == "backprop":
             return 1
         if mode == "ddp":
-            return self.schedule.processes or len(self.stages)
-        return len(self.stages)
+            return self.schedule.processes or len(self.stages) * self.schedule.replicas
+        if mode in LOOPED:
+            planned = self.schedule.processes
+            fits = planned in fitting_processes(mode, len(self.stages))
+            return planned if planned and fits else usual_processes(mode, len(self.stages))
+        return len(self.stages) * self.replicas(mode)
+
+    def replicas(self, mode: Mode) -> int:
+        """Processes of each stage in a mode; torch's pipelines have one, whatever the plan says."""
+        return 1 if mode in UNREPLICATED else self.schedule.replicas
 
 
 def resolve(shape: tuple[Size, ...], batch_size: int) -> tuple[int, ...]:

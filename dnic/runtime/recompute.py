@@ -4,7 +4,7 @@
 without; it takes one more forward pass. Where a stage holds the entries of a list or sequence of
 modules (transformer blocks, residual blocks), each of these is computed again by itself, and memory
 holds their inputs and the inside of one. A stage without such parts is computed again in one piece,
-which saves memory only where several microbatches are under way (gpipe, 1f1b).
+which saves memory only where several microbatches are under way (torch's pipelines).
 
 What torch's function leaves open is whatever a forward changes besides its result, because that
 happens twice. The running statistics of BatchNorm and InstanceNorm are kept from it: the second

@@ -1,7 +1,7 @@
 """Every loss and the final parameters of a run, for comparing runs (`--record FOLDER`).
 
 Checkpoints keep what a run needs to go on; a record keeps what a comparison needs, each process
-its own part in one file.
+its own part in one file: `rankN.pt`, and `copyN.pt` of processes whose part another one has.
 """
 
 from __future__ import annotations
@@ -38,8 +38,10 @@ def write_record(
     parameters: Mapping[str, Tensor],
     tied: Mapping[str, str],
     heads: Mapping[str, Tensor],
+    *,
+    copy: bool = False,
 ) -> None:
-    """Writes one process's part of a record."""
+    """Writes one process's part of a record; `copy`: as a further replica's, not to be counted."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {
         "losses": list(losses),
@@ -47,13 +49,14 @@ def write_record(
         "tied": dict(tied),
         "heads": {name: tensor.detach().cpu() for name, tensor in heads.items()},
     }
-    torch.save(content, folder / f"rank{rank}.pt")
+    torch.save(content, folder / f"{'copy' if copy else 'rank'}{rank}.pt")
 
 
 def clear_record(folder: Path) -> None:
     """Removes an earlier record, which may be of more processes."""
-    for path in folder.glob("rank*.pt"):
-        path.unlink()
+    for kind in ("rank", "copy"):
+        for path in folder.glob(f"{kind}*.pt"):
+            path.unlink()
 
 
 def read_record(folder: Path) -> Record:

@@ -19,6 +19,7 @@ from torch.autograd import backward
 from torch.func import functional_call
 from torch.utils.data import Dataset
 
+from dnic.runtime.averaging import trained
 from dnic.runtime.batches import Batches
 from dnic.runtime.bundle import Bundle, check_stages
 from dnic.runtime.cells import cut_all
@@ -35,7 +36,8 @@ from dnic.runtime.options import Mode
 from dnic.runtime.precision import autocast, autocast_forward
 from dnic.runtime.record import Record
 from dnic.runtime.reference_parts import PassingBatch, ReferenceInterface, ReferenceStage, Tie
-from dnic.runtime.seeds import random_state, seed_everything, stage_seed
+from dnic.runtime.replicas import Replicas
+from dnic.runtime.seeds import random_state, replica_seed, seed_everything, stage_seed
 from dnic.runtime.shared import borrowed_parameters, channels
 from dnic.runtime.stage import check_ownership
 from dnic.runtime.supervision import Supervision
@@ -55,6 +57,7 @@ class Reference:
         seed: None takes the plan's.
         dropout: False makes every dropout module pass its input through.
         microbatches: parts into which a batch is cut, at most; 1 where stages are late.
+        replicas: of its stages, of which this is one column (`dnic.runtime.reference_replicas`).
     """
 
     def __init__(
@@ -69,11 +72,13 @@ class Reference:
         seed: int | None = None,
         dropout: bool = True,
         microbatches: int = 1,
+        replicas: Replicas | None = None,
     ) -> None:
         check_stages(bundle, stages.PLAN)
         torch.set_flush_denormal(True)
         self._plan = bundle.plan
         self._loss = loss
+        self._replicas = replicas or Replicas()
         self._seed = bundle.plan.train.seed if seed is None else seed
         # Like the processes, each stage has a model of its own: shared parts are copies.
         models = [
@@ -102,6 +107,10 @@ class Reference:
                 loader_options={},
                 samples=bundle.plan.samples,
             )
+        if self._replicas.index:
+            for index, part in enumerate(self._stages):
+                seed_everything(replica_seed(self._seed, index, self._replicas.index))
+                part.random = random_state()
         self._inputs = Inputs(bundle.plan.samples)
         self._microbatches = microbatches
         self._step = 0
@@ -128,10 +137,11 @@ class Reference:
             if plan.source == index and plan.differentiable:
                 heads, oracle = [], False
                 if plan.gradient == "synthetic":
-                    heads = build_trainers(plan, self._plan.target, cpu, self._seed)
+                    heads = build_trainers(plan, self._plan.target, cpu, self._seed, self._replicas)
                     oracle = mode == "oracle"
+                supervision = Supervision(plan, self._replicas)
                 window = 1 if oracle else plan.window + crossed.late[plan.to]
-                above.append(ReferenceInterface(plan, oracle, window, heads, Supervision(plan)))
+                above.append(ReferenceInterface(plan, oracle, window, heads, supervision))
         row, late = self._plan.stages[index], crossed.late[index]
         rows = [plan for plan in crossed.interfaces if plan.to == index]
         arriving = {spec.name: spec for plan in rows for spec in plan.tensors}
@@ -192,13 +202,16 @@ class Reference:
 
     def _epoch(self, epoch: int, total: int) -> None:
         with self._stages[0].own_random_numbers():
-            feed = self._batches.epoch(epoch)
+            feed = self._batches.epoch(epoch, self._replicas.share)
             batch = next(feed)
+        for stage in self._stages:
+            self._replicas.take_buffers(stage.module)
         for position in range(len(self._batches)):
             if position:
                 with self._stages[0].own_random_numbers():
                     batch = next(feed)
-            self._train_step(*batch)
+            size = self._batches.count().size(position)
+            self._train_step(*batch, self._replicas.weight(size))
             if self._step == total:
                 break
         self._drain(epoch)
@@ -232,8 +245,8 @@ class Reference:
                 self._clip(stage)
                 stage.optimizer.step()
 
-    def _train_step(self, inputs: Any, target: Tensor) -> None:
-        parts = self._cut(inputs, target)
+    def _train_step(self, inputs: Any, target: Tensor, weight: float) -> None:
+        parts = self._cut(inputs, target, weight)
         for tie in self._ties:
             tie.share()
         for stage in self._stages:
@@ -242,7 +255,8 @@ class Reference:
                     self._forward(stage, part)
                 stage.open.append(parts)
         losses = torch.stack([part.loss.detach() for part in parts])
-        self.losses.append(float(losses.mean() if len(parts) > 1 else losses[0]))
+        loss = losses.mean() if len(parts) > 1 else losses[0]
+        self.losses.append(float(self._replicas.average(loss.double() * weight)))
         going: list[ReferenceStage] = []
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
@@ -250,7 +264,7 @@ class Reference:
                     if self._step in stage.updates:
                         self._backward(stage)
                     else:
-                        _pass_by(stage)
+                        stage.pass_by()
                     going.append(stage)
                 else:
                     for tie in self._ties:
@@ -264,14 +278,14 @@ class Reference:
                 self._update(stage, self._step)
         self._step += 1
 
-    def _cut(self, inputs: Any, target: Tensor) -> list[PassingBatch]:
+    def _cut(self, inputs: Any, target: Tensor, weight: float) -> list[PassingBatch]:
         taken = self._inputs.take(inputs, target.shape[0])
         number = microbatches(target.shape[0], self._microbatches)
         if number == 1:
-            return [PassingBatch(self._step, taken, target)]
+            return [PassingBatch(self._step, taken, target, weight=weight)]
         rows = cut_all(taken, self._plan.samples.inputs, number)
         parts = zip(rows, target.chunk(number), strict=True)
-        return [PassingBatch(self._step, row, targets, number) for row, targets in parts]
+        return [PassingBatch(self._step, row, targets, number, weight) for row, targets in parts]
 
     def _forward(self, stage: ReferenceStage, batch: PassingBatch) -> None:
         first = stage is self._stages[0]
@@ -317,9 +331,10 @@ class Reference:
         for batch in parts:
             if stage is self._stages[-1]:
                 # The mean of the parts' means is the batch's.
-                backward([batch.loss], [torch.full_like(batch.loss, 1 / batch.number)])
+                backward([batch.loss], [torch.full_like(batch.loss, batch.weight / batch.number)])
             else:
                 self._back(stage, batch)
+        self._replicas.average_gradients(trained(stage.module))
         self._tie(stage)
 
     def _back(self, stage: ReferenceStage, batch: PassingBatch) -> None:
@@ -363,7 +378,7 @@ class Reference:
         if interface.supervision.regime == "none":
             return [torch.zeros_like(gradient) for gradient in true]
         return [
-            head.predict(tensor, batch.target, batch.number)
+            head.predict(tensor, batch.target, batch.number, batch.weight)
             for head, tensor in zip(interface.heads, interface.sent(batch), strict=True)
         ]
 
@@ -380,11 +395,3 @@ class Reference:
                 tie.give()
             if tie.owner is stage and tie.due():
                 tie.take()
-
-
-def _pass_by(stage: ReferenceStage) -> None:
-    """In place of a backward pass: true gradients come all the same, and heads learn from them."""
-    for batch in stage.open.popleft():
-        for interface in stage.above:
-            if batch.step in interface.returns:
-                interface.waiting.append(batch)

@@ -33,6 +33,7 @@ class PassingBatch:
     taken: list[Tensor]  # by the first stage
     target: Tensor
     number: int = 1
+    weight: float = 1.0  # among the shares of replicas
     values: dict[str, Tensor] = field(default_factory=dict)  # with their stages' graphs
     given: list[dict[Any, Tensor]] = field(default_factory=list)  # leaves
     weights: list[dict[str, Tensor]] = field(default_factory=list)  # of late stages
@@ -82,14 +83,14 @@ class ReferenceInterface:
 
     def learn(self) -> None:
         """Trains the heads on the oldest batch, of which all microbatches wait, if they are to."""
-        step = self.waiting[0].step
+        step, weight = self.waiting[0].step, self.waiting[0].weight
         parts = []
         while self.waiting and self.waiting[0].step == step:
             part = self.waiting.popleft()
             parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
         if self.supervision.learns():
             batch = whole(self.plan.differentiable, parts)
-            self.supervision.learnt(learn_all(self.heads, batch))
+            self.supervision.learnt(learn_all(self.heads, batch, weight), weight)
 
 
 @dataclass
@@ -113,6 +114,13 @@ class ReferenceStage:
     def parameters(self) -> list[nn.Parameter]:
         """Of its module."""
         return list(self.module.parameters())
+
+    def pass_by(self) -> None:
+        """In place of a backward pass: true gradients come all the same, to be learnt from."""
+        for batch in self.open.popleft():
+            for interface in self.above:
+                if batch.step in interface.returns:
+                    interface.waiting.append(batch)
 
     @contextmanager
     def own_random_numbers(self) -> Iterator[None]:

@@ -66,7 +66,7 @@ class Ring:
     Args:
         descriptor: of the memory; closed with the ring.
         slots: messages that fit into it.
-        peer: the other rank, for messages.
+        peer: the stage at the other end, for messages.
         timeout_s: how long to wait for it.
     """
 
@@ -110,7 +110,7 @@ class Ring:
             descriptor: of the memory, there.
             token: as the ring's.
             slots: as there.
-            peer: its rank.
+            peer: its stage.
             timeout_s: how long to wait for it.
 
         Raises:

@@ -33,6 +33,11 @@ def stage_seed(seed: int, stage: int) -> int:
     return _mixed(seed, _STAGE_STREAM, stage)
 
 
+def replica_seed(seed: int, stage: int, replica: int) -> int:
+    """The seed of a further replica's own random numbers; the first one has its stage's."""
+    return _mixed(seed, _STAGE_STREAM, stage, replica)
+
+
 def epoch_seed(seed: int, epoch: int) -> int:
     """The seed of the order of the samples in one epoch."""
     return _mixed(seed, _EPOCH_STREAM, epoch)

@@ -18,6 +18,9 @@ timing. At the end of an epoch the last W gradients make one further update, of 
 parameters alone, and the value goes out once more: evaluation, checkpoints and the end of a run
 see the same parameter everywhere.
 
+Replicas of stages share within their column. A holder's replicas have averaged the gradient before
+it leaves, so that every replica of the owner adds the same.
+
 `torch.distributed.pipelining` copies such parameters and lets them drift apart; its users add an
 all-reduce of their own, which would make decoupled stages wait for one another. Not handled:
 buffers (each stage keeps its own) and sparse gradients (they are sent dense).
@@ -226,25 +229,34 @@ class SharedParameters:
 
 def connect_shared(worker: Worker, stage: nn.Module, transport: Transport) -> SharedParameters:
     """A worker's ends of all channels that its stage takes part in."""
-    plan, mode, rank = worker.bundle.plan, worker.options.mode, worker.place.rank
+    plan, mode, place = worker.bundle.plan, worker.options.mode, worker.place
+    stage_number = place.stage
     first_tag = 2 * len(pairs(plan, mode))
     lent: list[Lent] = []
     borrowed: list[Borrowed] = []
     for number, channel in enumerate(channels(plan, mode)):
         # Every process must take part in making every group.
-        made = groups(channel.owner, channel.holder, worker.device)
-        if rank not in (channel.owner, channel.holder):
+        made = groups(channel.owner, channel.holder, worker.device, place)
+        if stage_number not in (channel.owner, channel.holder):
             continue
         parameters = channel.parameters(stage)
-        peer = channel.holder if rank == channel.owner else channel.owner
+        owns = stage_number == channel.owner
+        peer = place.rank_of(channel.holder if owns else channel.owner)
         tag = first_tag + 2 * number
         values, gradients = (
-            Link(peer, tag + direction, made[direction], worker.device) for direction in (0, 1)
+            Link(
+                peer,
+                place.tag_of(tag + direction),
+                made[direction],
+                worker.device,
+                place.replicas,
+            )
+            for direction in (0, 1)
         )
         if not parameters:
             continue
         slots = channel.lag + 1
-        if rank == channel.owner:
+        if owns:
             sender = transport.sender(values, slots, slots)
             lent.append(Lent(channel, parameters, sender, transport.receiver(gradients, slots)))
         else:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from dnic.runtime.supervision import Supervision
 
 if TYPE_CHECKING:
     from dnic.runtime.head_training import HeadTrainer
+    from dnic.runtime.replicas import Replicas
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Sent:
         tensors: the differentiable ones, detached.
         target: the targets, valid until the backward pass is over.
         microbatches: of the batch; the message holds one of them.
+        weight: of the batch among the shares of replicas (`dnic.runtime.replicas`).
     """
 
     step: int
@@ -52,6 +54,7 @@ class Sent:
     tensors: list[Tensor]
     target: Tensor
     microbatches: int = 1
+    weight: float = 1.0
 
 
 class GradientSource(ABC):
@@ -189,6 +192,7 @@ class SyntheticSource(GradientSource):
     Args:
         late: batches by which the stage above is late itself.
         seed: of the run.
+        replicas: of the stage, whose guards decide together.
     """
 
     kind = "synthetic"
@@ -201,10 +205,11 @@ class SyntheticSource(GradientSource):
         *,
         late: int = 0,
         seed: int = 0,
+        replicas: Replicas | None = None,
     ) -> None:
         super().__init__(plan, returned)
         self.returns = Returns(plan.return_every)
-        self.supervision = self._supervised = Supervision(plan)
+        self.supervision = self._supervised = Supervision(plan, replicas)
         self._seed = seed
         self._trainers = trainers
         self._window = plan.window + late
@@ -263,8 +268,9 @@ class SyntheticSource(GradientSource):
                 self.plan.differentiable,
                 [Returned(sent.tensors, sent.target, given) for sent, given in self._due],
             )
-            figures = learn_all(self._trainers, batch)
-            self._supervised.learnt(figures)
+            weight = self._due[0][0].weight
+            figures = learn_all(self._trainers, batch, weight)
+            self._supervised.learnt(figures, weight)
             self.statistics.add(figures)
         for _ in self._due:
             self._returned.release()
@@ -299,7 +305,7 @@ class SyntheticSource(GradientSource):
 
     def _predict(self, sent: Sent) -> list[Tensor]:
         return [
-            trainer.predict(tensor, sent.target, sent.microbatches)
+            trainer.predict(tensor, sent.target, sent.microbatches, sent.weight)
             for trainer, tensor in zip(self._trainers, sent.tensors, strict=True)
         ]
 
@@ -355,6 +361,8 @@ def build_source(
     device: torch.device,
     seed: int,
     late: int = 0,
+    *,
+    replicas: Replicas | None = None,
 ) -> GradientSource:
     """The source of an interface.
 
@@ -366,6 +374,7 @@ def build_source(
         device: where the heads live.
         seed: of the run.
         late: batches by which the stage above is late.
+        replicas: of the stage, whose heads learn together; None for no others.
     """
     if plan.gradient == "exact":
         return ExactSource(plan, returned)
@@ -373,23 +382,7 @@ def build_source(
         return StaleSource(plan, returned)
     from dnic.runtime.trainers import build_trainers
 
-    trainers = build_trainers(plan, target, device, seed)
+    trainers = build_trainers(plan, target, device, seed, replicas)
     if mode == "oracle":
         return OracleSource(plan, returned, trainers)
-    return SyntheticSource(plan, returned, trainers, late=late, seed=seed)
-
-
-def turns_of(sources: Sequence[GradientSource]) -> dict[str, Any]:
-    """What the next turns of a stage's interfaces depend on, by interface."""
-    return {
-        source.plan.name: source.supervision.state_dict()
-        for source in sources
-        if source.supervision is not None
-    }
-
-
-def restore_turns(sources: Sequence[GradientSource], turns: Mapping[str, Any]) -> None:
-    """Restores what `turns_of` returned; interfaces without an entry start anew."""
-    for source in sources:
-        if source.supervision is not None and source.plan.name in turns:
-            source.supervision.load_state_dict(turns[source.plan.name])
+    return SyntheticSource(plan, returned, trainers, late=late, seed=seed, replicas=replicas)

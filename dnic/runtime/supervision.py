@@ -17,6 +17,7 @@ from torch import Tensor
 from dnic.runtime.crossing import warmup_steps
 from dnic.runtime.guard import Guard, Quality, Regime
 from dnic.runtime.plan import InterfacePlan
+from dnic.runtime.replicas import Replicas
 
 if TYPE_CHECKING:
     from dnic.runtime.head_training import HeadStatistics
@@ -27,13 +28,15 @@ class Supervision:
 
     Args:
         plan: the interface as it is in the mode of the run (`dnic.runtime.crossing`).
+        replicas: of the stage, which decide together; None for no others.
 
     Attributes:
         regime: of the step that was last asked for.
     """
 
-    def __init__(self, plan: InterfacePlan) -> None:
+    def __init__(self, plan: InterfacePlan, replicas: Replicas | None = None) -> None:
         self._plan = plan
+        self._replicas = replicas or Replicas()
         self._guard = Guard(plan.guard, plan.warmup_until)
         self._train_every = plan.head.train_every if plan.head is not None else 1
         self._brought = 0  # batches whose true gradients have come
@@ -60,16 +63,21 @@ class Supervision:
         self._brought += 1
         return self._brought % self._train_every == 0
 
-    def learnt(self, statistics: HeadStatistics) -> None:
-        """Counts a batch that the heads have learnt from; waits for the device once a check."""
+    def learnt(self, statistics: HeadStatistics, weight: float = 1.0) -> None:
+        """Counts a batch that the heads have learnt from; waits for the device once a check.
+
+        Args:
+            statistics: of that batch.
+            weight: of this replica's share of it.
+        """
         if not self._guard.measures:
             return
         given = statistics.cosine, statistics.norm_ratio, statistics.loss, statistics.zero
-        now = torch.stack([figure.detach().double() for figure in given])
+        now = torch.stack([figure.detach().double() for figure in given]) * weight
         self._sums = now if self._sums is None else self._sums + now
         self._learnt += 1
         if self._learnt >= self._guard.check_every:
-            cosine, norm_ratio, loss, zero = self._sums.tolist()
+            cosine, norm_ratio, loss, zero = self._replicas.average(self._sums).tolist()
             self._guard.judge(
                 Quality(cosine / self._learnt, norm_ratio / self._learnt, explained(loss, zero))
             )

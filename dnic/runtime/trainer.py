@@ -41,6 +41,7 @@ from dnic.runtime.precision import autocast
 from dnic.runtime.progress import Progress
 from dnic.runtime.record import clear_record, write_record
 from dnic.runtime.seeds import random_state, restore_random_state
+from dnic.runtime.sharding import as_parts, whole
 from dnic.runtime.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -90,8 +91,10 @@ class Trainer(ABC):
         self.clipping = Clipping(module.parameters(), None)
         self._stepped = False
         self._inputs = Inputs(worker.bundle.plan.samples)
-        self._first = worker.place.rank == 0
-        self._last = worker.place.rank == worker.place.world_size - 1
+        place = worker.place
+        self._leads = place.rank == 0  # what people see of the run comes from here
+        self._first = place.stage == 0
+        self._last = place.stage == place.stages - 1
         self._losses: list[Tensor] = []
         self._phase = 0
         self._row: dict[str, Any] | None = None
@@ -99,7 +102,7 @@ class Trainer(ABC):
         self._result: dict[str, Any] = {}
         self._trained_samples = 0
         self._trained_s = 0.0
-        self._progress = Progress(shown=self._first, epochs=worker.options.epochs)
+        self._progress = Progress(shown=self._leads, epochs=worker.options.epochs)
         self._live = LiveFigures(worker.board, worker.place.rank)
         self._metrics = MetricsFile(worker.options.out)
         worker.guard.at_failure.append(self._progress.end)
@@ -112,7 +115,7 @@ class Trainer(ABC):
         options = self.worker.options
         if options.resume is not None and self.epoch == 0:
             self.restore(options.resume)
-        if self._first:
+        if self._leads:
             self._metrics.start(self.epoch)
             checkpoints.clear_unfinished(options.out)
             if options.record is not None:
@@ -131,11 +134,8 @@ class Trainer(ABC):
             batches: what `worker.batches` returned.
         """
         self.learning_rate.check_evaluated()
-        share = None
-        if self.shares_batches:
-            share = Share(self.worker.place.rank, self.worker.place.world_size)
         most = self.worker.options.max_steps
-        header, feed = self._announce(batches, f"epoch {self.epoch}", most, share)
+        header, feed = self._announce(batches, f"epoch {self.epoch}", most, self._share())
         self._progress.begin(f"epoch {self.epoch}", header.count.messages)
         self.module.train()
         figures = self._train(header, feed)
@@ -172,7 +172,7 @@ class Trainer(ABC):
         if not self.worker.options.evaluate:
             return None
         random = random_state()  # test data may draw some; training goes on as if it had not
-        header, feed = self._announce(batches, "evaluation", None)
+        header, feed = self._announce(batches, "evaluation", None, self._evaluated_share())
         training = self.module.training
         self.module.eval()
         with torch.no_grad():
@@ -217,7 +217,7 @@ class Trainer(ABC):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.epoch, self.step = state["epoch"], state["step"]
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(as_parts(state["optimizer"], self.optimizer))
         self.learning_rate.load_state_dict(state.get("scheduler"))
         restore_random_state(state["random"])
 
@@ -230,11 +230,12 @@ class Trainer(ABC):
                 options.record,
                 place.rank,
                 [float(loss) for loss in self._losses],
-                self.worker.names.state(self.module, place.rank),
+                whole(self.worker.names.state(self.module, *self.worker.written)),
                 self.worker.names.tied,
                 self.head_parameters(),
+                copy=place.replica > 0,
             )
-        if not self._first:
+        if not self._leads:
             return
         result = {
             "model": self.worker.bundle.plan.model,
@@ -272,13 +273,13 @@ class Trainer(ABC):
     ) -> tuple[Header, Iterator[Batch]]:
         """Agrees with the other processes on what comes.
 
-        The feed is empty but on the first process; with a share each has its own.
+        The feed is empty but on the first process; with a share each that has batches has its own.
         """
         self._phase += 1
         key = f"phase/{self._phase}"
-        if batches is None and self._first:
+        if batches is None and self._leads:
             raise RuntimeFault("there are no batches", where="train.py", expected=title)
-        if batches is None or not self._first:
+        if batches is None or not self._leads:
             header = Header.from_json(self.worker.board.read(key))
             return header, batches.epoch(self.epoch, share) if batches and share else iter(())
         most = None if max_steps is None else max_steps - self.step
@@ -292,6 +293,15 @@ class Trainer(ABC):
         )
         self.worker.board.publish(key, header.to_json())
         return header, chain((first,), feed)
+
+    def _share(self) -> Share | None:
+        """The part of every training batch that this process reads; None: all of it, or nothing."""
+        place = self.worker.place
+        return Share(place.rank, place.world_size) if self.shares_batches else None
+
+    def _evaluated_share(self) -> Share | None:
+        """The same of an evaluation, which the first process reads, as a rule."""
+        return None
 
     def _stopwatch(self, waited_s: Callable[[], float] = lambda: 0.0) -> Stopwatch:
         """A stopwatch for an epoch, which keeps the last steps where a trace is asked for."""
@@ -321,7 +331,7 @@ class Trainer(ABC):
 
     def _show(self, header: Header, done: int, started: float, figures: dict[str, Any]) -> None:
         """Publishes this process's live figures; the first one also draws them."""
-        if self._first:
+        if self._leads:
             seen = self._live.look(self.worker.place.world_size)
             seen["interfaces"] = figures.get("interfaces", {}) | seen["interfaces"]
             seen["train_loss"] = figures.get("train_loss", seen.get("train_loss"))
@@ -335,7 +345,7 @@ class Trainer(ABC):
         """What every process counted, on the first; empty on the others."""
         board, key = self.worker.board, f"figures/{self._phase}"
         board.publish(f"{key}/{self.worker.place.rank}", figures)
-        if not self._first:
+        if not self._leads:
             return []
         return [board.read(f"{key}/{rank}") for rank in range(self.worker.place.world_size)]
 

@@ -9,11 +9,16 @@ from dnic.runtime.head_training import HeadTrainer
 from dnic.runtime.heads import HeadSpec, build_head
 from dnic.runtime.links import dtype_named
 from dnic.runtime.plan import InterfacePlan, TargetPlan
+from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import head_seed
 
 
 def build_trainers(
-    plan: InterfacePlan, target: TargetPlan | None, device: torch.device, seed: int
+    plan: InterfacePlan,
+    target: TargetPlan | None,
+    device: torch.device,
+    seed: int,
+    replicas: Replicas | None = None,
 ) -> list[HeadTrainer]:
     """A head with its trainer for every differentiable tensor of a synthetic interface."""
     head = plan.head
@@ -32,5 +37,7 @@ def build_trainers(
             dtype_named(target.dtype) if target else None,
             seed=head_seed(seed, plan.source, plan.to, number),
         )
-        trainers.append(HeadTrainer(built.to(device), head.lr, axis, head.one_in))
+        trainers.append(
+            HeadTrainer(built.to(device), head.lr, axis, replicas=replicas, one_in=head.one_in)
+        )
     return trainers

@@ -111,7 +111,7 @@ class Transport:
         if self._wanted == "gloo" or link.device.type != "cpu" or not available():
             return None
         try:
-            return Ring.create(slots, link.peer, self._timeout_s)
+            return Ring.create(slots, link.stage, self._timeout_s)
         except OSError:
             return None
 
@@ -121,14 +121,14 @@ class Transport:
             return None
         at = offer["process"], offer["descriptor"], offer["token"]
         try:
-            return Ring.open(*at, slots, link.peer, self._timeout_s)
+            return Ring.open(*at, slots, link.stage, self._timeout_s)
         except OSError:
             return None
 
     def _refuse(self, link: Link) -> None:
         if self._wanted == "memory":
             raise RuntimeFault(
-                f"there is no shared memory with stage {link.peer}",
+                f"there is no shared memory with stage {link.stage}",
                 where=f"{TRANSPORT}=memory",
                 expected="both ranks on one machine, with CPU tensors, on x86-64 Linux",
                 hint=f"{TRANSPORT}=auto takes what there is",

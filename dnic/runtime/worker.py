@@ -2,9 +2,10 @@
 
 `train.py` is written against this. `entry` wraps its `main`: it reads the command line and the
 bundle, joins the processes, and makes sure that the run ends the same way on all of them. The
-process group is `gloo` on CPU and, beside it, NCCL for CUDA tensors; one stage per process, so the
-global rank is the stage (with `--mode ddp`: the number of the copy). Restarts by torchrun
-(`--max-restarts`) do not resume by themselves.
+process group is `gloo` on CPU and, beside it, NCCL for CUDA tensors. A process runs one stage, of
+which others may hold replicas (with `--mode ddp`: one copy of the model), or several that a
+schedule deals out to it (`dnic.runtime.chunks`). Restarts by torchrun (`--max-restarts`) do not
+resume by themselves.
 """
 
 from __future__ import annotations
@@ -29,16 +30,20 @@ from dnic.runtime.batches import Batches, read_dataset
 from dnic.runtime.board import Board
 from dnic.runtime.bundle import Bundle, check_stages, load_bundle
 from dnic.runtime.checkpoint import find_checkpoint, read_status
+from dnic.runtime.chunks import LOOPED, held_stages
 from dnic.runtime.clipping import connect_clipping, parameter_share
 from dnic.runtime.failure import Guard
 from dnic.runtime.forward import prepare_model, prepare_stage
 from dnic.runtime.heap import keep_heap
+from dnic.runtime.held import HeldStages, stages_in
 from dnic.runtime.lr import LearningRate, build_scheduler
 from dnic.runtime.names import INIT_FILE, StateNames, load_initial
 from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import PIPELINES, WHOLE, Options, parse_options
 from dnic.runtime.place import Place, check_processes, pin_to_core
+from dnic.runtime.replicas import Replicas, connect_replicas
 from dnic.runtime.seeds import seed_everything, stage_seed
+from dnic.runtime.sharding import check_sharding, shard_stage, shards
 from dnic.runtime.shared import borrowed_parameters
 from dnic.runtime.stage import check_ownership
 
@@ -61,6 +66,8 @@ class Worker:
         seed: of everything random in this run.
         guard: reports its failure.
         board: what ranks tell one another outside the steps.
+        held: the numbers of the stages that it holds.
+        replicas: the processes that share its stage.
         parameter_share: this process's part of all parameters that train, 0 to 1.
     """
 
@@ -71,6 +78,8 @@ class Worker:
         self.guard = guard
         self.seed = _seed(bundle, options)
         self.names = StateNames({}, {}, {})
+        stages = len(bundle.plan.stages)
+        self.held = held_stages(options.mode, stages, place.stages, place.stage)
         self.parameter_share = 1.0
         self.trainer_: Trainer | None = None
         self._scheduler: LRScheduler | None = None
@@ -86,6 +95,7 @@ class Worker:
                 timeout=timedelta(seconds=options.timeout_s),
             )
         self.board = Board(store, options.timeout_s)
+        self.replicas = connect_replicas(place, self.device)
 
     @property
     def staged(self) -> bool:
@@ -97,6 +107,16 @@ class Worker:
         """Whether every process has a copy of the whole model: `--mode ddp`."""
         return self.options.mode == "ddp"
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the replicas of a stage hold a part of it each."""
+        return shards(self.bundle.plan, self.options.mode)
+
+    @property
+    def written(self) -> tuple[int, ...]:
+        """The stages whose entries this process writes: of copies of the model the first does."""
+        return () if self.replicated and self.place.rank else self.held
+
     def build(self, stages: ModuleType, build_model: Callable[[], nn.Module]) -> nn.Module:
         """This process's part of the model, with the initial weights, on its device.
 
@@ -107,7 +127,7 @@ class Worker:
             build_model: the model file's `build_model`, or its module class.
 
         Returns:
-            The stage; the whole model with `--mode backprop` and `ddp`.
+            The stage, or several as one module; the whole model with `--mode backprop` and `ddp`.
 
         Raises:
             RuntimeFault: stages, model, initial weights and plan do not belong together.
@@ -117,15 +137,18 @@ class Worker:
         parts = [stage(model) for stage in stages.STAGES] if self.staged else [model]
         check_ownership(parts, self.bundle.plan.shared if self.staged else ())
         self.names = StateNames.of(model, parts)
-        index = self.place.rank if self.staged else 0
-        self.parameter_share = parameter_share(parts, index)
-        part: nn.Module = parts[index].to(self.device)
-        if self.staged:
-            prepare_stage(part, self.bundle.plan, index, self.device)
-        else:
-            prepare_model(part, self.bundle.plan, self.device)
-        seed_everything(stage_seed(self.seed, index))
-        return part
+        self.parameter_share = sum(parameter_share(parts, index) for index in self.held)
+        held = {index: parts[index].to(self.device) for index in self.held}
+        for index, part in held.items():
+            if self.staged:
+                prepare_stage(part, self.bundle.plan, index, self.device)
+            else:
+                prepare_model(part, self.bundle.plan, self.device)
+        first = self.held[0]
+        if self.sharded and self.replicas.mesh is not None:
+            shard_stage(held[first], self.replicas.mesh)
+        seed_everything(stage_seed(self.seed, first))
+        return held[first] if len(held) == 1 else HeldStages(held)
 
     def optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
         """The optimizer that `plan.yaml` names under `train`, for a stage's parameters.
@@ -137,7 +160,12 @@ class Worker:
             RuntimeFault: torch has no such optimizer, or it takes other options or parameters.
         """
         plan = self.bundle.plan
-        others = borrowed_parameters(module, plan, self.place.rank) if self.staged else []
+        others = [
+            parameter
+            for index, stage in stages_in(module, self.held).items()
+            if self.staged
+            for parameter in borrowed_parameters(stage, plan, index)
+        ]
         return build_optimizer(plan.train.optimizer, plan.train.optimizer_options, module, others)
 
     def scheduler(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
@@ -162,7 +190,7 @@ class Worker:
         shuffle: bool = False,
         **loader_options: Any,
     ) -> Batches | None:
-        """The batches of a data set, on the first stage's process; None on the others.
+        """The batches of a data set, on the first stage's processes; None on the others.
 
         With `--mode ddp` every process has them.
 
@@ -171,7 +199,7 @@ class Worker:
             shuffle: whether every epoch has another order, which follows from (seed, epoch).
             loader_options: further arguments of `DataLoader`, such as `num_workers`.
         """
-        if self.place.rank != 0 and not self.replicated:
+        if self.place.stage != 0 and not self.replicated:
             return None
         return Batches(
             read_dataset(dataset),
@@ -225,6 +253,7 @@ class Worker:
         """Ends a run that went well."""
         if self.trainer_ is not None:
             self.trainer_.finish()
+        self.replicas = Replicas()
         self.board.leave(self.place.rank, self.place.world_size)
         if dist.is_initialized():
             gc.collect()  # What lies in cycles may hold the group, and with it its threads.
@@ -264,10 +293,21 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
     if options.precision is not None:
         train = replace(bundle.plan.train, precision=options.precision)
         bundle = replace(bundle, plan=replace(bundle.plan, train=train))
+    if options.replicas is not None:
+        bundle = _with_replicas(bundle, options.replicas)
+    place = guard.place = replace(place, replicas=bundle.plan.replicas(options.mode))
     guard.run_dir = options.out
-    guard.staged = options.mode not in WHOLE
+    guard.staged = options.mode not in (*WHOLE, *LOOPED)
     check_processes(place, bundle.plan, options.mode)
+    check_sharding(bundle.plan, options.mode)
     return Worker(bundle, options, place, guard)
+
+
+def _with_replicas(bundle: Bundle, replicas: int) -> Bundle:
+    """The bundle with another number of replicas; one is never in parts."""
+    schedule = bundle.plan.schedule
+    schedule = replace(schedule, replicas=replicas, shard=schedule.shard and replicas > 1)
+    return replace(bundle, plan=replace(bundle.plan, schedule=schedule))
 
 
 def initial_model(
@@ -328,7 +368,7 @@ def _kind(worker: Worker) -> type[Trainer]:
     from dnic.runtime.engine import Engine
     from dnic.runtime.late_engine import LateEngine
 
-    late = crossings(worker.bundle.plan, mode).late[worker.place.rank]
+    late = crossings(worker.bundle.plan, mode).late[worker.place.stage]
     return LateEngine if late else Engine
 
 

@@ -1,8 +1,9 @@
-"""Pipelines with exact gradients: naive model parallel, GPipe, 1F1B, interleaved 1F1B.
+"""Pipelines with exact gradients: naive model parallel, GPipe, 1F1B, interleaved, zero-bubble.
 
-GPipe has a formula for any stages and links. The other two are simulated; chains too long for that
-must be of equal stages and cuts. Then both have a lower bound, which is 1F1B's exact time where
-messages only have latency. Recomputing activations is not modelled.
+GPipe has a formula for any stages and links. The others are simulated; chains too long for that
+must be of equal stages and cuts. Then 1F1B and interleaved 1F1B have a lower bound, which is 1F1B's
+exact time where messages only have latency; zero-bubble has none. Recomputing activations is not
+modelled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dnic.schedule.orders import (
     gpipe_order,
     interleaved_order,
     one_f_one_b_order,
+    zero_bubble_order,
 )
 from dnic.schedule.pipeline_formulas import gpipe_us, interleaved_bound_us, one_f_one_b_us
 from dnic.schedule.pipeline_work import Pipeline
@@ -141,6 +143,39 @@ def interleaved(
     if _short(pipeline) or not posted_ahead:
         return _simulated(name, pipeline, batch, posted_ahead=posted_ahead)
     return _outcome(name, pipeline, interleaved_bound_us(pipeline), batch, "bound")
+
+
+def zero_bubble(
+    stages: Sequence[StageWork],
+    cuts: Sequence[CutWork],
+    microbatches: int,
+    chunks: int = 1,
+    batch: int = 1,
+    machine: Machine | None = None,
+    *,
+    posted_ahead: bool = True,
+) -> Outcome:
+    """Zero-bubble: interleaved, or over one stage a device; `weight_us` fills the waits.
+
+    Takes and raises what `interleaved` does; besides, the chain must be short enough to simulate.
+    """
+    if chunks < 1 or len(stages) % chunks:
+        raise PartitionError(
+            f"{len(stages)} stages in {chunks} chunks a device",
+            expected="a number of stages that is a multiple of the chunks",
+        )
+
+    def order(device: int, devices: int, microbatches: int) -> Order:
+        return zero_bubble_order(device, devices, microbatches, chunks)
+
+    if len(stages) * microbatches > MOST_PASSES:
+        raise PartitionError(
+            f"{len(stages)} stages and {microbatches} microbatches are too many to simulate",
+            hint="fewer stages or microbatches",
+        )
+    pipeline = _pipeline(stages, cuts, microbatches, machine, len(stages) // chunks, order)
+    name = f"zero-bubble m{microbatches}" + (f" v{chunks}" if chunks > 1 else "")
+    return _simulated(name, pipeline, batch, posted_ahead=posted_ahead)
 
 
 def _pipeline(

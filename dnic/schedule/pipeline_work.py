@@ -31,7 +31,8 @@ class Pipeline:
 
     Attributes:
         stages, cuts: of the chain; gradients are exact whatever the cuts' sources.
-        orders: the passes of each device in one step.
+        orders: the passes of each device in one step. A backward pass in two parts is started
+            twice, but for the first stage's, whose input needs no gradient.
         microbatches: into which the batch is divided.
         machine: `step_us` and `microbatch_us` count.
     """
@@ -60,6 +61,18 @@ class Pipeline:
         """One microbatch back, messages left out."""
         return self.machine.microbatch_us + self.stages[stage].backward_at(self.share)
 
+    def backward_part_us(self, step: Pass) -> float:
+        """A backward pass, or the part of it that is done."""
+        k = step.stage
+        if step.part == "whole" or (k == 0 and step.part == "weight"):
+            return self.backward_us(k)
+        if k == 0:
+            return 0.0
+        part_us = self.stages[k].weight_at(self.share)
+        if step.part == "input":
+            part_us = self.stages[k].backward_at(self.share) - part_us
+        return self.machine.microbatch_us + part_us * (1 + self.machine.division)
+
     def start_us(self, device: int) -> float:
         """What a device does before its first pass of a step."""
         return self.machine.step_us + (self.stages[0].loader_us if device == 0 else 0.0)
@@ -79,11 +92,15 @@ class Pipeline:
     def busy_us(self) -> list[float]:
         """Processor time of each device in one step."""
         last = len(self.stages) - 1
+        divided = self.orders[0][-1].part != "whole"
         busy = []
         for device in range(self.devices):
             each = 0.0
             for k in range(device, len(self.stages), self.devices):
                 each += self.forward_us(k) + self.backward_us(k)
+                if divided and k:
+                    more_us = self.stages[k].backward_at(self.share) * self.machine.division
+                    each += self.machine.microbatch_us + more_us
                 for cut in (k - 1, k):
                     if 0 <= cut < last:
                         each += self.message_us(cut) + self.back_message_us(cut)
@@ -153,9 +170,11 @@ class Pipeline:
             if k < last and not alone:
                 actions.append(Send(2 * k, self.message_us(k)))
             return actions
+        if step.part == "weight":
+            return [Compute(self.backward_part_us(step))]
         if k < last and not alone:
             actions.append(Receive(2 * k + 1, self.back_message_us(k)))
-        actions.append(Compute(self.backward_us(k)))
+        actions.append(Compute(self.backward_part_us(step)))
         if k > 0 and not alone:
             actions.append(Send(2 * (k - 1) + 1, self.back_message_us(k - 1)))
         return actions

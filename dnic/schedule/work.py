@@ -29,6 +29,7 @@ class StageWork:
     Attributes:
         forward_us, backward_us: of the full batch, fixed parts included.
         forward_fixed_us, backward_fixed_us: the parts that do not shrink with the batch.
+        weight_us: the part of `backward_us` that only the parameters' gradients need.
         update_us: the optimizer's step.
         loader_us: fetching the batch; counts where the stage is the first.
         parameter_bytes, gradient_bytes, optimizer_bytes: do not depend on the batch.
@@ -49,6 +50,7 @@ class StageWork:
     activation_bytes: int = 0
     replicas: int = 1
     gradient_tensors: int = 0
+    weight_us: float = 0.0
 
     def __post_init__(self) -> None:
         _none_negative(self)
@@ -62,6 +64,11 @@ class StageWork:
     def backward_at(self, share: float) -> float:
         """Microseconds of the backward pass of a part of the batch, 0 to 1."""
         return _at(self.backward_us, self.backward_fixed_us, share)
+
+    def weight_at(self, share: float) -> float:
+        """The part of it that only the parameters' gradients need."""
+        whole = self.backward_us
+        return self.backward_at(share) * self.weight_us / whole if whole else 0.0
 
     @property
     def state_bytes(self) -> int:
@@ -154,6 +161,7 @@ class Machine:
         overlap: part of the all-reduce that runs beside backward, 0 to 1. 0 where the reduction
             needs the core that computes (gloo), 1 where it has a stream of its own (NCCL).
         overhead_us, message_bytes_per_s: of handing a message over, see `message_us`.
+        division: share of a backward pass that doing it in two parts adds to it.
         link: between any two devices, for all-reduce where nothing else is known.
     """
 
@@ -166,6 +174,7 @@ class Machine:
     overlap: float = 0.0
     overhead_us: float = 0.0
     message_bytes_per_s: float = 1e30
+    division: float = 0.0
     link: Link = _LOCAL
 
     def __post_init__(self) -> None:

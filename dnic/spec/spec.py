@@ -103,7 +103,18 @@ Source = Literal["exact", "synthetic", "stale"]
 Message = Literal["auto", "fp32", "bf16"]
 # What a bundle can run as; `backprop` is the undivided model on one device.
 Context = Literal["target", "none"]
-Schedule = Literal["auto", "decoupled", "stale", "exact", "1f1b", "gpipe", "ddp", "backprop"]
+Schedule = Literal[
+    "auto",
+    "decoupled",
+    "stale",
+    "exact",
+    "1f1b",
+    "gpipe",
+    "interleaved",
+    "zerobubble",
+    "ddp",
+    "backprop",
+]
 
 Name = Annotated[str, AfterValidator(_identifier), expected("the name of a Python function")]
 
@@ -192,11 +203,14 @@ class PartitionSpec(Section):
         expected(
             f"one of {', '.join(get_args(Schedule))}",
             {name: name for name in get_args(Schedule)}
-            | {"one_device": "backprop", "dni": "decoupled"},
+            | {"one_device": "backprop", "dni": "decoupled", "zero_bubble": "zerobubble"},
         ),
     ] = Field(default="auto", description="how to train; auto: what is predicted to be fastest")
-    microbatches: CountOrAuto = Field(default="auto", description="of 1f1b, gpipe and exact")
+    microbatches: CountOrAuto = Field(default="auto", description="of pipelines and exact")
     replicas: CountOrAuto = Field(default="auto", description="copies of a stage")
+    shard: Annotated[Annotated[bool, Field(strict=True)], expected("true or false")] = Field(
+        default=False, description="replicas hold a part of their stage each (FSDP2)"
+    )
     max_decoupled_interfaces: CountOrNone = Field(
         default=None, description="predict gradients at so many at most; auto: no limit"
     )

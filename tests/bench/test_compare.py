@@ -12,4 +12,4 @@ def test_modes_in_the_order_asked() -> None:
     assert parse_modes("ddp, 1f1b,decoupled") == ("ddp", "1f1b", "decoupled")
     with pytest.raises(SpecError, match="there is no mode 'oracle'") as caught:
         parse_modes("ddp,oracle")
-    assert "decoupled, stale, exact, gpipe, 1f1b, ddp, backprop" in str(caught.value)
+    assert "exact, gpipe, 1f1b, interleaved, zerobubble, zbv, ddp, backprop" in str(caught.value)

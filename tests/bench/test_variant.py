@@ -25,6 +25,7 @@ from dnic.runtime.plan import (
     Mode,
     Plan,
     SamplePlan,
+    SchedulePlan,
     StagePlan,
     TensorSpec,
     TrainPlan,
@@ -63,6 +64,8 @@ def test_every_way_of_a_chain() -> None:
     found, left_out = variants(plan(2, [(0, 1)]), FAMILIES, MICROBATCHES, cores=2)
     always = ["backprop", "threads", "ddp", "naive", "gpipe-2", "gpipe-4", "gpipe-8"]
     assert [v.name for v in found][:10] == [*always, "1f1b-2", "1f1b-4", "1f1b-8"]
+    assert names(found, "interleaved", "zerobubble") == [f"zerobubble-{m}" for m in (2, 4, 8)]
+    assert "the plan has one stage for each process" in reasons(left_out)["interleaved"]
     assert [v.name for v in found][-2:] == ["decoupled", "ceiling"]
     by = {v.name: v for v in found}
     assert by["naive"] == Variant("naive", "naive", "exact", 2, microbatches=1)
@@ -95,6 +98,43 @@ def test_microbatches_that_do_not_fit() -> None:
         "1f1b-2": "1F1B over 3 stages takes 3 microbatches or more",
         "1f1b-8": "8 does not divide the batch of 12",
     }
+
+
+def test_stages_with_replicas_take_as_many_processes() -> None:
+    chain = plan(2, [(0, 1)], batch=12)
+    wide = replace(chain, schedule=SchedulePlan(replicas=3))
+    found, left_out = variants(wide, FAMILIES, (4, 8), cores=2)
+    processes = {v.name: v.processes for v in found}
+    assert {name for name, number in processes.items() if number == 6} == {
+        "ddp",
+        "naive",
+        "exact-4",
+        "stale",
+        "decoupled",
+        "ceiling",
+    }
+    assert processes["gpipe-4"] == processes["1f1b-4"] == 2  # torch's have none
+    assert reasons(left_out)["exact-8"] == "8 does not divide the batch of 4"
+
+
+def test_a_plan_that_deals_its_stages_out() -> None:
+    chain = plan(4, [(0, 1), (1, 2), (2, 3)], batch=12)
+    dealt = replace(chain, schedule=SchedulePlan("interleaved", 2, 4))
+    families = ("1f1b", "interleaved", "zerobubble")
+    found, left_out = variants(dealt, families, (2, 3, 4, 8, 12), cores=2)
+    assert [(v.name, v.processes) for v in found] == [
+        ("1f1b-4", 4),
+        ("1f1b-12", 4),
+        *[(f"interleaved-{m}", 2) for m in (2, 3, 4, 12)],
+        *[(f"zerobubble-{m}", 2) for m in (2, 3, 4, 12)],
+    ]
+    found, left_out = variants(chain, families, (2, 6), cores=2)
+    assert [(v.name, v.processes) for v in found] == [("1f1b-6", 4), ("zerobubble-6", 4)]
+    refused = "2 microbatches do not fill rounds of 4 processes"
+    assert reasons(left_out)["zerobubble-2"] == refused
+    compiled = replace(chain, train=replace(chain.train, compile=True))
+    left_out = variants(compiled, ("zerobubble",), (4,), cores=2)[1]
+    assert "a compiled stage has one" in reasons(left_out)["zerobubble"]
 
 
 def test_a_plan_whose_interfaces_all_wait() -> None:

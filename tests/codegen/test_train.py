@@ -72,6 +72,11 @@ def plan(stages: int, **schedule: Any) -> Plan:
             "torchrun --standalone --nproc-per-node=4 train.py",
         ),
         (
+            plan(2, replicas=3),
+            "2 decoupled stages, 3 replicas of each.",
+            "torchrun --standalone --nproc-per-node=6 train.py",
+        ),
+        (
             plan(2, mode="gpipe"),
             "2 stages under the GPipe schedule.",
             "torchrun --standalone --nproc-per-node=2 train.py",
@@ -123,6 +128,15 @@ def test_a_schedule_is_written_where_it_is_not_the_default(tmp_path: Path) -> No
         (tmp_path / "plan.yaml").write_text(yaml.safe_dump(content))
         with pytest.raises(SpecError, match=rf"schedule\.{key}"):
             read_plan_file(tmp_path)
+
+
+def test_replicas_are_written_where_there_are_some(tmp_path: Path) -> None:
+    planned = plan(2, replicas=2, shard=True)
+    text = plan_text(planned)
+    assert "schedule: {mode: decoupled, processes: null, microbatches: 1, replicas: 2" in text
+    (tmp_path / "plan.yaml").write_text(text)
+    assert read_plan_file(tmp_path) == planned
+    assert "replicas" not in plan_text(plan(2, mode="exact"))
 
 
 def test_the_schedule_is_no_part_of_what_was_generated() -> None:

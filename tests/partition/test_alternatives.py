@@ -36,6 +36,7 @@ ALL = {
     "gpipe",
     "1f1b",
     "interleaved_1f1b",
+    "zero_bubble",
     "decoupled",
     "stale",
 }
@@ -54,7 +55,7 @@ def test_every_way_is_listed_fastest_first(chain: Chain, device: DeviceProfile) 
     assert {a.name for a in decision.found} == ALL
     speeds = [a.useful_samples_per_s for a in decision.found if not a.unfit]
     assert speeds == sorted(speeds, reverse=True)
-    assert {a.name for a in decision.found if a.runs} == ALL - {"interleaved_1f1b"}
+    assert {a.name for a in decision.found if a.runs} == ALL
     assert decision.chosen.runs
 
 
@@ -270,6 +271,73 @@ def test_replicas_are_weighed_against_stages(chain: Chain, device: DeviceProfile
     assert sorted(wide.placement.replicas) == [1, 2]
     assert wide.mode is None
     assert wide.samples_per_s > 1.2 * named(decision, "decoupled").samples_per_s
+
+
+@pytest.mark.parametrize(
+    ("schedule", "cuts", "planned"),
+    [
+        ("decoupled", None, ("decoupled", 1)),
+        ("exact", None, ("exact", 2)),
+        ("1f1b", None, ("exact", 2)),
+        ("auto", ("layers.3",), ("decoupled", 1)),
+    ],
+)
+def test_every_stage_has_the_replicas_that_are_asked_for(
+    schedule: str,
+    cuts: tuple[str, ...] | None,
+    planned: tuple[str, int],
+    chain: Chain,
+    device: DeviceProfile,
+) -> None:
+    graph = chain([20_000_000_000] * 8)
+    request = PartitionRequest(
+        4,
+        schedule=schedule,  # type: ignore[arg-type]
+        cuts=cuts,
+        replicas=2,
+        microbatches=2 if planned[0] == "exact" else "auto",
+    )
+    decision = decided(graph, device, request)
+    assert decision.chosen.placement.replicas == (2, 2)
+    assert decision.chosen.outcome.devices == len(decision.chosen.outcome.busy) == 4
+    plan = plan_of(graph, device, request, decision)
+    assert (plan.schedule.mode, plan.schedule.microbatches) == planned
+    assert (plan.schedule.replicas, plan.schedule.shard) == (2, False)
+    assert [stage.device for stage in plan.stages] == [0, 2]
+    parts = decided(graph, device, replace(request, shard=True))
+    assert parts.schedule.shard
+    whole, part = (max(d.chosen.outcome.peak_memory_bytes) for d in (decision, parts))
+    assert part < whole
+
+
+def test_replicas_may_be_the_fastest_way(chain: Chain, device: DeviceProfile) -> None:
+    """Two layers, two machines of two devices, and a slow link between these."""
+    graph = chain([100_000_000_000] * 2)
+    far = Link(name="far", bandwidth_bytes_per_s=1e9, latency_us=200_000.0)
+    machines = (DeviceGroup(2), DeviceGroup(2))
+    request = PartitionRequest(4, groups=machines, links=Links(between={(0, 1): far}))
+    decision = decided(graph, device, request)
+    found = named(decision, "decoupled_replicas")
+    assert found.placement.replicas == (2, 2)
+    assert found.eligible
+    assert decision.verdict.decouple
+    assert decision.verdict.best == "decoupled_replicas"
+    assert decision.schedule.replicas == 2
+
+
+@pytest.mark.parametrize(
+    ("request_", "told"),
+    [
+        (PartitionRequest(2, replicas=2, schedule="decoupled"), "2 replicas of every stage on 2"),
+        (PartitionRequest(4, replicas=2, schedule="stale"), "as stale"),
+        (PartitionRequest(4, replicas=2, schedule="gpipe"), "as gpipe"),
+    ],
+)
+def test_replicas_that_cannot_be_had(
+    request_: PartitionRequest, told: str, chain: Chain, device: DeviceProfile
+) -> None:
+    with pytest.raises(PartitionError, match=told):
+        decided(chain(LAYERS), device, request_)
 
 
 def test_crowded_cores_are_slower_together_only(chain: Chain, device: DeviceProfile) -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from dnic.codegen.write import bundle_files
 from dnic.compiler import plan_model
 from dnic.proof.additive import losses_add_up
 from dnic.proof.bundle import verify_bundle
+from dnic.runtime.record import write_record
 from dnic.spec import spec_from_mapping
 
 MODEL = """
@@ -80,9 +82,17 @@ def scheduled(bundle: Path, **schedule: Any) -> Path:
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("mode", ["1f1b", "exact"])
-def test_a_planned_schedule_is_compared_with_backprop(tmp_path: Path, mode: str) -> None:
-    bundle = scheduled(written(tmp_path), mode=mode, microbatches=3)
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        pytest.param({"mode": "1f1b", "microbatches": 3}, "1f1b;", id="1f1b"),
+        pytest.param({"mode": "exact", "microbatches": 3}, "exact;", id="exact"),
+    ],
+)
+def test_a_planned_schedule_is_compared_with_backprop(
+    tmp_path: Path, schedule: dict[str, Any], told: str
+) -> None:
+    bundle = scheduled(written(tmp_path), **schedule)
     begun: list[str] = []
     result = verify_bundle(bundle, begun.append)
     assert begun == ["split", "capture", "exact", "oracle", "schedule"]
@@ -91,7 +101,29 @@ def test_a_planned_schedule_is_compared_with_backprop(tmp_path: Path, mode: str)
     )
     rung = result["rungs"]["schedule"]
     assert rung["compared"] == 20
-    assert f"against backprop, with {mode}" in rung["detail"]
+    assert f"against backprop, with {told}" in rung["detail"]
+
+
+def test_replicas_are_compared_beside_stages_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which runs are started; tests of the runtime start them."""
+    started: list[tuple[str, int | None, bool]] = []
+
+    def launch(folder: Path, *, mode: str, processes: int | None, extra: Any, **_: Any) -> None:
+        started.append((mode, processes, "--replicas=1" in extra))
+        (record,) = [Path(option[9:]) for option in extra if option.startswith("--record=")]
+        write_record(record, 0, [1.0], {"weight": torch.zeros(1)}, {}, {})
+
+    monkeypatch.setattr("dnic.proof.bundle.launch", launch)
+    result = verify_bundle(scheduled(written(tmp_path), replicas=2), lambda name: None)
+    assert started == [
+        ("exact", 2, True),
+        ("backprop", None, True),
+        ("oracle", 2, True),
+        ("exact", None, False),
+    ]
+    assert "exact, 2 replicas of each stage" in result["rungs"]["schedule"]["detail"]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,11 @@ import pytest
 import yaml
 from torch import Tensor
 
+from dnic.runtime.bundle import load_bundle
 from dnic.runtime.guard import told
 from dnic.runtime.head_training import HeadStatistics, HeadTrainer
 from dnic.runtime.record import Record, read_record
+from dnic.runtime.reference_replicas import ReplicatedReference
 
 Make = Callable[..., Path]
 Run = Callable[..., Any]
@@ -28,10 +30,10 @@ honest = HeadTrainer.learn
 
 
 def learns_the_opposite(
-    self: HeadTrainer, h: Tensor, target: Tensor | None, gradient: Tensor
+    self: HeadTrainer, h: Tensor, target: Tensor | None, gradient: Tensor, weight: float
 ) -> HeadStatistics:
     """What such a head predicts is a good prediction, negated; its statistics say so."""
-    told = honest(self, h, target, -gradient)
+    told = honest(self, h, target, -gradient, weight)
     loss = told.loss + 4 * told.cosine * told.norm_ratio * told.zero
     return replace(told, cosine=-told.cosine, loss=loss)
 
@@ -112,6 +114,35 @@ def test_guarded_run_resumes_bit_for_bit(
         [(4, "exact"), (13, "predicted")],
         [(4, "exact"), (13, "predicted")],
     ]
+
+
+@pytest.mark.processes
+def test_guards_of_replicas_decide_together(
+    bundle: Make, run_ranks: Run, load_module: Run, same: Run, tmp_path: Path
+) -> None:
+    """One of them has no sample of the last batch; stages update by chance beside it."""
+    train = {
+        "batch_size": 16,
+        "epochs": 2,
+        "seed": 3,
+        "optimizer": {"name": "AdamW", "options": {"lr": 3e-3}},
+        "update_probability": 0.8,
+    }
+    folder = bundle(
+        "mlp2",
+        edit=lambda name, text: text.replace("_data(100, 1)", "_data(97, 1)"),
+        plan_keys={"train": train, "schedule": {"replicas": 2}},
+        guard=QUICK,
+        head=LEARNS_FAST,
+    )
+    run_ranks(folder, 4, "--microbatches=2", f"--record={tmp_path / 'record'}")
+    model, stages = load_module(folder / "model.py"), load_module(folder / "stages.py")
+    given = load_bundle(folder), stages, model.build_model, model.loss, model.train_data
+    expected = ReplicatedReference(*given, microbatches=2)
+    assert same(read_record(tmp_path / "record"), expected.run())
+    turns = turns_of(folder / "runs/decoupled")
+    assert [column.turns() for column in expected._columns] == [turns, turns]
+    assert [turn["regime"] for turn in turns["cut01"]] == ["none", "predicted"]
 
 
 @pytest.mark.parametrize(("kind", "fallback"), [("mlp2", "none"), ("mlp3", "exact")])

@@ -12,15 +12,20 @@ from dnic.runtime.order import AHEAD_OF_EACH, passes
 from dnic.schedule.orders import (
     Pass,
     eager_order,
+    fills_rounds,
     gpipe_order,
     in_flight,
     interleaved_order,
     one_f_one_b_order,
+    zero_bubble_order,
 )
 
 
 def text(order: Sequence[Pass]) -> str:
-    return " ".join(f"{'F' if step.forward else 'B'}{step.microbatch}" for step in order)
+    names = {"whole": "B", "input": "I", "weight": "W"}
+    return " ".join(
+        f"{'F' if step.forward else names[step.part]}{step.microbatch}" for step in order
+    )
 
 
 def test_gpipe() -> None:
@@ -50,9 +55,18 @@ def test_fewer_microbatches_than_devices() -> None:
     assert text(one_f_one_b_order(0, 4, 2)) == "F0 F1 B0 B1"
 
 
-def torch_order(device: int, devices: int, microbatches: int, chunks: int) -> list[Pass]:
+PARTS = {"BACKWARD_INPUT": "input", "BACKWARD_WEIGHT": "weight"}
+
+
+def torch_order(
+    device: int,
+    devices: int,
+    microbatches: int,
+    chunks: int,
+    kind: type[schedules._PipelineScheduleRuntime] = schedules.ScheduleInterleaved1F1B,
+) -> list[Pass]:
     """What torch calculates, without the steps in which a device only waits."""
-    schedule = object.__new__(schedules.ScheduleInterleaved1F1B)
+    schedule = object.__new__(kind)
     schedule.pp_group_size = devices
     schedule.n_local_stages = chunks
     schedule._n_microbatches = microbatches
@@ -60,7 +74,12 @@ def torch_order(device: int, devices: int, microbatches: int, chunks: int) -> li
     actions = schedule._calculate_single_rank_operations(device)
     forward = schedules._ComputationType.FORWARD
     return [
-        Pass(action.computation_type == forward, action.stage_index, action.microbatch_index)
+        Pass(
+            action.computation_type == forward,
+            action.stage_index,
+            action.microbatch_index,
+            PARTS.get(action.computation_type.name, "whole"),  # type: ignore[arg-type]
+        )
         for action in actions
         if action is not None
     ]
@@ -82,7 +101,34 @@ def test_interleaved_with_rounds_that_are_not_of_as_many_as_devices() -> None:
         interleaved_order(1, 4, 9, 2)
 
 
+@pytest.mark.parametrize(
+    ("device", "order"),
+    [
+        (0, "F0 F1 F2 I0 W0 F3 I1 W1 I2 W2 I3 W3"),
+        (1, "F0 F1 I0 F2 I1 W0 F3 I2 W1 I3 W2 W3"),
+        (2, "F0 I0 F1 I1 F2 I2 W0 F3 I3 W1 W2 W3"),
+    ],
+)
+def test_zero_bubble(device: int, order: str) -> None:
+    assert text(zero_bubble_order(device, 3, 4, 1)) == order
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4])
+@pytest.mark.parametrize("chunks", [1, 2, 3])
+@pytest.mark.parametrize("microbatches", [1, 2, 4, 6, 12])
+def test_zero_bubble_is_torchs(devices: int, chunks: int, microbatches: int) -> None:
+    kind = schedules.ScheduleInterleavedZeroBubble
+    for device in range(devices):
+        at = (device, devices, microbatches, chunks)
+        assert list(zero_bubble_order(*at)) == torch_order(*at, kind)
+
+
+def test_rounds_that_are_filled() -> None:
+    assert [m for m in range(1, 13) if fills_rounds(m, 4)] == [4, 5, 6, 7, 8, 10, 12]
+
+
 def test_batches_in_flight() -> None:
+    assert [in_flight(zero_bubble_order(device, 4, 8, 1)) for device in range(4)] == [4] * 4
     for device in range(4):
         assert in_flight(gpipe_order(device, 4, 6)) == 6
         assert in_flight(one_f_one_b_order(device, 4, 6)) == 4 - device

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,6 +22,7 @@ from dnic.schedule import (
     one_device,
     one_f_one_b,
     pipeline,
+    zero_bubble,
 )
 from dnic.schedule.pipeline_formulas import gpipe_us, interleaved_bound_us, one_f_one_b_us
 from tests.schedule.parts import ALONE, chains, cut, whole
@@ -151,6 +154,56 @@ def test_the_interleaved_bubble_without_links(p: int, rounds: int, v: int) -> No
     done = interleaved(equal(p * v, m), [cut()] * (p * v - 1), m, v)
     assert done.bubble == pytest.approx((p - 1) / (v * m + p - 1), abs=1e-12)
     assert done.devices == p
+
+
+@given(chain=chains(ALONE), rounds=whole(3, 1), chunks=whole(2, 1), shares=whole(4))
+def test_a_backward_pass_in_two_parts_takes_no_less(
+    chain: tuple[list, list], rounds: int, chunks: int, shares: int
+) -> None:
+    stages, cuts = chain
+    stages = [replace(s, weight_us=s.backward_us * shares / 4) for s in stages]
+    chunks = chunks if len(stages) % chunks == 0 else 1
+    devices = len(stages) // chunks
+    machine = Machine(step_us=2, microbatch_us=1, division=0.5)
+    made = pipeline._pipeline(
+        stages,
+        cuts,
+        rounds * devices,
+        machine,
+        devices,
+        lambda *at: pipeline.zero_bubble_order(*at, chunks),
+    )
+    run = made.simulate(3)
+    assert run.busy_us_per_step(1) == pytest.approx(made.busy_us(), rel=1e-9)
+    again = range(devices - 1, len(stages), devices)
+    divided_us = [stages[k].backward_at(1 / made.microbatches) * 0.5 + 1 for k in again if k]
+    started_again_us = rounds * devices * sum(divided_us)
+    whole_us = pipeline._pipeline(
+        stages,
+        cuts,
+        rounds * devices,
+        machine,
+        devices,
+        lambda *at: pipeline.interleaved_order(*at, chunks),
+    ).busy_us()
+    assert made.busy_us()[-1] == pytest.approx(whole_us[-1] + started_again_us)
+
+
+@pytest.mark.parametrize(("p", "m"), [(2, 4), (4, 8), (4, 16)])
+def test_the_zero_bubble_by_hand(p: int, m: int) -> None:
+    """Qi et al., table 1: ZB-H1 waits (p - 1)(f + b - w) in place of (p - 1)(f + b + w)."""
+    third = [StageWork(10.0 * m, 20.0 * m, weight_us=10.0 * m)] * p
+    cuts = [cut()] * (p - 1)
+    done = zero_bubble(third, cuts, m)
+    assert one_f_one_b(third, cuts, m).step_us == 30.0 * (m + p - 1)
+    assert done.step_us == pytest.approx(30.0 * m + 10.0 * (p - 1))
+
+
+def test_a_zero_bubble_that_is_too_long() -> None:
+    with pytest.raises(PartitionError, match="too many to simulate"):
+        zero_bubble(equal(100), [cut()] * 99, 400)
+    with pytest.raises(PartitionError, match="3 stages in 2 chunks"):
+        zero_bubble(equal(3), [cut()] * 2, 4, 2)
 
 
 def test_gpipe_by_hand() -> None:
