@@ -7,8 +7,8 @@
    equals `exact`.
 
 Where the plan's schedule is another one (`ddp`, one of torch's pipelines, `exact` with
-microbatches, or stages with replicas, whose interfaces wait here), `schedule` comes after these: the emitted
-program as planned follows plain backprop.
+microbatches, or stages with replicas, whose interfaces wait here), `schedule` comes after these:
+the emitted program as planned follows plain backprop.
 
 Dropout is off in rungs 2 and 3: each process has random numbers of its own. Rung 1 has it on.
 Beside them stands a second opinion on the capture (`dnic.trace.crosscheck`), which fails nothing.

@@ -52,7 +52,7 @@ class Alone(Trainer):
             if loss is not None:
                 self._count_loss(figures, loss, size)
             self.step += 1
-        figures.seconds = time.perf_counter() - started
+        figures.seconds = self._seconds_since(started)
         figures.timed(watch)
         if inputs:
             self._keep_busy(inputs, made_up[header.count.size(header.count.messages - 1)])

@@ -43,7 +43,7 @@ class Backprop(Trainer):
             self._count_loss(figures, loss, target.shape[0])
             if header.live and self._live.due():
                 self._show(header, done, started, {"train_loss": float(loss)})
-        figures.seconds = time.perf_counter() - started
+        figures.seconds = self._seconds_since(started)
         figures.timed(watch)
         return figures
 

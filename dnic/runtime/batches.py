@@ -2,8 +2,10 @@
 
 `torch.utils.data.DataLoader` does the work. This adds what the stages must know of each other's
 data before an epoch starts (`Header`) and a shortcut: the samples of a `TensorDataset` are taken
-by one index instead of one by one and stacked. Data sets without a length are not supported,
-because the number of messages must be known beforehand.
+by one index instead of one by one and stacked. Where a GPU takes them, batches lie in pinned
+memory: it fetches them by itself while the host goes on, and torch keeps such memory from being
+used again before. Data sets without a length are not supported, because the number of messages must
+be known beforehand.
 """
 
 from __future__ import annotations
@@ -114,6 +116,7 @@ class Batches:
         seed: of that order.
         loader_options: further arguments of `DataLoader`, such as `num_workers`.
         samples: how a sample becomes what the model takes.
+        pinned: whether batches are for a GPU; `pin_memory` among the loader's options wins.
 
     Raises:
         RuntimeFault: the data set is empty or has no length.
@@ -128,6 +131,7 @@ class Batches:
         seed: int,
         loader_options: Mapping[str, Any],
         samples: SamplePlan = SamplePlan(),  # noqa: B008  # frozen
+        pinned: bool = False,
     ) -> None:
         length = len(dataset) if isinstance(dataset, Sized) else None
         if length is None:
@@ -145,6 +149,7 @@ class Batches:
         self._seed = seed
         self._loader_options = loader_options
         self._inputs = Inputs(samples)
+        self._pinned = pinned
 
     def __len__(self) -> int:
         return -(-self.samples // self._batch_size)
@@ -174,13 +179,13 @@ class Batches:
         # Exactly this class: a subclass may do more than index its tensors.
         dataset: Dataset[Any] = self._dataset
         if type(dataset) is TensorDataset and not self._loader_options:
-            return self._indexed(dataset.tensors, generator, share)
+            taken = self._indexed(dataset.tensors, generator, share)
+            return map(_pinned, taken) if self._pinned else taken
         how: dict[str, Any] = {"batch_size": self._batch_size, "shuffle": self._shuffle}
         if share is not None:
             how = {"batch_sampler": _Shared(self._sampler(generator), share)}
-        loader: DataLoader[Any] = DataLoader(
-            self._dataset, generator=generator, **how, **self._loader_options
-        )
+        options = {"pin_memory": self._pinned} | dict(self._loader_options)
+        loader: DataLoader[Any] = DataLoader(self._dataset, generator=generator, **how, **options)
         return iter(loader)
 
     def _sampler(self, generator: torch.Generator) -> BatchSampler:
@@ -190,7 +195,7 @@ class Batches:
 
     def _indexed(
         self, tensors: tuple[Tensor, ...], generator: torch.Generator, share: Share | None
-    ) -> Iterator[Any]:
+    ) -> Iterator[tuple[Tensor, ...]]:
         # DataLoader draws a seed for its workers first; the same here gives the same order.
         torch.empty((), dtype=torch.int64).random_(generator=generator)
         if self._shuffle:
@@ -204,6 +209,11 @@ class Batches:
                     begin, end = share.bounds(len(part))
                     part = part[begin:end] or part[:1]
                 yield tuple(tensor[part.start : part.stop] for tensor in tensors)
+
+
+def _pinned(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies in memory that a GPU fetches from by itself."""
+    return tuple(t.pin_memory() if t.device.type == "cpu" else t for t in tensors)
 
 
 def target_spec(target: Tensor) -> TensorSpec:

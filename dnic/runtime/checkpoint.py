@@ -8,7 +8,9 @@ entry is whole all the same. DCP loads into tensors that exist already; here the
 made from the checkpoint's own metadata, so that an optimizer needs no warm start.
 
 A checkpoint folder also holds `dnic.json`: where the run stood. DCP's metadata file is a pickle:
-load only checkpoints that you trust. Several machines need a folder that all of them see.
+load only checkpoints that you trust. Several machines need a folder that all of them see. What lies
+on a GPU is written from there and read into main memory first; what is copied into a module or an
+optimizer goes to its device, so a run on the CPU can go on with a GPU's checkpoint.
 
 DCP takes seconds to import, so it is imported where it is used.
 """

@@ -14,7 +14,9 @@
 Replicas of a stage clip the average of their gradients, which counts once.
 
 Heads are not clipped: their gradients are of another problem, and normalised. A parameter that
-several stages use counts once, with the stages' summed gradient, at its owner.
+several stages use counts once, with the stages' summed gradient, at its owner. Norms stay on the
+device, and so does the decision whether anything is scaled; on CUDA `waited_s` misses the wait for
+the other stages, which is the device's.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from dnic.runtime.devices import staged_by_host
 from dnic.runtime.failure import lost_peers_named
 from dnic.runtime.options import WHOLE
 from dnic.runtime.plan import Mode, Plan
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     from dnic.runtime.replicas import Replicas
     from dnic.runtime.worker import Worker
 
+_MAIN_MEMORY = torch.device("cpu")
+
 
 class Clipping:
     """Clips the gradients of one process.
@@ -46,6 +51,8 @@ class Clipping:
         parameters: of its part of the model.
         limit: largest norm; None does nothing.
         processes: over which the norm is taken.
+        carrier: where norms must lie to be sent; the same in all processes, also in one whose part
+            of the model has no parameters.
         column: these; None: all processes.
         parts: those that hold parts of these parameters; None where they are whole.
 
@@ -59,6 +66,7 @@ class Clipping:
         parameters: Iterable[nn.Parameter],
         limit: float | None,
         processes: int = 1,
+        carrier: torch.device = _MAIN_MEMORY,
         *,
         column: dist.ProcessGroup | None = None,
         parts: Replicas | None = None,
@@ -67,6 +75,7 @@ class Clipping:
         self.waited_s = 0.0
         self._parameters = list(parameters)
         self._processes = processes
+        self._carrier = carrier
         self._column = column
         self._parts = parts
 
@@ -89,9 +98,10 @@ class Clipping:
         self, norm: Tensor, processes: int, group: dist.ProcessGroup | None
     ) -> list[Tensor]:
         started = time.perf_counter()
-        norms = [torch.empty_like(norm) for _ in range(processes)]
+        own = norm.to(self._carrier)
+        norms = [torch.empty_like(own) for _ in range(processes)]
         with lost_peers_named():
-            dist.all_gather(norms, norm, group=group)
+            dist.all_gather(norms, own, group=group)
         self.waited_s += time.perf_counter() - started
         return norms
 
@@ -106,8 +116,9 @@ def connect_clipping(worker: Worker, module: nn.Module) -> Clipping:
     replicas = worker.replicas
     parts = replicas if any(is_part(parameter) for parameter in parameters) else None
     if is_joint(plan, mode):
+        carrier = _MAIN_MEMORY if staged_by_host() else worker.device  # gloo has no CUDA tensors
         stages = worker.place.stages
-        return Clipping(parameters, limit, stages, column=replicas.column, parts=parts)
+        return Clipping(parameters, limit, stages, carrier, column=replicas.column, parts=parts)
     return Clipping(parameters, stage_limit(limit, worker.parameter_share), parts=parts)
 
 

@@ -10,7 +10,8 @@ statistics are the first process's), dropout draws other masks, and a loss that 
 samples (`ignore_index`) is the weighted mean of the shares' losses.
 
 The first step averages by hand. It shows whether every parameter gets a gradient, which DDP wants
-to know: looking for those without one costs time in every step, and not looking hangs.
+to know: looking for those without one costs time in every step, and not looking hangs. On GPUs that
+step waits for the device, no other does.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class DataParallel(Backprop):
             losses = torch.stack(parts) if parts else torch.empty(0)
             if self._ranks > 1:
                 dist.all_reduce(losses)
-        figures.seconds = time.perf_counter() - started
+        figures.seconds = self._seconds_since(started)
         figures.timed(watch)
         if self._last:
             for message, mean in enumerate(losses):

@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch import distributed as dist
 
 from dnic.runtime.batches import Header
 from dnic.runtime.crossing import Crossings, Returns, crossings
+from dnic.runtime.groups import groups as groups
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.options import Mode
 from dnic.runtime.order import most_ahead
-from dnic.runtime.place import Place
 from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
 from dnic.runtime.sources import GradientSource, build_source
 
@@ -201,7 +200,7 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
     microbatches = worker.options.microbatches
     for number, pair in enumerate(pairs(plan, mode, microbatches)):
         # Every process must take part in making every group.
-        made = groups(pair.source, pair.to, worker.device, place)
+        made = groups(pair.source, pair.to, worker.device, worker.options.timeout_s, place)
         if stage not in (pair.source, pair.to):
             continue
         peer = place.rank_of(pair.to if stage == pair.source else pair.source)
@@ -260,26 +259,3 @@ def past(batches: int, microbatches: int, ahead: int) -> int:
         ahead: forwards that the interface's source runs ahead.
     """
     return (batches + 1) * microbatches if batches else min(ahead + 1, microbatches)
-
-
-def groups(
-    source: int,
-    to: int,
-    device: torch.device,
-    place: Place = Place(),  # noqa: B008  # frozen
-) -> tuple[dist.ProcessGroup | None, dist.ProcessGroup | None]:
-    """The process groups of the two directions between two stages; all processes must ask.
-
-    Args:
-        source, to: the stages.
-        device: where the tensors live.
-        place: of this process; every column has groups of its own.
-    """
-    if device.type != "cuda":
-        return None, None  # gloo tells the links apart by tag
-    made: list[tuple[dist.ProcessGroup, dist.ProcessGroup]] = []
-    for replica in range(place.replicas):
-        ranks = [stage * place.replicas + replica for stage in (source, to)]
-        there, back = (dist.new_group(ranks, backend="nccl") for _ in range(2))
-        made.append((there, back))
-    return made[place.replica]

@@ -22,7 +22,7 @@ run computes does not depend on the timing of its links. It is asked for as late
 after everything that others wait for has left. The last `w` gradients of an epoch are taken when
 its steps are over, so that no message is left and evaluation and shutdown find empty links. With
 `w` = window there are at most `w + 1` batches past an interface; that is the number of slots at
-both ends, receives posted ahead.
+both ends; with gloo, receives posted ahead.
 
 In a step without an update (`dnic.runtime.updates`) there is no (4) to (6) and no (8).
 
@@ -43,6 +43,10 @@ Parameters that several stages use are kept alike in (0), (6) and (7): `dnic.run
 Replicas of a stage average their gradients in (5), those of their heads in (9); losses weigh what
 their shares of a batch weigh: `dnic.runtime.replicas`.
 
+On a GPU the host enqueues, steps ahead of its device: `dnic.runtime.nccl_links` says what orders
+the streams. Autograd runs a backward pass on the stream of its forward pass and joins the current
+one at its end, so all of this is on one stream. Nothing in a step needs a number from the device.
+
 Why not `torch.distributed.pipelining`: its schedules know only exact gradients and chains; it
 refuses a backward pass for tensors that go to more than one stage, and posts no receive ahead.
 """
@@ -57,7 +61,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
 from dnic.runtime.cells import cut_all
 from dnic.runtime.edges import connect
@@ -68,7 +71,7 @@ from dnic.runtime.loss import Loss, mean_loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
 from dnic.runtime.order import StageOrder
-from dnic.runtime.passing import Microbatch
+from dnic.runtime.passing import Microbatch, named
 from dnic.runtime.replica_trainer import ReplicaTrainer
 from dnic.runtime.shared import connect_shared
 from dnic.runtime.source_statistics import SourceStatistics
@@ -151,9 +154,9 @@ class Engine(ReplicaTrainer):
         self._shared.drain(self.optimizer, self.clipping)
         self._finish()
         self._count_shares(figures, header, shares)
-        figures.seconds = time.perf_counter() - started
+        figures.seconds = self._seconds_since(started)
         figures.timed(watch)
-        figures.waited_s = self._waited_s() - waited_before
+        figures.waited_s = self._waited_s() - waited_before + watch.stalled_s()
         figures.sent_bytes = self._sent_bytes() - sent_before
         figures.in_flight_bytes = self._in_flight_bytes()
         figures.interfaces = self._interface_figures()
@@ -172,6 +175,8 @@ class Engine(ReplicaTrainer):
         for one in self._order.passes(self.step, number, awaited):
             if one.forward:
                 between.append(self._forward(fed, number, watch))
+                if one.microbatch == number - 1:
+                    self._expect(number)
                 continue
             done = between.popleft()
             if updates:
@@ -218,7 +223,7 @@ class Engine(ReplicaTrainer):
         watch.lap("forward")
         outputs: dict[str, Tensor] = {}
         if not self._last:
-            outputs = self._named(output)
+            outputs = named(self._plan, output)
             self._send(outputs, target)  # 3
             watch.lap("send")
         return Microbatch(inputs, outputs, target, loss, number, self._weight)
@@ -283,20 +288,14 @@ class Engine(ReplicaTrainer):
                 targets.append(target_here)
         return {name: arrived[name] for name in self._plan.inputs}, targets[0]
 
-    def _named(self, output: Any) -> dict[str, Tensor]:
-        """The stage's outputs by name."""
-        outputs = output if isinstance(output, (tuple, list)) else (output,)
-        if len(outputs) != len(self._plan.outputs):
-            raise RuntimeFault(
-                f"{self._plan.name} returned {len(outputs)} tensors",
-                where="stages.py",
-                expected=", ".join(self._plan.outputs),
-            )
-        return dict(zip(self._plan.outputs, outputs, strict=True))
-
     def _send(self, outputs: dict[str, Tensor], target: Tensor) -> None:
         for above in self._above:
             above.send(outputs, target)
+
+    def _expect(self, number: int) -> None:
+        """All microbatches of the step have left. The stages farthest above answer first."""
+        for source in reversed(self._sources):
+            source.answers.sent(self.step, number)
 
     def _drain(self, watch: Stopwatch) -> None:
         """What is still to come when the steps of an epoch are over."""
@@ -351,7 +350,7 @@ class Engine(ReplicaTrainer):
                 if self._last:
                     score.add(output, target, self._loss_of(output, target))
                 else:
-                    self._send(self._named(output), target)
+                    self._send(named(self._plan, output), target)
                 for below in self._below:
                     below.release()
         self._finish()

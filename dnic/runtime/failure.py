@@ -4,7 +4,9 @@ torch leaves the other ranks of a failed run blocked or with "Connection closed 
 torchrun prints the tracebacks of all. Here the first rank that fails writes `failure.json` into the
 run's folder and prints its traceback (a user's mistake: its message); ranks that only lost their
 peer say one line and wait a moment for torchrun to end them. A process that is killed from outside
-writes nothing: torchrun, or `launch`, names its signal.
+writes nothing: torchrun, or `launch`, names its signal. With NCCL that is also how a process ends
+whose peer is gone or silent for `--timeout`: its host has long enqueued the message, and torch's
+watchdog thread ends it by SIGABRT; what the peer has reported is what counts.
 """
 
 from __future__ import annotations

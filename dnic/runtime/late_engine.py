@@ -41,6 +41,7 @@ from dnic.runtime.crossing import crossings
 from dnic.runtime.engine import Engine
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss
+from dnic.runtime.passing import named
 from dnic.runtime.plan import TrainPlan
 from dnic.runtime.stash import WeightStash
 from dnic.runtime.stopwatch import Stopwatch
@@ -90,8 +91,9 @@ class LateEngine(Engine):
         watch.lap("data" if self._first else "receive")
         output, weights = self._stash.forward(tuple(inputs.values()))  # 2
         watch.lap("forward")
-        outputs = self._named(output)
+        outputs = named(self._plan, output)
         self._send(outputs, target)  # 3
+        self._expect(1)
         watch.lap("send")
         self._open.append(
             _Open(self.step, self.version, inputs, outputs, target, self._weight, weights)

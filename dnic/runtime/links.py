@@ -7,11 +7,11 @@ so that none is left over when a phase ends (a dropped receive keeps gloo's thre
 
 A `Sender` and a `Receiver` are the two ends of one direction of one edge. Message `m` uses slot
 `m % slots` on both sides; the sender waits for a slot's earlier message before it writes the slot
-again, which bounds how far it can run ahead. With NCCL every direction of every edge needs a
-process group of its own, because receives posted in one group run one after the other. Tensors of
-other layouts arrive contiguous. A tensor whose spec has a `message_dtype` is converted to it by the
-copy into the slot, which is made anyway, and converted back where it arrives; nothing else is
-compressed.
+again, which bounds how far it can run ahead. This is gloo between main memories; what differs in
+shared memory, with NCCL and with gloo between GPUs is in `memory_links`, `nccl_links` and
+`host_links`. Tensors of other layouts arrive contiguous. A tensor whose spec has a `message_dtype`
+is converted to it by the copy into the slot, which is made anyway, and converted back where it
+arrives; nothing else is compressed.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Layout:
         ]
 
 
-class _Slots:
+class Slots:
     """Buffers for messages, and their tensors at the two batch sizes of a phase.
 
     Args:
@@ -167,7 +167,7 @@ class _End:
 
     def __init__(self, link: Link, slots: int) -> None:
         self._link = link
-        self._slots = _Slots(slots, self._allocate)
+        self._slots = Slots(slots, self._allocate)
         self._number = slots
         self._works: list[dist.Work | None] = [None] * slots
         self.waited_s = 0.0
@@ -288,13 +288,16 @@ class Receiver(_End):
             raise RuntimeError("more messages are taken than the phase has, or none was released")
         message = self._before + self._taken
         self._await(message)
-        _, views = self._slots.get(message, self._count.size(self._taken))
+        views = self._arrived(message, self._count.size(self._taken))
         self._taken += 1
         if self._cast:
             views = views.copy()
             for place, dtype in self._cast:
                 views[place] = views[place].to(dtype)
         return views
+
+    def expect(self, messages: int) -> None:
+        """Told that what the first so many messages of this phase answer to has been sent."""
 
     def release(self) -> None:
         """Gives the oldest taken message's slot to the next receive."""
@@ -323,6 +326,10 @@ class Receiver(_End):
         except RuntimeError as error:
             raise LinkFault(f"stage {link.stage}", str(error)) from error
         self._works[message % self._number] = work
+
+    def _arrived(self, message: int, batch_size: int) -> list[Tensor]:
+        """The tensors of a message that has come."""
+        return self._slots.get(message, batch_size)[1]
 
     def _free(self) -> None:
         """Tells the sender of a slot that was released, where it needs telling."""

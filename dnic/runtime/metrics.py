@@ -109,7 +109,10 @@ def _share(part: float | None, whole: float) -> float | None:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory that this process has held: CUDA's where it is used, else the whole process's."""
+    """Most memory that this process has held: CUDA's where it is used, else the whole process's.
+
+    On CUDA what torch has given out on the process's device; NCCL's own buffers are not in it.
+    """
     cuda = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     if cuda:
         return int(cuda)

@@ -64,6 +64,8 @@ def first_step(optimizer: torch.optim.Optimizer) -> None:
     """
     try:
         optimizer.step()
+    except torch.OutOfMemoryError:
+        raise  # its state is made now; that says nothing of the gradients
     except (RuntimeError, TypeError, ValueError, AssertionError) as error:
         raise RuntimeFault(
             f"{type(optimizer).__name__} cannot make a step with this model's gradients: {error}",

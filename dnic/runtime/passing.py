@@ -1,10 +1,14 @@
-"""What a stage keeps of a microbatch between its forward and its backward pass."""
+"""A microbatch in a stage: what its forward pass returned, and what is kept for the way back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.plan import StagePlan
 
 
 @dataclass(frozen=True)
@@ -26,3 +30,19 @@ class Microbatch:
     loss: Tensor | None
     number: int
     weight: float
+
+
+def named(plan: StagePlan, output: Any) -> dict[str, Tensor]:
+    """What a stage returned, by name.
+
+    Raises:
+        RuntimeFault: it is not as many tensors as planned.
+    """
+    outputs = output if isinstance(output, (tuple, list)) else (output,)
+    if len(outputs) != len(plan.outputs):
+        raise RuntimeFault(
+            f"{plan.name} returned {len(outputs)} tensors",
+            where="stages.py",
+            expected=", ".join(plan.outputs),
+        )
+    return dict(zip(plan.outputs, outputs, strict=True))

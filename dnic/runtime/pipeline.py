@@ -47,12 +47,12 @@ from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
 from dnic.runtime.cells import Cell, cut_all
 from dnic.runtime.chunks import LOOPED, SPLIT, takes_microbatches
-from dnic.runtime.edges import groups
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.failure import lost_peers_named
+from dnic.runtime.groups import groups
 from dnic.runtime.held import stages_in
 from dnic.runtime.inputs import Batch
-from dnic.runtime.links import Link, Receiver, Sender
+from dnic.runtime.links import Link
 from dnic.runtime.loss import Loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
@@ -61,6 +61,7 @@ from dnic.runtime.plan import InterfacePlan, Plan
 from dnic.runtime.split_backward import SplitStage
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
+from dnic.runtime.transport import Transport
 from dnic.runtime.worker import Worker
 
 _TARGETS = 1  # the tag of the targets; torch's schedules use 0
@@ -110,9 +111,11 @@ class Pipelined(Trainer):
         self._travels = not (self._first and self._last)  # the targets, to another process
         if self._travels:
             last = self._processes - 1
-            group, _ = groups(0, last, worker.device)
-            self._sender = Sender(Link(last, _TARGETS, group, worker.device), _SLOTS)
-            self._receiver = Receiver(Link(0, _TARGETS, group, worker.device), _SLOTS)
+            group, _ = groups(0, last, worker.device, worker.options.timeout_s)
+            transport = Transport.of(worker)
+            there, here = (Link(peer, _TARGETS, group, worker.device) for peer in (last, 0))
+            self._sender = transport.plain_sender(there, _SLOTS)
+            self._receiver = transport.plain_receiver(here, _SLOTS)
         # A failing rank would print the whole schedule before its own report.
         logging.getLogger("torch.distributed.pipelining.schedules").setLevel(logging.CRITICAL)
 
@@ -134,7 +137,7 @@ class Pipelined(Trainer):
                     shown = {} if loss is None else {"train_loss": float(loss)}
                     self._show(header, done, started, shown)
             self._finish()
-        figures.seconds = time.perf_counter() - started
+        figures.seconds = self._seconds_since(started)
         figures.timed(watch)
         return figures
 

@@ -2,8 +2,9 @@
 
 Each stage draws from generators of its own, seeded from (seed, stage), and each epoch's order from
 (seed, epoch): dropout and shuffling are the same whatever the other stages do. Data sets may draw
-from `random` and numpy, so these are seeded and restored beside torch's own. CUDA kernels that are
-not deterministic are out of reach.
+from `random` and numpy, so these are seeded and restored beside torch's own: on a GPU that of the
+process's device. Its state lies on the host, so reading it waits for no kernel. CUDA kernels that
+are not deterministic are out of reach.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def random_state() -> dict[str, Any]:
         "numpy": (name, torch.from_numpy(np.asarray(keys)), position, has_gauss, gauss),
         "python": random.getstate(),
     }
-    if torch.cuda.is_available():
+    if _cuda_runs():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
@@ -76,8 +77,13 @@ def restore_random_state(state: dict[str, Any]) -> None:
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy(), position, has_gauss, gauss))
     random.setstate(state["python"])
-    if "cuda" in state and torch.cuda.is_available():
+    if "cuda" in state and _cuda_runs():
         torch.cuda.set_rng_state(state["cuda"])
+
+
+def _cuda_runs() -> bool:
+    """Whether this process uses CUDA; a run on the CPU shall not start it by asking."""
+    return bool(torch.cuda.is_initialized())  # type: ignore[no-untyped-call]
 
 
 def _mixed(seed: int, *stream: int) -> int:

@@ -38,7 +38,8 @@ from torch import Tensor, nn
 from dnic.errors import RuntimeFault
 from dnic.runtime.clipping import Clipping
 from dnic.runtime.crossing import crossings
-from dnic.runtime.edges import groups, pairs
+from dnic.runtime.edges import pairs
+from dnic.runtime.groups import groups
 from dnic.runtime.links import Count, Link, Receiver, Sender
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import Plan, SharedPlan, TensorSpec
@@ -236,7 +237,8 @@ def connect_shared(worker: Worker, stage: nn.Module, transport: Transport) -> Sh
     borrowed: list[Borrowed] = []
     for number, channel in enumerate(channels(plan, mode)):
         # Every process must take part in making every group.
-        made = groups(channel.owner, channel.holder, worker.device, place)
+        timeout_s = worker.options.timeout_s
+        made = groups(channel.owner, channel.holder, worker.device, timeout_s, place)
         if stage_number not in (channel.owner, channel.holder):
             continue
         parameters = channel.parameters(stage)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dnic.runtime.answers import Answers
 from dnic.runtime.crossing import Returns
 from dnic.runtime.crossing import warmup_steps as warmup_steps
 from dnic.runtime.links import Count, Receiver
@@ -71,6 +72,7 @@ class GradientSource(ABC):
         self.plan = plan
         self.statistics = SourceStatistics()
         self.supervision: Supervision | None = None  # where there are heads
+        self.answers = Answers(returned)  # told when all messages of a step have left
         self._returned = returned
 
     def begin(self, count: Count, step: int, microbatches: int) -> None:
@@ -81,6 +83,7 @@ class GradientSource(ABC):
             step: of the first of them.
             microbatches: into which each is cut, at most.
         """
+        self.answers.begin()
         self._returned.begin(self.plan.differentiable, count.cut(microbatches))
 
     def expect(self, total_steps: int) -> None:
@@ -147,7 +150,8 @@ class ExactSource(GradientSource):
     def take(self, step: int, version: int) -> None:
         """Counts the gradients and frees their buffers: the backward passes are over.
 
-        Not earlier, because autograd may have made a parameter's gradient a view of a buffer.
+        Not earlier, because autograd may have made a parameter's gradient a view of a buffer. Nor
+        need it be later: what comes into it next answers to what is sent after the update.
         """
         self.statistics.late(version - self._version)
         for _ in range(self._held):
@@ -219,7 +223,7 @@ class SyntheticSource(GradientSource):
     def expect(self, total_steps: int) -> None:
         """Takes over how long the run is."""
         super().expect(total_steps)
-        self.returns = Returns.of(self.plan, total_steps, self._seed)
+        self.returns = self.answers.returns = Returns.of(self.plan, total_steps, self._seed)
 
     def begin(self, count: Count, step: int, microbatches: int) -> None:
         """Posts the receives of an epoch: of those gradients that are sent."""
@@ -376,13 +380,19 @@ def build_source(
         late: batches by which the stage above is late.
         replicas: of the stage, whose heads learn together; None for no others.
     """
+    source: GradientSource
     if plan.gradient == "exact":
-        return ExactSource(plan, returned)
-    if plan.gradient == "stale":
-        return StaleSource(plan, returned)
-    from dnic.runtime.trainers import build_trainers
+        source = ExactSource(plan, returned)
+    elif plan.gradient == "stale":
+        source = StaleSource(plan, returned)
+    else:
+        from dnic.runtime.trainers import build_trainers
 
-    trainers = build_trainers(plan, target, device, seed, replicas)
-    if mode == "oracle":
-        return OracleSource(plan, returned, trainers)
-    return SyntheticSource(plan, returned, trainers, late=late, seed=seed, replicas=replicas)
+        trainers = build_trainers(plan, target, device, seed, replicas)
+        if mode == "oracle":
+            source = OracleSource(plan, returned, trainers)
+        else:
+            given = plan, returned, trainers
+            source = SyntheticSource(*given, late=late, seed=seed, replicas=replicas)
+    source.answers = Answers(returned, late)
+    return source

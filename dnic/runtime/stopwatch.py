@@ -3,8 +3,8 @@
 A process calls `lap` at the end of every part of a step. Sums over the epoch tell what a step is
 made of; where a trace is asked for, every lap is kept. A lap costs a look at the clock and an
 addition (half a microsecond), so it always runs. Waiting for other processes is a part of its own:
-the links count it, and it is taken out of the part in which it happened. On CUDA the times are
-those of the host, which runs ahead of its device.
+the links count it, and it is taken out of the part in which it happened. These are the host's
+times; where it runs ahead of its device, `dnic.runtime.device_stopwatch` takes the device's.
 
 The first steps of an epoch fill the pipeline and warm caches up; where there are enough others
 they do not count.
@@ -50,6 +50,7 @@ class Stopwatch:
     def __init__(self, waited_s: Callable[[], float] = lambda: 0.0, *, keep: int = 0) -> None:
         self._waited_s = waited_s
         self._waited = waited_s()
+        self._stalled_s = 0.0
         self._sums: dict[str, float] = {}
         self._at_warm: tuple[dict[str, float], int] = ({}, 0)
         self._kept: deque[list[Lap]] = deque(maxlen=keep)
@@ -60,18 +61,29 @@ class Stopwatch:
     def lap(self, part: str) -> None:
         """What went on since the last lap was this part."""
         now, waited = time.perf_counter(), self._waited_s()
-        wait = waited - self._waited
-        sums = self._sums
-        sums[part] = sums.get(part, 0.0) + (now - self._last - wait)
-        if wait:
-            sums[WAIT] = sums.get(WAIT, 0.0) + wait
-        if self._laps is not None:
-            self._laps.append(Lap(part, self._last, now, wait))
-        self._last, self._waited = now, waited
+        self._count(part, now, waited - self._waited)
+        self._waited = waited
 
     def tick(self) -> None:
         """A step is over; what went on since the last lap is `rest`."""
         self.lap("rest")
+        self._end_step()
+
+    def stalled_s(self) -> float:
+        """Seconds for which a device stood still for messages; none in main memory."""
+        return self._stalled_s
+
+    def _count(self, part: str, end_s: float, wait_s: float) -> None:
+        """Counts a part that began where the last one ended."""
+        sums = self._sums
+        sums[part] = sums.get(part, 0.0) + (end_s - self._last - wait_s)
+        if wait_s:
+            sums[WAIT] = sums.get(WAIT, 0.0) + wait_s
+        if self._laps is not None:
+            self._laps.append(Lap(part, self._last, end_s, wait_s))
+        self._last = end_s
+
+    def _end_step(self) -> None:
         self._ticks_s.append(self._last)
         if self._laps is not None:
             self._kept.append(self._laps)
@@ -80,10 +92,7 @@ class Stopwatch:
             self._at_warm = dict(self._sums), WARMUP_STEPS
 
     def step_us(self) -> dict[str, float] | None:
-        """`median`, `min` and `mean` of a step, in microseconds; None before the first is over.
-
-        Of the host's time between two ticks, which in the long run is the device's.
-        """
+        """`median`, `min` and `mean` of a step, in microseconds; None before the first is over."""
         steps = [(b - a) * 1e6 for a, b in pairwise(self._ticks_s)]
         if len(steps) > 2 * WARMUP_STEPS:
             steps = steps[WARMUP_STEPS:]

@@ -306,8 +306,13 @@ class Trainer(ABC):
     def _stopwatch(self, waited_s: Callable[[], float] = lambda: 0.0) -> Stopwatch:
         """A stopwatch for an epoch, which keeps the last steps where a trace is asked for."""
         keep = TRACED_STEPS if self.worker.options.trace is not None else 0
-        self._watch = Stopwatch(waited_s, keep=keep)
+        self._watch = self.worker.streams.stopwatch(waited_s, keep=keep)
         return self._watch
+
+    def _seconds_since(self, started: float) -> float:
+        """Since a moment of `time.perf_counter`, when the device has done what was asked of it."""
+        self.worker.streams.finish()
+        return time.perf_counter() - started
 
     def _loss_of(self, output: Any, target: Tensor) -> Tensor:
         with autocast(self.worker.bundle.plan.train.precision, self.worker.device):

@@ -1,12 +1,13 @@
-"""What carries the messages between two ranks: gloo or NCCL, or memory that both see.
+"""What carries the messages between two ranks: gloo, memory that both see, or NCCL.
 
 torch has no transport through shared memory for point-to-point messages. Each link is settled by
 itself when a run begins: the receiving rank makes a ring (`dnic.runtime.ring`) and offers it on the
 board, the sending rank tries to open it and says whether it could. They meet where both are on one
 machine, in one network (ranks in network namespaces of their own are hosts of their own) and see
 one another's processes, on x86-64 Linux, with tensors in main memory; everywhere else nothing is
-offered, and torch's own transport is used. `DNIC_TRANSPORT` overrules: `gloo` offers and takes
-nothing, `memory` ends the run where a link cannot have it. What a run computes is the same.
+offered, and torch's own transport is used: gloo, between GPUs NCCL. `DNIC_TRANSPORT` overrules:
+`gloo` offers and takes nothing, and between GPUs sends through main memory; `memory` ends the run
+where a link cannot have it. What a run computes is the same.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from typing import TYPE_CHECKING, Any
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.board import Board
+from dnic.runtime.devices import TRANSPORT as TRANSPORT
+from dnic.runtime.host_links import HostReceiver, HostSender
 from dnic.runtime.links import Link, Receiver, Sender
 from dnic.runtime.memory_links import MemoryReceiver, MemorySender
+from dnic.runtime.nccl_links import NcclReceiver, NcclSender
 from dnic.runtime.ring import Ring, available
+from dnic.runtime.streams import CudaStreams, Streams
 
 if TYPE_CHECKING:
     from dnic.runtime.worker import Worker
 
-TRANSPORT = "DNIC_TRANSPORT"
 _KNOWN = ("auto", "gloo", "memory")
 _NAMESPACES = "/proc/self/ns"
 
@@ -39,9 +43,12 @@ class Transport:
         board: where the ranks find one another.
         timeout_s: how long a rank waits for another.
         wanted: `auto`, `gloo` or `memory`.
+        streams: of the device where the tensors live.
     """
 
-    def __init__(self, board: Board, timeout_s: float, wanted: str = "auto") -> None:
+    def __init__(
+        self, board: Board, timeout_s: float, wanted: str = "auto", streams: Streams | None = None
+    ) -> None:
         if wanted not in _KNOWN:
             raise RuntimeFault(
                 f"{wanted!r} is no transport", where=TRANSPORT, expected=", ".join(_KNOWN)
@@ -50,12 +57,13 @@ class Transport:
         self._board = board
         self._timeout_s = timeout_s
         self._wanted = wanted
+        self._streams = streams or Streams()
 
     @classmethod
     def of(cls, worker: Worker) -> Transport:
         """A worker's, as its environment asks."""
         wanted = os.environ.get(TRANSPORT, "auto")
-        return cls(worker.board, worker.options.timeout_s, wanted)
+        return cls(worker.board, worker.options.timeout_s, wanted, worker.streams)
 
     def receiver(self, link: Link, slots: int) -> Receiver:
         """The receiving end of a link, with so many receives posted ahead.
@@ -64,9 +72,27 @@ class Transport:
             RuntimeFault: `memory` was asked for and cannot be had.
         """
         ring = self._agreed(link, slots)
-        end = Receiver(link, slots) if ring is None else MemoryReceiver(link, slots, ring)
+        end = (
+            MemoryReceiver(link, slots, ring)
+            if ring is not None
+            else self.plain_receiver(link, slots)
+        )
         self.ends.append(end)
         return end
+
+    def plain_receiver(self, link: Link, slots: int) -> Receiver:
+        """The receiving end where torch carries the messages."""
+        if not isinstance(self._streams, CudaStreams):
+            return Receiver(link, slots)
+        kind = HostReceiver if self._wanted == "gloo" else NcclReceiver
+        return kind(link, slots, self._streams)
+
+    def plain_sender(self, link: Link, slots: int) -> Sender:
+        """The sending end where torch carries the messages."""
+        if not isinstance(self._streams, CudaStreams):
+            return Sender(link, slots)
+        kind = HostSender if self._wanted == "gloo" else NcclSender
+        return kind(link, slots, self._streams)
 
     def _agreed(self, link: Link, slots: int) -> Ring | None:
         """The ring that a receiving rank has made and the sending one has opened."""
@@ -103,7 +129,11 @@ class Transport:
             self._board.publish(f"link/{link.tag}/process", answer)
         if ring is None:
             self._refuse(link)
-        end = Sender(link, slots) if ring is None else MemorySender(link, received, ring)
+        end = (
+            MemorySender(link, received, ring)
+            if ring is not None
+            else self.plain_sender(link, slots)
+        )
         self.ends.append(end)
         return end
 

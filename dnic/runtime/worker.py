@@ -2,10 +2,10 @@
 
 `train.py` is written against this. `entry` wraps its `main`: it reads the command line and the
 bundle, joins the processes, and makes sure that the run ends the same way on all of them. The
-process group is `gloo` on CPU and, beside it, NCCL for CUDA tensors. A process runs one stage, of
-which others may hold replicas (with `--mode ddp`: one copy of the model), or several that a
-schedule deals out to it (`dnic.runtime.chunks`). Restarts by torchrun (`--max-restarts`) do not
-resume by themselves.
+process group is `gloo` on CPU and, beside it, NCCL for CUDA tensors (`dnic.runtime.devices`). A
+process runs one stage, of which others may hold replicas (with `--mode ddp`: one copy of the
+model), or several that a schedule deals out to it (`dnic.runtime.chunks`). Restarts by torchrun
+(`--max-restarts`) do not resume by themselves.
 """
 
 from __future__ import annotations
@@ -31,9 +31,18 @@ from dnic.runtime.board import Board
 from dnic.runtime.bundle import Bundle, check_stages, load_bundle
 from dnic.runtime.checkpoint import find_checkpoint, read_status
 from dnic.runtime.chunks import LOOPED, held_stages
-from dnic.runtime.clipping import connect_clipping, parameter_share
+from dnic.runtime.clipping import connect_clipping, is_joint, parameter_share
+from dnic.runtime.devices import (
+    backends,
+    check_apart,
+    check_transport,
+    choose_device,
+    identity,
+    prepare_cuda,
+)
 from dnic.runtime.failure import Guard
 from dnic.runtime.forward import prepare_model, prepare_stage
+from dnic.runtime.groups import warm_up
 from dnic.runtime.heap import keep_heap
 from dnic.runtime.held import HeldStages, stages_in
 from dnic.runtime.lr import LearningRate, build_scheduler
@@ -46,6 +55,7 @@ from dnic.runtime.seeds import seed_everything, stage_seed
 from dnic.runtime.sharding import check_sharding, shard_stage, shards
 from dnic.runtime.shared import borrowed_parameters
 from dnic.runtime.stage import check_ownership
+from dnic.runtime.streams import Streams
 
 if TYPE_CHECKING:
     from torch.optim.lr_scheduler import LRScheduler
@@ -63,6 +73,7 @@ class Worker:
         options: the command line.
         place: its rank among the processes.
         device: where its part of the model lives.
+        streams: of that device.
         seed: of everything random in this run.
         guard: reports its failure.
         board: what ranks tell one another outside the steps.
@@ -83,18 +94,23 @@ class Worker:
         self.parameter_share = 1.0
         self.trainer_: Trainer | None = None
         self._scheduler: LRScheduler | None = None
-        self.device = _device(options, place)
+        self.device = choose_device(options, place)
+        self.streams = Streams.of(self.device)
+        check_transport(self.device, options)
         store = None
         if place.world_size > 1:
             store, _, _ = next(iter(rendezvous("env://")))
+        self.board = Board(store, options.timeout_s)
+        if store is not None:
+            if "nccl" in backends(self.device):
+                check_apart(self.board, place, identity(self.device))
             dist.init_process_group(
-                "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo",
+                backends(self.device),
                 store=store,
                 rank=place.rank,
                 world_size=place.world_size,
                 timeout=timedelta(seconds=options.timeout_s),
             )
-        self.board = Board(store, options.timeout_s)
         self.replicas = connect_replicas(place, self.device)
 
     @property
@@ -208,6 +224,7 @@ class Worker:
             seed=self.seed,
             loader_options=loader_options,
             samples=self.bundle.plan.samples,
+            pinned=self.device.type == "cuda",
         )
 
     def trainer(
@@ -243,11 +260,19 @@ class Worker:
                 where="--no-evaluate",
                 hint="--no-scheduler",
             )
+        if self._joins_all():
+            warm_up(self.device)
         trainer = _kind(self)(self, module, optimizer, loss=loss)
         trainer.learning_rate = rate
         trainer.clipping = connect_clipping(self, module)
         self.trainer_ = trainer
         return trainer
+
+    def _joins_all(self) -> bool:
+        """Whether all ranks at once communicate, or any two, by the default process group."""
+        mode, plan = self.options.mode, self.bundle.plan
+        clips = plan.train.clip_norm is not None and self.staged and is_joint(plan, mode)
+        return dist.is_initialized() and (clips or mode in PIPELINES or mode == "ddp")
 
     def finish(self) -> None:
         """Ends a run that went well."""
@@ -300,6 +325,7 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
     guard.staged = options.mode not in (*WHOLE, *LOOPED)
     check_processes(place, bundle.plan, options.mode)
     check_sharding(bundle.plan, options.mode)
+    prepare_cuda(options, place)
     return Worker(bundle, options, place, guard)
 
 
@@ -378,19 +404,3 @@ def _seed(bundle: Bundle, options: Options) -> int:
     if options.resume is not None:
         return read_status(find_checkpoint(options.resume)).seed
     return bundle.plan.train.seed
-
-
-def _device(options: Options, place: Place) -> torch.device:
-    if options.device == "cpu" or not torch.cuda.is_available():
-        if options.device == "cuda":
-            raise RuntimeFault("there is no CUDA device", where="--device", expected="auto, cpu")
-        return torch.device("cpu")
-    if place.local_rank >= torch.cuda.device_count():
-        raise RuntimeFault(
-            f"this machine has {torch.cuda.device_count()} CUDA devices",
-            expected="one for each process",
-            hint="--device cpu",
-        )
-    device = torch.device("cuda", place.local_rank)
-    torch.cuda.set_device(device)
-    return device

@@ -530,3 +530,9 @@ def _load_module() -> Callable[[Path], Any]:
 @pytest.fixture(name="same")
 def _same() -> Callable[[Record, Record], bool]:
     return same
+
+
+@pytest.fixture
+def recorded() -> Any:
+    """The module `recorded_cuda`: a GPU that exists only in what is ordered."""
+    return load_module(Path(__file__).with_name("recorded_cuda.py"))

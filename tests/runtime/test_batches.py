@@ -8,9 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from dnic.errors import RuntimeFault
+from dnic.runtime import batches as module
 from dnic.runtime.batches import Batches, Header, Share, read_dataset, target_spec
 from dnic.runtime.links import Count
 
@@ -98,6 +100,33 @@ def test_several_inputs_and_python_numbers() -> None:
     inputs, target = next(batches(data).epoch(1))
     assert [list(part.shape) for part in inputs] == [[4, 2], [4, 3]]
     assert target.dtype == torch.int64
+
+
+def test_batches_for_a_gpu_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By `DataLoader`, where it is used and not told otherwise, and by the shortcut."""
+    pinned: list[list[int]] = []
+
+    def pin_memory(tensor: Tensor) -> Tensor:
+        pinned.append(list(tensor.shape))
+        return tensor.clone()
+
+    asked: list[bool] = []
+
+    class Loader(DataLoader[Any]):
+        def __init__(self, *args: Any, pin_memory: bool, **options: Any) -> None:
+            asked.append(pin_memory)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_memory)
+    monkeypatch.setattr(module, "DataLoader", Loader)
+    dataset = TensorDataset(torch.randn(6, 3), torch.arange(6))
+    for pins in (False, True):
+        for options in ({}, {"num_workers": 0}, {"pin_memory": False}):
+            known = {"shuffle": True, "seed": 1, "loader_options": options}
+            batches = Batches(dataset, 4, pinned=pins, **known)
+            assert [len(target) for _, target in batches.epoch(1)] == [4, 2]
+    assert pinned == [[4, 3], [4], [2, 3], [2]]
+    assert asked == [False, False, True, False]
 
 
 def test_loader_options_reach_data_loader() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch import distributed as dist
 
 from dnic.runtime.bundle import load_bundle
 from dnic.runtime.clipping import (
@@ -94,3 +95,18 @@ def test_whose_norm_is_limited(bundle: Callable[..., Path], load_module: Any) ->
 def test_without_gradients_there_is_nothing_to_clip() -> None:
     Clipping(nn.ReLU().parameters(), 0.1).clip()
     Clipping(nn.Linear(2, 2).parameters(), 0.1).clip()
+
+
+def test_every_process_sends_its_norm_from_where_the_others_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One without parameters would ask gloo and the others NCCL: all would wait."""
+    sent: list[torch.device] = []
+
+    def all_gather(norms: list[Tensor], own: Tensor) -> None:
+        sent.extend(norm.device for norm in (*norms, own))
+
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    for module in (nn.ReLU(), nn.Linear(2, 2)):
+        Clipping(module.parameters(), 1.0, 2, torch.device("meta")).clip()
+    assert sent == [torch.device("meta")] * 6

@@ -62,6 +62,18 @@ def test_matrices_and_sparse_gradients_have_theirs() -> None:
         one_step("Adam", nn.Embedding(5, 3, sparse=True), torch.tensor([1, 3]))
 
 
+def test_too_little_memory_is_not_the_gradients_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = nn.Linear(2, 2)
+    optimizer = build_optimizer("AdamW", {}, layer)
+
+    def step() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(optimizer, "step", step)
+    with pytest.raises(torch.OutOfMemoryError):
+        first_step(optimizer)
+
+
 @pytest.mark.processes
 def test_a_run_ends_with_that_error(bundle: Callable[..., Path], run_ranks: Any) -> None:
     train = {
