@@ -41,4 +41,6 @@ class GuardSpec(Section):
     )
 
 
-GuardSection = Annotated[GuardSpec, BeforeValidator(_switch)]
+GuardSection = Annotated[
+    GuardSpec, BeforeValidator(_switch, json_schema_input_type=GuardSpec | bool)
+]
