@@ -18,6 +18,7 @@ from dnic.cost.measured import MeasuredModel
 from dnic.cost.optimizer import UpdateRule, update_rule, update_us
 from dnic.cost.profile import Crowded, DeviceProfile, Efficiency, Link
 from dnic.cost.stock import is_stock, load_link, load_profile
+from dnic.cost.tail import TailChoice
 
 __all__ = [
     "NARROWEST",
@@ -33,6 +34,7 @@ __all__ = [
     "MeasuredModel",
     "SharePoint",
     "Source",
+    "TailChoice",
     "TargetSize",
     "UpdateRule",
     "calibrate",

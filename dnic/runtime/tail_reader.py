@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from dnic.errors import RuntimeFault
 from dnic.runtime.head_axis import BatchAxis, batch_axis
 from dnic.runtime.head_coarse import CELLS_PER_AXIS, SHRINK
-from dnic.runtime.head_layout import Layout, layout_of
+from dnic.runtime.head_layout import layout_of
 from dnic.runtime.head_norm import RunningNorm
 from dnic.runtime.head_regressor import Bend, affine
 from dnic.runtime.heads import MOST_FLAT, MOST_OBSERVED, batched
@@ -116,11 +116,12 @@ class Reader(nn.Module):
         assert self.norm is not None  # one of the two is there
         x = self.norm(x)
         if self._aligned:
-            return x.transpose(1, 2)
+            turned: Tensor = x.transpose(1, 2)
+            return turned
         if not self._flat:
             x = self._pooled(x if self.shared is None else self.shared(x))
         rows = self.reading.rows
-        return x if rows == 1 else x.unflatten(0, (-1, rows)).mean(1)
+        return x if rows == 1 else x.view(-1, rows, x.shape[1]).mean(1)
 
     @torch.no_grad()
     def observe(self, front: Tensor, momentum: float) -> None:

@@ -115,7 +115,8 @@ class TailPredictor(Predictor):
         """What to learn from at this step: counts it, and moves the running statistics."""
         readings = self.tail.readings
         fronts = [
-            reading.front(tensor.detach()) for reading, tensor in zip(readings, tensors, strict=True)
+            reading.front(tensor.detach())
+            for reading, tensor in zip(readings, tensors, strict=True)
         ]
         samples = target.shape[0] if target.ndim else 1
         true = None
