@@ -48,7 +48,8 @@ class TailChoice:
 
     Attributes:
         targets, loss: as `dnic.runtime.tail_options` says.
-        output: shape of the model's output, where it is one tensor.
+        output: shape of the model's output, where it is one tensor. A tail that is to end in the
+            model's loss is taken to end in the targets' classes or values where it is not known.
     """
 
     targets: Literal["auto", "full", "sampled"] = "auto"
@@ -134,6 +135,8 @@ def _aim(target: TargetSize, choice: TailChoice) -> Aim:
 
     dtype = "float32" if target.classes is None else "int64"
     planned = TargetPlan(target.shape, dtype, target.classes)
+    if choice.loss == "model" and not choice.output:
+        return Aim.of(planned, TailOptions("full"), None)
     return Aim.of(planned, TailOptions(choice.targets, choice.loss), choice.output)
 
 
