@@ -37,7 +37,9 @@ _MATCH = 6.0
 _LOSS_WALKS = 3
 # Of the activation's size: scale, difference, products, as synthetic heads do.
 _MATCH_WALKS = 8
-_LEARNING_LAUNCHES = 20
+# Starting operations beside those of the layers: measured on one CPU thread, beside a head's.
+_PREDICT_LAUNCHES, _MATCH_LAUNCHES, _LEARN_LAUNCHES = 12, 80, 35
+_OBSERVE_WALKS = 4
 # Rows with gradients of their own are sorted and added up before they are updated.
 _SPARSE_FACTOR = 4.0
 
@@ -115,17 +117,19 @@ def tail_cost(
     dense = part.parameters - (last.parameters if aim.kind == "sampled" else 0)
     adam = update_rule("Adam", {"fused": True})
     adam_us = update_us(adam, FLOAT_BYTES * dense, part.tensors, profile) + sparse_us
-    starting_us = _LEARNING_LAUNCHES * profile.overhead_us
+    adam_us += element_wise(_OBSERVE_WALKS, elements, profile).forward_us
+    starting_us = _LEARN_LAUNCHES * profile.overhead_us
+    predict_us = _PREDICT_LAUNCHES * profile.overhead_us
     if source == "virtual":
-        learn_us = (
-            _MATCH * part.forward_us + element_wise(_MATCH_WALKS, elements, profile).forward_us
-        )
-        train_us = learn_us / one_in + adam_us + starting_us
-        return HeadCost(part.parameters, _PREDICT * part.forward_us, train_us)
+        walks_us = element_wise(_MATCH_WALKS, elements, profile).forward_us
+        train_us = (_MATCH * part.forward_us + walks_us) / one_in + adam_us
+        train_us += _MATCH_LAUNCHES * profile.overhead_us
+        return HeadCost(part.parameters, _PREDICT * part.forward_us + predict_us, train_us)
     if one_in == 1:
-        return HeadCost(part.parameters, _PREDICT_AND_LEARN * part.forward_us, adam_us)
+        predict_us += _PREDICT_AND_LEARN * part.forward_us
+        return HeadCost(part.parameters, predict_us, adam_us + starting_us)
     train_us = _LEARN * part.forward_us / one_in + adam_us + starting_us
-    return HeadCost(part.parameters, _PREDICT * part.forward_us, train_us)
+    return HeadCost(part.parameters, _PREDICT * part.forward_us + predict_us, train_us)
 
 
 def _aim(target: TargetSize, choice: TailChoice) -> Aim:
