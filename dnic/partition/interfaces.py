@@ -24,7 +24,7 @@ from dnic.graph.graph import Value
 from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
 from dnic.partition.defaults import TAILS, return_every, source_of
-from dnic.partition.heads import head_misfit, plan_head, source_misfit
+from dnic.partition.heads import plan_head, source_misfit
 from dnic.partition.messages import Message, plan_message
 from dnic.partition.plan import (
     PlannedHead,
@@ -33,6 +33,7 @@ from dnic.partition.plan import (
     PlannedTensor,
 )
 from dnic.partition.prediction import Flow, limits_us, smallest_window
+from dnic.partition.reasons import why_exact, why_predicted
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
 from dnic.spec.nearest import nearest
 
@@ -154,7 +155,7 @@ def decide_interfaces(
             if gradient in AWAITED:
                 reason = "the true gradient, as late as the window, is used without prediction"
                 if gradient == "exact":
-                    reason = _why_exact(crossing, choice, request, placement)
+                    reason = why_exact(crossing, choice, request, placement)
                 heads.append((None, HeadCost(), reason))
                 continue
             values, slack = crossing.differentiable, slack_us[crossing.source]
@@ -235,34 +236,6 @@ def _head_us(cost: HeadCost, every: int) -> float:
         every: one in so many come back; 0: none is needed, it learns from every batch.
     """
     return cost.forward_us + cost.train_us / (every or 1)
-
-
-def _why_exact(
-    crossing: Crossing, choice: InterfaceChoice, request: PartitionRequest, placement: Placement
-) -> str:
-    if not crossing.differentiable:
-        return "nothing differentiable crosses: no gradient is needed"
-    if choice.gradient == "exact":
-        return "asked for: each step waits for the true gradient"
-    misfit = head_misfit(crossing.differentiable)
-    if misfit:
-        return f"{misfit}: each step waits for the true gradient"
-    if "pipeline" in placement.sources:
-        return "a pipeline of microbatches: each step waits for the true gradient"
-    if request.max_decoupled is not None:
-        most = request.max_decoupled
-        return f"at most {most} predicted: each step waits for the true gradient here"
-    return "waiting for the true gradient costs less here than predicting it"
-
-
-def _why_predicted(crossing: Crossing, head_us: float, stage_us: float) -> str:
-    share = head_us / stage_us if stage_us else 0.0
-    count = len(crossing.differentiable)
-    what = "1 differentiable tensor crosses; predicting its gradient instead of waiting for it"
-    if count > 1:
-        what = f"{count} differentiable tensors cross; predicting their gradients"
-        what += " instead of waiting for them"
-    return f"{what} costs {share:.1%} of stage{crossing.source}'s step"
 
 
 def _open_flows(
@@ -356,7 +329,7 @@ def _interface(
     head, cost, reason = planned
     if head is not None:
         head_us = _head_us(cost, flow.return_every)
-        reason += _why_predicted(crossing, head_us, stage_us[crossing.source])
+        reason += why_predicted(crossing, head_us, stage_us[crossing.source])
     if message.reason:
         reason += f"; {message.reason}"
     tensors = tuple(

@@ -9,12 +9,13 @@ from math import ceil
 from typing import Literal
 
 from dnic.cost import returned_share
-from dnic.errors import PartitionError
+from dnic.errors import PartitionError, SpecError
 from dnic.partition.alternative import Alternative, Name
 from dnic.partition.choose import Placement, place
 from dnic.partition.evaluate import crossings_of, shared_of, stage_works
 from dnic.partition.interfaces import Decided, decide_interfaces, match_choices
 from dnic.partition.plan import PlannedInterface
+from dnic.partition.request import InterfaceChoice
 from dnic.partition.setting import Setting, forced
 from dnic.schedule import CutWork, Outcome, StageWork, decoupled
 from dnic.schedule.engine_work import EngineWork
@@ -22,6 +23,8 @@ from dnic.schedule.work import Source
 
 # A copy of a shared parameter, its gradient, and both on their way.
 SHARED_COPIES = 4
+# What else could predict, beside what a plan takes: shown with its speed.
+TAILED: tuple[Literal["virtual", "local"], ...] = ("virtual", "local")
 # Beyond these, what only shows what else there could be takes longer than all the rest.
 MOST_SIMULATED = 64
 MOST_SEARCHED = 1_000_000
@@ -77,6 +80,11 @@ def _sources(setting: Setting, placement: Placement) -> Iterator[Alternative]:
         return
     if made.outcome.how == "formula" or placement.stages <= MOST_SIMULATED:
         yield _with_source(setting, made, "stale")
+        taken = {f.gradient for f in made.decided.interfaces}
+        for name in TAILED:
+            if taken != {name}:
+                with suppress(PartitionError, SpecError):
+                    yield _with_tails(setting, made, name)
 
 
 def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternative:
@@ -224,6 +232,30 @@ def _cut_works(setting: Setting, decided: Decided) -> tuple[CutWork, ...]:
             )
         )
     return tuple(works)
+
+
+def _with_tails(
+    setting: Setting, made: Alternative, name: Literal["virtual", "local"]
+) -> Alternative:
+    """The same stages with another predictor wherever `auto` was free to take one.
+
+    What it costs in quality is not known here: it must be asked for, as an interface's `gradient`.
+
+    Raises:
+        PartitionError: it cannot be built for these interfaces, or none is free.
+    """
+    request = setting.request
+
+    def with_it(choice: InterfaceChoice) -> InterfaceChoice:
+        free = choice.gradient == "auto" and choice.predicts
+        return replace(choice, sources=(name,), hidden_layers="auto") if free else choice
+
+    choices = {key: with_it(choice) for key, choice in request.choices.items()}
+    asked = replace(request, default=with_it(request.default), choices=choices)
+    found = _evaluated(replace(setting, request=asked), made.placement, name)
+    if found.name != name or not any(f.gradient == name for f in found.decided_interfaces):
+        raise PartitionError(f"no interface can have a {name} gradient")
+    return replace(found, unasked=True, decided=None)
 
 
 def _with_source(setting: Setting, made: Alternative, name: Literal["stale"]) -> Alternative:

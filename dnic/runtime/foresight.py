@@ -84,4 +84,5 @@ class Foresight:
         move = far * mean / (square.sqrt() + group["eps"])
         if isinstance(self._optimizer, torch.optim.AdamW):
             weight = weight * (1 - group["lr"] * group["weight_decay"]) ** updates
-        return weight - move
+        moved: Tensor = weight - move
+        return moved
