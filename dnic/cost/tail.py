@@ -96,7 +96,7 @@ def tail_cost(
     narrow = hidden_layers > 0 or width is not None or len(readings) > 1
     positions = readings[aligned[0]].layout.count if aligned else 1
     read = [
-        _reader(reading, index in aligned, hidden_layers, width, batch_size, profile)
+        _reader(reading, index in aligned, batch_size, profile)
         for index, reading in enumerate(readings)
     ]
     part = sum((one for one, _ in read), Part(0, 0, 0.0))
@@ -145,12 +145,7 @@ def _aim(target: TargetSize, choice: TailChoice) -> Aim:
 
 
 def _reader(
-    reading: Reading,
-    aligned: bool,
-    hidden_layers: int,
-    width: int | None,
-    batch_size: int,
-    profile: DeviceProfile,
+    reading: Reading, aligned: bool, batch_size: int, profile: DeviceProfile
 ) -> tuple[Part, int]:
     """Standardising a tensor and averaging its positions; and how many features come of it."""
     from dnic.runtime.head_coarse import CELLS_PER_AXIS
@@ -164,13 +159,8 @@ def _reader(
     elif flat <= MOST_FLAT:
         features = flat
     else:
-        each = layout.features
-        if hidden_layers and reading.follows:
-            each = width or layout.features
-            part += linear(layout.features, each, rows * layout.count, profile)
-            part += element_wise(1, rows * layout.count * each, profile)
-        features = each * prod(min(size, CELLS_PER_AXIS) for size in layout.positions)
-        part += element_wise(1, rows * layout.count * each, profile)
+        features = layout.features * prod(min(size, CELLS_PER_AXIS) for size in layout.positions)
+        part += element_wise(1, rows * flat, profile)
     if not reading.follows or (aligned and not layout.channels_first):
         part += Part(2 * features, 2, 0.0)
     return part, features

@@ -132,8 +132,7 @@ def build_tail(request: PredictorRequest, options: TailOptions) -> Tail:
         torch.manual_seed(request.seed)
         narrow = hidden > 0 or width is not None or len(readings) > 1
         readers = [
-            Reader(reading, index in aligned, _shared(reading, hidden, width), dtype)
-            for index, reading in enumerate(readings)
+            Reader(reading, index in aligned, dtype) for index, reading in enumerate(readings)
         ]
         lead = aligned[0] if aligned else 0
         rank = width or readers[lead].features
@@ -172,8 +171,3 @@ def aligned_readings(readings: Sequence[Reading], aim: Aim) -> list[int]:
     lead = next((index for index in able if aim.exact(readings[index].layout)), able[0])
     positions = readings[lead].layout.positions
     return [lead] + [i for i in able if i != lead and readings[i].layout.positions == positions]
-
-
-def _shared(reading: Reading, hidden: int, width: int | None) -> int:
-    """Width of the layer that positions of a large tensor share before they are averaged."""
-    return (width or reading.layout.features) if hidden else 0

@@ -65,6 +65,7 @@ class Virtual(TailPredictor):
             return None
         seen = self.seen(tensors, target, gradients)
         assert seen.true is not None  # gradients were given
+        self.observe(seen)
         with torch.enable_grad():
             loss = self.tail(seen.fronts, seen.target)
             own = torch.autograd.grad(loss, seen.fronts, create_graph=True)
