@@ -45,7 +45,7 @@ def _guard_notes(plan: Plan) -> Iterator[str]:
     sparse = plan.train.update_probability < 1
     for interface in plan.interfaces:
         guard = interface.guard
-        if interface.gradient != "synthetic" or not guard or guard.fallback == "none":
+        if not interface.predicted or not guard or guard.fallback == "none":
             continue
         if late[interface.to] > late[interface.source]:
             why = f"the true gradients of stage{interface.to} are late"

@@ -24,9 +24,11 @@ from dnic.runtime.batches import Header
 from dnic.runtime.crossing import Crossings, Returns, crossings
 from dnic.runtime.groups import groups as groups
 from dnic.runtime.links import Count, Link, Receiver, Sender
+from dnic.runtime.loss import Loss
 from dnic.runtime.options import Mode
 from dnic.runtime.order import most_ahead
 from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
+from dnic.runtime.setting import Setting
 from dnic.runtime.sources import GradientSource, build_source
 
 if TYPE_CHECKING:
@@ -190,7 +192,7 @@ class OutEdge:
         self._forward.finish()
 
 
-def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[OutEdge]]:
+def connect(worker: Worker, transport: Transport, loss: Loss) -> tuple[list[InEdge], list[OutEdge]]:
     """The edges of a worker's stage, those below and those above."""
     plan, place, mode = worker.bundle.plan, worker.place, worker.options.mode
     stage = place.stage
@@ -225,8 +227,8 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
         source = None
         if returns and pair.interface is not None:
             receiver = transport.receiver(backward, pair.back)
-            given = receiver, mode, plan.target, worker.device, worker.seed, late[pair.to]
-            source = build_source(pair.interface, *given, replicas=worker.replicas)
+            given = plan.target, plan.output, loss, worker.device, worker.seed, worker.replicas
+            source = build_source(pair.interface, receiver, mode, Setting(*given), late[pair.to])
         above.append(OutEdge(pair, sender, source))
     return below, above
 

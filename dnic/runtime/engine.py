@@ -15,7 +15,7 @@ order that `dnic.runtime.order` gives. All else is done once a step.
     gradient t.k            ◄──────  6  send back
                                      7  take gradients t-w  ◄─────────────  gradients t-w
                                      8  update
-                                     9  train the heads on (activation, target, gradient) t-w
+                                     9  train heads on (activation, target, gradient) t-w
 
 The gradient of batch t-w is taken at step t, never earlier because it happens to be there: what a
 run computes does not depend on the timing of its links. It is asked for as late as possible (7),
@@ -97,7 +97,7 @@ class Engine(ReplicaTrainer):
         self.version = 0
         self._plan = worker.bundle.plan.stages[worker.place.stage]
         transport = Transport.of(worker)
-        self._below, self._above = connect(worker, transport)
+        self._below, self._above = connect(worker, transport, loss)
         self._sources = [edge.source for edge in self._above if edge.source is not None]
         self._shared = connect_shared(worker, stage, transport)
         self._ends = transport.ends

@@ -18,7 +18,6 @@ would learn from the whole batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,6 @@ from torch import Tensor
 
 from dnic.runtime.head_axis import BatchAxis
 from dnic.runtime.heads import Head
-from dnic.runtime.microbatches import Returned
 from dnic.runtime.replicas import Average, Replicas
 
 # The scale follows the gradients' own decay within ten batches or so, the statistics of activations
@@ -131,7 +129,7 @@ class HeadTrainer:
         h, target, true = self._part(h, target, true)
         self._steps += 1
         # Every walk through the gradient counts: the head learns on the core that computes.
-        square = _dot(true, true)
+        square = dot(true, true)
         average = self._replicas.weighed(weight)
         mean_square = square * (batch * batch / true.numel())
         if average is not None:
@@ -143,7 +141,7 @@ class HeadTrainer:
         predicted = self.head(h.to(self.head.dtype), target)
         known = predicted.detach()
         error = torch.addcmul(known, true, unit, value=-1)
-        products = torch.stack((_dot(known, known), _dot(known, true), _dot(error, error)))
+        products = torch.stack((dot(known, known), dot(known, true), dot(error, error)))
         statistics = _compare(products, square, unit, error.numel())
         self._optimizer.zero_grad(set_to_none=True)
         predicted.backward(error)
@@ -187,19 +185,8 @@ class HeadTrainer:
         self._steps = int(state["steps"])
 
 
-def learn_all(trainers: Sequence[HeadTrainer], batch: Returned, weight: float) -> HeadStatistics:
-    """One step of every head of an interface on the same batch; the mean of their statistics."""
-    found = [
-        trainer.learn(tensor, batch.target, gradient, weight)
-        for trainer, tensor, gradient in zip(trainers, batch.tensors, batch.gradients, strict=True)
-    ]
-    if len(found) == 1:
-        return found[0]
-    columns = zip(*(vars(one).values() for one in found), strict=True)
-    return HeadStatistics(*(torch.stack(column).mean() for column in columns))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of all products of two tensors of one shape, without axes."""
     return torch.dot(a.reshape(-1), b.reshape(-1))
 
 

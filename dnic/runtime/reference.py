@@ -25,6 +25,7 @@ from dnic.runtime.bundle import Bundle, check_stages
 from dnic.runtime.cells import cut_all
 from dnic.runtime.clipping import gradient_norm, joined_norm, planned_limits, scale_gradients
 from dnic.runtime.crossing import Crossings, Returns, crossings, rounded
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.forward import sent_dtypes
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
@@ -38,10 +39,10 @@ from dnic.runtime.record import Record
 from dnic.runtime.reference_parts import PassingBatch, ReferenceInterface, ReferenceStage, Tie
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import random_state, replica_seed, seed_everything, stage_seed
+from dnic.runtime.setting import Setting, build_predictor, weighed
 from dnic.runtime.shared import borrowed_parameters, channels
 from dnic.runtime.stage import check_ownership
 from dnic.runtime.supervision import Supervision
-from dnic.runtime.trainers import build_trainers
 from dnic.runtime.updates import Updates, update_probability
 from dnic.runtime.worker import initial_model
 
@@ -135,24 +136,24 @@ class Reference:
         above = []
         for plan in sorted(crossed.interfaces, key=lambda plan: plan.to):
             if plan.source == index and plan.differentiable:
-                heads, oracle = [], False
-                if plan.gradient == "synthetic":
-                    heads = build_trainers(plan, self._plan.target, cpu, self._seed, self._replicas)
-                    oracle = mode == "oracle"
+                predictor, oracle = None, False
+                if plan.predicted:
+                    of_plan = self._plan.target, self._plan.output
+                    setting = Setting(*of_plan, self._loss, cpu, self._seed, self._replicas)
+                    predictor, oracle = build_predictor(plan, setting), mode == "oracle"
                 supervision = Supervision(plan, self._replicas)
                 window = 1 if oracle else plan.window + crossed.late[plan.to]
-                above.append(ReferenceInterface(plan, oracle, window, heads, supervision))
+                above.append(ReferenceInterface(plan, oracle, window, predictor, supervision))
         row, late = self._plan.stages[index], crossed.late[index]
-        rows = [plan for plan in crossed.interfaces if plan.to == index]
-        arriving = {spec.name: spec for plan in rows for spec in plan.tensors}
-        names = row.inputs, row.outputs
+        below = [plan for plan in crossed.interfaces if plan.to == index]
+        arriving = {spec.name: spec for plan in below for spec in plan.tensors}
         rate = planned_learning_rate(train, optimizer)
         if rate.needs_evaluation:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
+        foresight = Foresight(module, optimizer) if crossed.foresees[index] else None
         updates = Updates(update_probability(train, mode), self._seed, index)
-        return ReferenceStage(
-            module, *names, optimizer, rate, limit, arriving, above, late, random_state(), updates
-        )
+        rest: tuple[Any, ...] = limit, arriving, above, late, foresight, random_state(), updates
+        return ReferenceStage(module, row.inputs, row.outputs, optimizer, rate, *rest)
 
     def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
         """Trains from the beginning.
@@ -183,11 +184,11 @@ class Reference:
         for name, kept in self._names.tied.items():
             parameters[name] = parameters[kept]
         heads = {
-            f"{interface.plan.name}.{name}.{key}": value.detach()
+            f"{interface.plan.name}.{key}": value.detach()
             for stage in self._stages
             for interface in stage.above
-            for name, head in zip(interface.names, interface.heads, strict=False)
-            for key, value in head.head.named_parameters()
+            if interface.predictor is not None
+            for key, value in interface.predictor.parameters().items()
         }
         return Record(list(self.losses), parameters, heads)
 
@@ -197,7 +198,7 @@ class Reference:
             interface.plan.name: interface.supervision.figures()["turns"]
             for stage in self._stages
             for interface in stage.above
-            if interface.heads
+            if interface.predictor is not None
         }
 
     def _epoch(self, epoch: int, total: int) -> None:
@@ -305,8 +306,11 @@ class Reference:
         if not stage.late:
             batch.weights.append({})
             return stage.module(*inputs)
+        foreseen = stage.foresight.weights(len(stage.open)) if stage.foresight else {}
         copies = {
-            name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+            name: foreseen.get(name, parameter.detach().clone()).requires_grad_(
+                parameter.requires_grad
+            )
             for name, parameter in stage.module.named_parameters()
         }
         batch.weights.append(copies)
@@ -364,23 +368,22 @@ class Reference:
     def _used(self, interface: ReferenceInterface, batch: PassingBatch) -> list[Tensor]:
         """The gradients with which a stage goes on."""
         true = batch.true(interface.plan)
-        if not interface.heads:
+        if interface.predictor is None:
             return true
         returns = batch.step in interface.returns
-        if returns:
-            interface.waiting.append(batch)
         awaits = returns and interface.supervision.awaits and not interface.oracle
-        if awaits:
-            interface.awaited = batch.step
+        at_hand = not returns and not interface.predictor.needs_gradients
+        if returns or at_hand:
+            interface.waiting.append(batch)
+        if awaits or at_hand:
+            interface.at_once = batch.step
         if interface.oracle or awaits:
             # Autograd may add to what it is given.
             return [gradient.clone() for gradient in true]
         if interface.supervision.regime == "none":
             return [torch.zeros_like(gradient) for gradient in true]
-        return [
-            head.predict(tensor, batch.target, batch.number, batch.weight)
-            for head, tensor in zip(interface.heads, interface.sent(batch), strict=True)
-        ]
+        predicted = interface.predictor.predict(interface.sent(batch), batch.target, batch.number)
+        return weighed(predicted, batch.weight)
 
     def _clip(self, stage: ReferenceStage) -> None:
         """Clips one stage's own gradients, where that is what the limit is of."""

@@ -6,13 +6,13 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from dnic.runtime.crossing import Returns, rounded
-from dnic.runtime.head_training import HeadTrainer, learn_all
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.lr import LearningRate
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import InterfacePlan, TensorSpec
@@ -20,6 +20,9 @@ from dnic.runtime.seeds import random_state, restore_random_state
 from dnic.runtime.shared import Channel, take_gradient
 from dnic.runtime.supervision import Supervision
 from dnic.runtime.updates import Updates
+
+if TYPE_CHECKING:
+    from dnic.runtime.predictor import Predictor
 
 
 @dataclass
@@ -50,16 +53,16 @@ class PassingBatch:
 
 @dataclass
 class ReferenceInterface:
-    """An interface with its heads, and the batches whose true gradient is not due yet."""
+    """An interface with its predictor, and the batches from which that has not learnt yet."""
 
     plan: InterfacePlan
     oracle: bool
     window: int
-    heads: list[HeadTrainer]
+    predictor: Predictor | None
     supervision: Supervision
     returns: Returns = field(default_factory=Returns)
     waiting: deque[PassingBatch] = field(default_factory=deque)
-    awaited: int = -1  # the last step whose true gradient was awaited
+    at_once: int = -1  # the last step that is learnt from without a lag
 
     @property
     def names(self) -> list[str]:
@@ -79,18 +82,23 @@ class ReferenceInterface:
     def due(self, now: int) -> bool:
         """Whether the oldest batch is to be learnt from."""
         step = self.waiting[0].step
-        return step == self.awaited or step <= now - self.window
+        return step == self.at_once or step <= now - self.window
 
     def learn(self) -> None:
-        """Trains the heads on the oldest batch, of which all microbatches wait, if they are to."""
+        """Trains the predictor on the oldest batch, of which all microbatches wait, if it is to."""
         step, weight = self.waiting[0].step, self.waiting[0].weight
         parts = []
         while self.waiting and self.waiting[0].step == step:
             part = self.waiting.popleft()
-            parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
+            true = part.true(self.plan) if step in self.returns else None
+            parts.append(Returned(self.sent(part), part.target, true))
+        assert self.predictor is not None  # else nothing waits
         if self.supervision.learns():
             batch = whole(self.plan.differentiable, parts)
-            self.supervision.learnt(learn_all(self.heads, batch, weight), weight)
+            self.predictor.weight = weight
+            figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
+            if figures is not None:
+                self.supervision.learnt(figures, weight)
 
 
 @dataclass
@@ -106,6 +114,7 @@ class ReferenceStage:
     arriving: dict[str, TensorSpec]
     above: list[ReferenceInterface]
     late: int
+    foresight: Foresight | None
     random: dict[str, Any]
     updates: Updates
     open: deque[list[PassingBatch]] = field(default_factory=deque)  # forward, not yet back

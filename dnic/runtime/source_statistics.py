@@ -10,7 +10,7 @@ from torch import Tensor
 from dnic.runtime.supervision import explained
 
 if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadStatistics
+    from dnic.runtime.predictor import PredictionStatistics
 
 
 @dataclass
@@ -38,7 +38,7 @@ class SourceStatistics:
         self.lateness += updates
         self.lateness_max = max(self.lateness_max, updates)
 
-    def add(self, figures: HeadStatistics) -> None:
+    def add(self, figures: PredictionStatistics) -> None:
         """Counts a batch that the heads have learnt from."""
         self.learned += 1
         self.cosine = self.cosine + figures.cosine

@@ -3,9 +3,9 @@
 One object for each interface that a stage sends differentiable tensors over. The engine calls
 `turn` at the start of every step; `gradient` before the backward pass of every microbatch (in a
 step without update `pass_by`); in every step `take` (before the update) and `learn` (after it); at
-the end of an epoch `drain`. Heads predict for each microbatch and learn
-once a step, on the whole batch: what they learn, and how fast, does not depend on how batches are
-cut. `torch.distributed.pipelining` knows only awaited gradients.
+the end of an epoch `drain`. Predictors (`dnic.runtime.predictor`) predict for each microbatch and
+learn once a step, on the whole batch: what they learn, and how fast, does not depend on how batches
+are cut. `torch.distributed.pipelining` knows only awaited gradients.
 
 Synthetic gradients: Jaderberg et al. 2016, arXiv 1608.05343, sections 2 and 3; the lag between
 activation and true gradient is fixed here, so that a run does not depend on its links' timing.
@@ -15,9 +15,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,13 +27,12 @@ from dnic.runtime.crossing import warmup_steps as warmup_steps
 from dnic.runtime.links import Count, Receiver
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.options import Mode
-from dnic.runtime.plan import InterfacePlan, TargetPlan
+from dnic.runtime.plan import InterfacePlan
+from dnic.runtime.predictor import Predictor
+from dnic.runtime.replicas import Replicas
+from dnic.runtime.setting import Setting, build_predictor, weighed
 from dnic.runtime.source_statistics import SourceStatistics
 from dnic.runtime.supervision import Supervision
-
-if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadTrainer
-    from dnic.runtime.replicas import Replicas
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,7 @@ class GradientSource(ABC):
 
     @abstractmethod
     def learn(self) -> None:
-        """Trains the heads on the gradient that was taken last."""
+        """Trains the predictor, where there is one, with what it is to learn at this step."""
 
     @abstractmethod
     def drain(self, version: int) -> None:
@@ -122,15 +120,15 @@ class GradientSource(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """State of each head's trainer by tensor name."""
+        """State of the predictor, if there is one."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; tensors without an entry start anew."""
+        """Restores what `state_dict` returned; what has no entry starts anew."""
 
     @abstractmethod
     def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the heads by `<tensor>.<name>`."""
+        """Parameters of the predictor, by its names for them."""
 
 
 class ExactSource(GradientSource):
@@ -186,12 +184,12 @@ class StaleSource(ExactSource):
     kind = "stale"
 
 
-class SyntheticSource(GradientSource):
-    """Predicts the gradient; the true one arrives `window` steps later and trains the heads.
+class PredictedSource(GradientSource):
+    """Predicts the gradient; the true one arrives `window` steps later and trains the predictor.
 
     During the first batches of a run, and where its guard says so, it waits like `ExactSource`, and
-    the heads learn in the same step. Else the gradients of those batches arrive that `returns`
-    names; no others are sent.
+    the predictor learns in the same step. Else the gradients of those batches arrive that `returns`
+    names; no others are sent. A predictor that needs none learns from the batch at hand.
 
     Args:
         late: batches by which the stage above is late itself.
@@ -199,26 +197,26 @@ class SyntheticSource(GradientSource):
         replicas: of the stage, whose guards decide together.
     """
 
-    kind = "synthetic"
-
     def __init__(
         self,
         plan: InterfacePlan,
         returned: Receiver,
-        trainers: Sequence[HeadTrainer],
+        predictor: Predictor,
         *,
         late: int = 0,
         seed: int = 0,
         replicas: Replicas | None = None,
     ) -> None:
         super().__init__(plan, returned)
+        self.kind = plan.gradient
         self.returns = Returns(plan.return_every)
         self.supervision = self._supervised = Supervision(plan, replicas)
         self._seed = seed
-        self._trainers = trainers
+        self.predictor = predictor
         self._window = plan.window + late
         self._pending: deque[Sent] = deque()
         self._due: list[tuple[Sent, list[Tensor]]] = []  # the microbatches of one step
+        self._at_hand: list[Sent] = []  # the same, of predictors that learn without gradients
 
     def expect(self, total_steps: int) -> None:
         """Takes over how long the run is."""
@@ -243,7 +241,10 @@ class SyntheticSource(GradientSource):
             gradients = self._returned.receive()
             self._due.append((replace(sent, target=sent.target.clone()), gradients))
             return _copies(gradients)
-        if returns:
+        if not self.predictor.needs_gradients:
+            sent = replace(sent, target=sent.target.clone())
+            self._at_hand.append(sent)
+        elif returns:
             self._pending.append(replace(sent, target=sent.target.clone()))
         if self._supervised.regime == "none":
             return [torch.zeros_like(tensor) for tensor in sent.tensors]
@@ -262,23 +263,23 @@ class SyntheticSource(GradientSource):
             self.statistics.late(version - self._due[0][0].version)
 
     def learn(self) -> None:
-        """One step of every head on the gradients that `take` got, if it is its turn to learn."""
-        if not self._due:
+        """One step of learning from what `take` got, or the batch at hand, if it is due."""
+        parts = [Returned(sent.tensors, sent.target, given) for sent, given in self._due]
+        parts += [Returned(sent.tensors, sent.target, None) for sent in self._at_hand]
+        if not parts:
             return
         if self._supervised.learns():
-            from dnic.runtime.head_training import learn_all
-
-            batch = whole(
-                self.plan.differentiable,
-                [Returned(sent.tensors, sent.target, given) for sent, given in self._due],
-            )
-            weight = self._due[0][0].weight
-            figures = learn_all(self._trainers, batch, weight)
-            self._supervised.learnt(figures, weight)
-            self.statistics.add(figures)
+            batch = whole(self.plan.differentiable, parts)
+            weight = (self._due[0][0] if self._due else self._at_hand[0]).weight
+            self.predictor.weight = weight
+            figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
+            if figures is not None:
+                self._supervised.learnt(figures, weight)
+                self.statistics.add(figures)
         for _ in self._due:
             self._returned.release()
         self._due.clear()
+        self._at_hand.clear()
 
     def drain(self, version: int) -> None:
         """Takes the gradients of the last `window` batches, in order."""
@@ -287,46 +288,41 @@ class SyntheticSource(GradientSource):
             self.learn()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of each head's trainer by tensor name."""
-        return {
-            spec.name: trainer.state_dict()
-            for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True)
-        }
+        """The predictor's state; marked with its kind where that is not `synthetic`."""
+        state = self.predictor.state_dict()
+        return state if self.plan.gradient == "synthetic" or not state else {self._mark: state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; tensors without an entry start anew."""
-        for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True):
-            if spec.name in state:
-                trainer.load_state_dict(state[spec.name])
+        """Restores what `state_dict` returned; the state of another kind is left alone."""
+        if self.plan.gradient == "synthetic":
+            self.predictor.load_state_dict(state)
+        elif self._mark in state:
+            self.predictor.load_state_dict(state[self._mark])
 
     def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the heads by `<tensor>.<name>`."""
-        return {
-            f"{spec.name}.{name}": parameter
-            for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True)
-            for name, parameter in trainer.head.named_parameters()
-        }
+        """The predictor's parameters, by its names for them."""
+        return self.predictor.parameters()
+
+    @property
+    def _mark(self) -> str:
+        return f"({self.plan.gradient})"  # no tensor is called so
 
     def _predict(self, sent: Sent) -> list[Tensor]:
-        return [
-            trainer.predict(tensor, sent.target, sent.microbatches, sent.weight)
-            for trainer, tensor in zip(self._trainers, sent.tensors, strict=True)
-        ]
+        return weighed(
+            self.predictor.predict(sent.tensors, sent.target, sent.microbatches), sent.weight
+        )
 
 
-class OracleSource(SyntheticSource):
-    """Heads predict and learn one step late, but the stage is given the true gradient.
+class OracleSource(PredictedSource):
+    """Predicts and learns one step late, but the stage is given the true gradient.
 
-    The third rung of the proof ladder: with the machinery of a synthetic interface at window 1,
+    The third rung of the proof ladder: with the machinery of a predicted interface at window 1,
     training must equal exact training bit for bit.
     """
 
-    kind = "oracle"
-
-    def __init__(
-        self, plan: InterfacePlan, returned: Receiver, trainers: Sequence[HeadTrainer]
-    ) -> None:
-        super().__init__(plan, returned, trainers)
+    def __init__(self, plan: InterfacePlan, returned: Receiver, predictor: Predictor) -> None:
+        super().__init__(plan, returned, predictor)
+        self.kind = "oracle"
         self._true: deque[list[Tensor]] = deque()
 
     def turn(self, step: int, version: int) -> bool:
@@ -358,15 +354,7 @@ def _copies(gradients: list[Tensor]) -> list[Tensor]:
 
 
 def build_source(
-    plan: InterfacePlan,
-    returned: Receiver,
-    mode: Mode,
-    target: TargetPlan | None,
-    device: torch.device,
-    seed: int,
-    late: int = 0,
-    *,
-    replicas: Replicas | None = None,
+    plan: InterfacePlan, returned: Receiver, mode: Mode, setting: Setting, late: int = 0
 ) -> GradientSource:
     """The source of an interface.
 
@@ -374,11 +362,11 @@ def build_source(
         plan: the interface as it is in this mode (`dnic.runtime.crossing`).
         returned: where its true gradients arrive.
         mode: of the run.
-        target: what the targets are; None when nothing is known of them.
-        device: where the heads live.
-        seed: of the run.
+        setting: what predictors are built with.
         late: batches by which the stage above is late.
-        replicas: of the stage, whose heads learn together; None for no others.
+
+    Raises:
+        RuntimeFault: no such predictor can be built for this interface.
     """
     source: GradientSource
     if plan.gradient == "exact":
@@ -386,13 +374,11 @@ def build_source(
     elif plan.gradient == "stale":
         source = StaleSource(plan, returned)
     else:
-        from dnic.runtime.trainers import build_trainers
-
-        trainers = build_trainers(plan, target, device, seed, replicas)
+        predictor = build_predictor(plan, setting)
         if mode == "oracle":
-            source = OracleSource(plan, returned, trainers)
+            source = OracleSource(plan, returned, predictor)
         else:
-            given = plan, returned, trainers
-            source = SyntheticSource(*given, late=late, seed=seed, replicas=replicas)
+            given, seed = (plan, returned, predictor), setting.seed
+            source = PredictedSource(*given, late=late, seed=seed, replicas=setting.replicas)
     source.answers = Answers(returned, late)
     return source

@@ -20,7 +20,7 @@ from dnic.runtime.plan import InterfacePlan
 from dnic.runtime.replicas import Replicas
 
 if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadStatistics
+    from dnic.runtime.predictor import PredictionStatistics
 
 
 class Supervision:
@@ -63,7 +63,7 @@ class Supervision:
         self._brought += 1
         return self._brought % self._train_every == 0
 
-    def learnt(self, statistics: HeadStatistics, weight: float = 1.0) -> None:
+    def learnt(self, statistics: PredictionStatistics, weight: float = 1.0) -> None:
         """Counts a batch that the heads have learnt from; waits for the device once a check.
 
         Args:
@@ -72,7 +72,8 @@ class Supervision:
         """
         if not self._guard.measures:
             return
-        given = statistics.cosine, statistics.norm_ratio, statistics.loss, statistics.zero
+        zero = torch.as_tensor(statistics.zero, device=statistics.loss.device)
+        given = statistics.cosine, statistics.norm_ratio, statistics.loss, zero
         now = torch.stack([figure.detach().double() for figure in given]) * weight
         self._sums = now if self._sums is None else self._sums + now
         self._learnt += 1

@@ -25,7 +25,7 @@ from dnic.partition import (
     make_plan,
     place,
 )
-from dnic.partition.plan import PlannedGuard
+from dnic.partition.guard import PlannedGuard
 from dnic.runtime.guardplan import read_guard
 from dnic.runtime.plan import GuardPlan
 from dnic.spec import Spec, spec_from_mapping, spec_from_text

@@ -15,8 +15,8 @@ from torch import Tensor
 from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import load_bundle
 from dnic.runtime.crossing import crossings
-from dnic.runtime.head_training import HeadStatistics
 from dnic.runtime.plan import GuardPlan, HeadPlan, InterfacePlan, Mode
+from dnic.runtime.predictor import PredictionStatistics
 from dnic.runtime.supervision import Supervision, explained
 
 Make = Callable[..., Path]
@@ -28,8 +28,8 @@ PLAN = InterfacePlan(
 )
 
 
-def statistics(loss: float, zero: float = 1.0) -> HeadStatistics:
-    return HeadStatistics(*(torch.tensor(figure) for figure in (0.5, 2.0, loss, zero)))
+def statistics(loss: float, zero: float = 1.0) -> PredictionStatistics:
+    return PredictionStatistics(*(torch.tensor(figure) for figure in (0.5, 2.0, loss, zero)))
 
 
 def test_explained() -> None:
@@ -99,7 +99,7 @@ def test_heads_learn_at_every_kth_step_that_brings_a_gradient(bundle: Make, refe
     made = reference(bundle("mlp2", return_every=3, warmup_steps=2, head=head))
     made.run()
     (interface,) = made._stages[0].above
-    assert [trainer._steps for trainer in interface.heads] == [3]
+    assert [trainer._steps for trainer in interface.predictor._trainers] == [3]
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_a_stage_changes_in_its_own_steps_alone(bundle: Make, reference: Run) ->
         assert counted == {len(own)}
         if index < 2:
             above = [step for step in range(14) if step in Updates(0.5, 3, index + 1)]
-            assert [head._steps for head in stage.above[0].heads] == [len(above)]
+            assert [head._steps for head in stage.above[0].predictor._trainers] == [len(above)]
 
 
 def test_every_step_has_the_bits_of_before(bundle: Make, reference: Run, same: Run) -> None:

@@ -84,7 +84,7 @@ _guard = _maybe(
     fallback=st.sampled_from(["exact", "none"]),
 )
 _interface = _maybe(
-    gradient=st.sampled_from(["auto", "exact", "synthetic", "stale"]),
+    gradient=st.sampled_from(["auto", "exact", "virtual", "none", "stale"]),
     head=_head,
     window=_count_or_auto,
     warmup_steps=st.integers(0, 1000) | st.just("auto"),
