@@ -84,7 +84,9 @@ def test_many_classes_are_sampled_and_the_plan_says_so(chain: Chain, device: Dev
 
 
 def test_a_tail_without_targets_is_refused(chain: Chain, device: DeviceProfile) -> None:
-    with pytest.raises(PartitionError, match=r"no tail for .*: there are no training data"):
+    with pytest.raises(
+        PartitionError, match=r"no virtual gradient for .*: there are no training data"
+    ):
         planned(chain(LAYERS), device, None, gradient="virtual")
     (interface,) = planned(chain(LAYERS), device, None, sources=("virtual",)).interfaces
     assert interface.gradient == "exact"
