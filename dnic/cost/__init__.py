@@ -17,7 +17,7 @@ from dnic.cost.link import message_us, occupancy_us, transfer_us
 from dnic.cost.measured import MeasuredModel
 from dnic.cost.optimizer import UpdateRule, update_rule, update_us
 from dnic.cost.profile import Crowded, DeviceProfile, Efficiency, Link
-from dnic.cost.returned import needs_gradients, returned_share
+from dnic.cost.returned import needs_gradients, needs_target, returned_share
 from dnic.cost.stock import is_stock, load_link, load_profile
 from dnic.cost.tail import TailChoice
 
@@ -50,6 +50,7 @@ __all__ = [
     "message_us",
     "most_left_out",
     "needs_gradients",
+    "needs_target",
     "occupancy_us",
     "per_position",
     "returned_share",

@@ -1,4 +1,4 @@
-"""Which sources of gradients need the true ones, and what share of these so comes back."""
+"""What sources of gradients need: true gradients, and how many of these come back; targets."""
 
 from __future__ import annotations
 
@@ -17,6 +17,19 @@ def needs_gradients(source: Source) -> bool:
         return predictor_kind(source).needs_gradients
     except DnicError:
         return True
+
+
+def needs_target(source: Source) -> bool:
+    """Whether a source cannot do without targets; not where nobody knows the source."""
+    from dnic.runtime.plan import AWAITED
+    from dnic.runtime.registry import predictor_kind
+
+    if source in AWAITED:
+        return False
+    try:
+        return predictor_kind(source).needs_target
+    except DnicError:
+        return False
 
 
 def returned_share(return_every: int) -> float:

@@ -15,6 +15,7 @@ from dnic.cost import (
     HeadCost,
     fitting_head,
     head_cost,
+    needs_target,
     time_head,
 )
 from dnic.graph.graph import Value
@@ -42,11 +43,11 @@ def source_misfit(
     if source == "none":
         return ""
     misfit = head_misfit(values)
-    if misfit or source not in TAILS or choice.tail.loss == "model":
+    if misfit or not needs_target(source) or (source in TAILS and choice.tail.loss == "model"):
         return misfit
     following = [v for v in values if any(batch_multiple(size) for size in v.shape)]
     lost = context_misfit(target, following)
-    return f"no tail for {values[0].name}: {lost}" if lost and values else ""
+    return f"no {source} gradient for {values[0].name}: {lost}" if lost and values else ""
 
 
 def seen_target(

@@ -15,6 +15,7 @@ from dnic.cost import (
     DeviceProfile,
     HeadCost,
     message_us,
+    needs_target,
     returned_share,
     stage_slack_us,
     transfer_us,
@@ -23,7 +24,7 @@ from dnic.errors import PartitionError, SpecError
 from dnic.graph.graph import Value
 from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
-from dnic.partition.defaults import TAILS, return_every, source_of
+from dnic.partition.defaults import return_every, source_of
 from dnic.partition.heads import plan_head, source_misfit
 from dnic.partition.messages import Message, plan_message
 from dnic.partition.plan import (
@@ -215,7 +216,7 @@ def _gradient(
         raise PartitionError(
             misfit,
             where=f"interfaces.{crossing.name}.gradient",
-            expected=f"{expected}, and targets" if source in TAILS else expected,
+            expected=f"{expected}, and targets" if needs_target(source) else expected,
             hint="gradient: exact, or a cut elsewhere",
         )
     if not crossing.differentiable or choice.gradient == "exact":

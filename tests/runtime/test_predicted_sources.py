@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,8 @@ def test_gradients_that_nobody_needs_are_not_sent(
     sent = sum(epoch["sent_bytes"][1] for epoch in epochs)
     sizes = ([16] * 6 + [4]) * 2
     assert sent == sum(size * 32 * 4 for size in sizes[:returned])
+    # A page for each of three messages; as many back where any come back.
+    assert epochs[-1]["in_flight_bytes"][1] == 3 * mmap.PAGESIZE * (2 if returned else 1)
     row = epochs[-1]["interfaces"]["cut01"]
     assert row["gradient"] == gradient
     assert (row["cosine"] is not None) is (returned == 14)
