@@ -112,9 +112,18 @@ def run(
         ),
         pytest.param(
             {"s.yaml": f"model: {{file: model.py}}\n{FAST}partition: {{replicas: 2}}\n"},
+            "compile --spec s.yaml --devices 3",
+            ["partition.replicas", "2 replicas of every stage on 3 device(s)", "auto"],
+            id="replicas of which there are too few devices",
+        ),
+        pytest.param(
+            {
+                "s.yaml": f"model: {{file: model.py}}\n{FAST}"
+                "partition: {shard: true, schedule: decoupled}\n"
+            },
             "compile --spec s.yaml",
-            ["partition.replicas", "not run yet", "dnic plan"],
-            id="replicas are only planned",
+            ["partition.shard", "decoupled has none", "partition.replicas: 2 or more"],
+            id="parts of a stage without replicas",
         ),
         pytest.param(
             {},

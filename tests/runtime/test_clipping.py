@@ -103,7 +103,7 @@ def test_every_process_sends_its_norm_from_where_the_others_do(
     """One without parameters would ask gloo and the others NCCL: all would wait."""
     sent: list[torch.device] = []
 
-    def all_gather(norms: list[Tensor], own: Tensor) -> None:
+    def all_gather(norms: list[Tensor], own: Tensor, *, group: object) -> None:
         sent.extend(norm.device for norm in (*norms, own))
 
     monkeypatch.setattr(dist, "all_gather", all_gather)

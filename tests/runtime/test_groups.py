@@ -12,6 +12,7 @@ import torch
 from torch import distributed as dist
 
 from dnic.runtime import groups as module
+from dnic.runtime.place import Place
 from dnic.runtime.worker import Worker
 
 GPU = torch.device("cuda", 0)
@@ -52,14 +53,18 @@ def torch_with_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(
-    monkeypatch: pytest.MonkeyPatch, rank: int, pairs: list[tuple[int, int]], device: torch.device
+    monkeypatch: pytest.MonkeyPatch,
+    rank: int,
+    pairs: list[tuple[int, int]],
+    device: torch.device,
+    replicas: int = 1,
 ) -> Fake:
     fake = Fake(rank)
     for name in ("new_group", "send", "recv"):
         monkeypatch.setattr(dist, name, getattr(fake, name))
     monkeypatch.setattr(dist, "get_rank", lambda: rank)
     for source, to in pairs:
-        module.groups(source, to, device, 60.0)
+        module.groups(source, to, device, 60.0, Place(rank, replicas=replicas))
     return fake
 
 
@@ -87,6 +92,17 @@ def test_no_rank_waits_for_one_that_waits_for_it(monkeypatch: pytest.MonkeyPatch
     assert all(rank.groups == ranks[0].groups for rank in ranks)
     turned = [list(reversed(ranks[0].meetings)), *(rank.meetings for rank in ranks[1:])]
     assert not all_meet(turned)
+
+
+def test_every_column_of_replicas_has_groups_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = [(0, 1), (1, 2)]
+    ranks = [run(monkeypatch, rank, pairs, GPU, replicas=2) for rank in range(6)]
+    assert all_meet([rank.meetings for rank in ranks])
+    assert all(rank.groups == ranks[0].groups for rank in ranks)
+    made = [there for there, _ in ranks[0].groups]
+    assert made == [[0, 2], [2, 0], [1, 3], [3, 1], [2, 4], [4, 2], [3, 5], [5, 3]]
+    own = module.groups(0, 1, GPU, 60.0, Place(3, replicas=2))
+    assert own == ((1, 3), (3, 1))
 
 
 def test_what_a_group_is_made_with(monkeypatch: pytest.MonkeyPatch) -> None:
