@@ -13,7 +13,7 @@ from typing import Any
 
 from dnic.codegen.planfile import read_plan_file
 from dnic.codegen.write import bundle_files, check_target, staged
-from dnic.compiler.ask import device_profile, names_of, request_of, training_of
+from dnic.compiler.ask import check_sources, device_profile, names_of, request_of, training_of
 from dnic.compiler.load import Loaded, check_loss, load, target_of
 from dnic.compiler.price import price
 from dnic.cost import Costs
@@ -29,6 +29,7 @@ from dnic.proof.rung import Rung
 from dnic.proof.split import MODEL_FAILS
 from dnic.report.pictures import picture_files
 from dnic.spec import Spec
+from dnic.spec.beside import imported_beside
 from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by
 
 Observe = Callable[[str, Any], None]
@@ -75,6 +76,7 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
         SpecError, TraceError, PartitionError: what was asked for cannot be done.
     """
     loaded = _seen(observe, "load", load(spec))
+    check_sources(spec)
     fine = _seen(observe, "capture", capture_fine(loaded.model, loaded.inputs))
     check_loss(loaded.source, fine)
     traced = build_graph(fine)
@@ -135,7 +137,8 @@ def compile_model(
     planned = plan_model(spec, observe)
     check_runs(planned)
     source = planned.loaded.source
-    files = bundle_files(planned.coarse, planned.plan, source.path.read_bytes())
+    beside = imported_beside(source.path)
+    files = bundle_files(planned.coarse, planned.plan, source.path.read_bytes(), beside)
     files |= picture_files(planned.plan)
     _seen(observe, "emit", files)
     with staged(folder, files) as temporary:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ from dnic.runtime.bundle import Bundle, check_stages
 from dnic.runtime.cells import cut_all
 from dnic.runtime.clipping import gradient_norm, joined_norm, planned_limits, scale_gradients
 from dnic.runtime.crossing import Crossings, Returns, crossings, rounded
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.forward import sent_dtypes
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
@@ -38,13 +39,12 @@ from dnic.runtime.record import Record
 from dnic.runtime.reference_parts import PassingBatch, ReferenceInterface, ReferenceStage, Tie
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import random_state, replica_seed, seed_everything, stage_seed
+from dnic.runtime.setting import Setting, build_predictor, weighed
 from dnic.runtime.shared import borrowed_parameters, channels
-from dnic.runtime.sources import build_trainers
 from dnic.runtime.stage import check_ownership
+from dnic.runtime.supervision import Supervision
+from dnic.runtime.updates import Updates, update_probability
 from dnic.runtime.worker import initial_model
-
-if TYPE_CHECKING:
-    pass
 
 
 class Reference:
@@ -136,22 +136,24 @@ class Reference:
         above = []
         for plan in sorted(crossed.interfaces, key=lambda plan: plan.to):
             if plan.source == index and plan.differentiable:
-                heads, oracle = [], False
-                if plan.gradient == "synthetic":
-                    heads = build_trainers(plan, self._plan.target, cpu, self._seed, self._replicas)
-                    oracle = mode == "oracle"
+                predictor, oracle = None, False
+                if plan.predicted:
+                    of_plan = self._plan.target, self._plan.output
+                    setting = Setting(*of_plan, self._loss, cpu, self._seed, self._replicas)
+                    predictor, oracle = build_predictor(plan, setting), mode == "oracle"
+                supervision = Supervision(plan, self._replicas)
                 window = 1 if oracle else plan.window + crossed.late[plan.to]
-                above.append(ReferenceInterface(plan, oracle, window, heads))
+                above.append(ReferenceInterface(plan, oracle, window, predictor, supervision))
         row, late = self._plan.stages[index], crossed.late[index]
-        rows = [plan for plan in crossed.interfaces if plan.to == index]
-        arriving = {spec.name: spec for plan in rows for spec in plan.tensors}
-        names = row.inputs, row.outputs
+        below = [plan for plan in crossed.interfaces if plan.to == index]
+        arriving = {spec.name: spec for plan in below for spec in plan.tensors}
         rate = planned_learning_rate(train, optimizer)
         if rate.needs_evaluation:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
-        return ReferenceStage(
-            module, *names, optimizer, rate, limit, arriving, above, late, random_state()
-        )
+        foresight = Foresight(module, optimizer) if crossed.foresees[index] else None
+        updates = Updates(update_probability(train, mode), self._seed, index)
+        rest: tuple[Any, ...] = limit, arriving, above, late, foresight, random_state(), updates
+        return ReferenceStage(module, row.inputs, row.outputs, optimizer, rate, *rest)
 
     def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
         """Trains from the beginning.
@@ -166,8 +168,9 @@ class Reference:
         for stage in self._stages:
             stage.module.train()
             for interface in stage.above:
+                interface.supervision.begin(total)
                 if not interface.oracle:
-                    interface.returns = Returns.of(interface.plan, total)
+                    interface.returns = Returns.of(interface.plan, total, self._seed)
         for epoch in range(1, epochs + 1):
             if self._step < total:
                 self._epoch(epoch, total)
@@ -181,13 +184,22 @@ class Reference:
         for name, kept in self._names.tied.items():
             parameters[name] = parameters[kept]
         heads = {
-            f"{interface.plan.name}.{name}.{key}": value.detach()
+            f"{interface.plan.name}.{key}": value.detach()
             for stage in self._stages
             for interface in stage.above
-            for name, head in zip(interface.names, interface.heads, strict=False)
-            for key, value in head.head.named_parameters()
+            if interface.predictor is not None
+            for key, value in interface.predictor.parameters().items()
         }
         return Record(list(self.losses), parameters, heads)
+
+    def turns(self) -> dict[str, list[dict[str, Any]]]:
+        """What the guard of each interface with heads has changed, as a run's records have it."""
+        return {
+            interface.plan.name: interface.supervision.figures()["turns"]
+            for stage in self._stages
+            for interface in stage.above
+            if interface.predictor is not None
+        }
 
     def _epoch(self, epoch: int, total: int) -> None:
         with self._stages[0].own_random_numbers():
@@ -250,7 +262,10 @@ class Reference:
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
                 if len(stage.open) > stage.late:
-                    self._backward(stage)
+                    if self._step in stage.updates:
+                        self._backward(stage)
+                    else:
+                        stage.pass_by()
                     going.append(stage)
                 else:
                     for tie in self._ties:
@@ -291,8 +306,11 @@ class Reference:
         if not stage.late:
             batch.weights.append({})
             return stage.module(*inputs)
+        foreseen = stage.foresight.weights(len(stage.open)) if stage.foresight else {}
         copies = {
-            name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+            name: foreseen.get(name, parameter.detach().clone()).requires_grad_(
+                parameter.requires_grad
+            )
             for name, parameter in stage.module.named_parameters()
         }
         batch.weights.append(copies)
@@ -311,7 +329,10 @@ class Reference:
     def _backward(self, stage: ReferenceStage) -> None:
         """Backward of one stage's oldest batch; the stages above have done theirs."""
         stage.optimizer.zero_grad(set_to_none=True)
-        for batch in stage.open.popleft():
+        parts = stage.open.popleft()
+        for interface in stage.above:
+            interface.turn(parts[0].step)
+        for batch in parts:
             if stage is self._stages[-1]:
                 # The mean of the parts' means is the batch's.
                 backward([batch.loss], [torch.full_like(batch.loss, batch.weight / batch.number)])
@@ -334,30 +355,35 @@ class Reference:
 
     def _update(self, stage: ReferenceStage, now: int) -> None:
         """Update and head training of one stage."""
-        self._clip(stage)
-        stage.optimizer.step()
-        stage.learning_rate.updated()
+        if now in stage.updates:
+            self._clip(stage)
+            stage.optimizer.step()
+            stage.learning_rate.updated()
+        else:
+            stage.learning_rate.skipped()
         for interface in stage.above:
-            while interface.waiting:
-                step = interface.waiting[0].step
-                if step > now - (0 if step < interface.returns.warmup else interface.window):
-                    break
+            while interface.waiting and interface.due(now):
                 interface.learn()
 
     def _used(self, interface: ReferenceInterface, batch: PassingBatch) -> list[Tensor]:
         """The gradients with which a stage goes on."""
         true = batch.true(interface.plan)
-        if not interface.heads:
+        if interface.predictor is None:
             return true
-        if batch.step in interface.returns:
+        returns = batch.step in interface.returns
+        awaits = returns and interface.supervision.awaits and not interface.oracle
+        at_hand = not returns and not interface.predictor.needs_gradients
+        if returns or at_hand:
             interface.waiting.append(batch)
-        if interface.oracle or batch.step < interface.returns.warmup:
+        if awaits or at_hand:
+            interface.at_once = batch.step
+        if interface.oracle or awaits:
             # Autograd may add to what it is given.
             return [gradient.clone() for gradient in true]
-        return [
-            head.predict(tensor, batch.target, batch.number, batch.weight)
-            for head, tensor in zip(interface.heads, interface.sent(batch), strict=True)
-        ]
+        if interface.supervision.regime == "none":
+            return [torch.zeros_like(gradient) for gradient in true]
+        predicted = interface.predictor.predict(interface.sent(batch), batch.target, batch.number)
+        return weighed(predicted, batch.weight)
 
     def _clip(self, stage: ReferenceStage) -> None:
         """Clips one stage's own gradients, where that is what the limit is of."""

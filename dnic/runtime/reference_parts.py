@@ -12,14 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from dnic.runtime.crossing import Returns, rounded
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.lr import LearningRate
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import InterfacePlan, TensorSpec
 from dnic.runtime.seeds import random_state, restore_random_state
 from dnic.runtime.shared import Channel, take_gradient
+from dnic.runtime.supervision import Supervision
+from dnic.runtime.updates import Updates
 
 if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadTrainer
+    from dnic.runtime.predictor import Predictor
 
 
 @dataclass
@@ -50,14 +53,16 @@ class PassingBatch:
 
 @dataclass
 class ReferenceInterface:
-    """An interface with its heads, and the batches whose true gradient is not due yet."""
+    """An interface with its predictor, and the batches from which that has not learnt yet."""
 
     plan: InterfacePlan
     oracle: bool
     window: int
-    heads: list[HeadTrainer]
+    predictor: Predictor | None
+    supervision: Supervision
     returns: Returns = field(default_factory=Returns)
     waiting: deque[PassingBatch] = field(default_factory=deque)
+    at_once: int = -1  # the last step that is learnt from without a lag
 
     @property
     def names(self) -> list[str]:
@@ -68,16 +73,32 @@ class ReferenceInterface:
         """What crossed, without its history."""
         return [batch.values[name].detach() for name in self.names]
 
+    def turn(self, step: int) -> None:
+        """Begins a step with an update."""
+        if self.supervision.turn(step) and not self.oracle:
+            while self.waiting:
+                self.learn()
+
+    def due(self, now: int) -> bool:
+        """Whether the oldest batch is to be learnt from."""
+        step = self.waiting[0].step
+        return step == self.at_once or step <= now - self.window
+
     def learn(self) -> None:
-        """Trains the heads on the oldest batch, of which all microbatches wait."""
+        """Trains the predictor on the oldest batch, of which all microbatches wait, if it is to."""
         step, weight = self.waiting[0].step, self.waiting[0].weight
         parts = []
         while self.waiting and self.waiting[0].step == step:
             part = self.waiting.popleft()
-            parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
-        batch = whole(self.plan.differentiable, parts)
-        for head, tensor, true in zip(self.heads, batch.tensors, batch.gradients, strict=True):
-            head.learn(tensor, batch.target, true, weight)
+            true = part.true(self.plan) if step in self.returns else None
+            parts.append(Returned(self.sent(part), part.target, true))
+        assert self.predictor is not None  # else nothing waits
+        if self.supervision.learns():
+            batch = whole(self.plan.differentiable, parts)
+            self.predictor.weight = weight
+            figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
+            if figures is not None:
+                self.supervision.learnt(figures, weight)
 
 
 @dataclass
@@ -93,13 +114,22 @@ class ReferenceStage:
     arriving: dict[str, TensorSpec]
     above: list[ReferenceInterface]
     late: int
+    foresight: Foresight | None
     random: dict[str, Any]
+    updates: Updates
     open: deque[list[PassingBatch]] = field(default_factory=deque)  # forward, not yet back
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Of its module."""
         return list(self.module.parameters())
+
+    def pass_by(self) -> None:
+        """In place of a backward pass: true gradients come all the same, to be learnt from."""
+        for batch in self.open.popleft():
+            for interface in self.above:
+                if batch.step in interface.returns:
+                    interface.waiting.append(batch)
 
     @contextmanager
     def own_random_numbers(self) -> Iterator[None]:
