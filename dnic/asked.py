@@ -24,6 +24,7 @@ def requested(
     *,
     meta: bool = False,
     schedule: str | None = None,
+    probe: Path | None = None,
 ) -> Spec:
     """The spec that the command line means; options win over the files.
 
@@ -34,6 +35,7 @@ def requested(
         plan: `--plan`: an edited plan, in place of model and spec.
         meta: `--meta`: without weights.
         schedule: `--schedule`: how to train.
+        probe: `--probe`: how well gradients are predicted.
 
     Raises:
         SpecError: contradicting or missing arguments, or a bad file.
@@ -44,6 +46,12 @@ def requested(
             where="--plan",
             hint=f"dnic compile --plan {plan}",
         )
+    if plan is not None and probe is not None:
+        raise SpecError(
+            "--plan comes without --probe: the plan says where each gradient comes from",
+            where="--probe",
+            hint="edit `gradient` in the plan, or compile the model again with --probe",
+        )
     spec = spec_of_plan(plan) if plan else load_spec(spec_file) if spec_file else Spec()
     if model is not None:
         spec = override(spec, "model.file", str(model), option="MODEL.py")
@@ -53,6 +61,8 @@ def requested(
         spec = override(spec, "model.meta", True, option="--meta")
     if schedule is not None:
         spec = override(spec, "partition.schedule", schedule, option="--schedule")
+    if probe is not None:
+        spec = override(spec, "partition.probe", str(probe), option="--probe")
     if spec.model.file is None:
         raise SpecError(
             "no model file",

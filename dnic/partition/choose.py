@@ -170,7 +170,13 @@ def _problem(
     preferences: list[tuple[int, ...]] = [(0,) * 6] * (n + 1)
     for gap, point in table.points.items():
         here = choice(gap)
-        waits = bool(point.differentiable) and not _may_part(here, point.differentiable)
+        source = "stale" if here.stale else SYNTHETIC
+        window = SMALLEST_WINDOW if here.window == "auto" else here.window
+        costs_steps = request.penalty_at(gap, here, source, window)
+        ruled_out = costs_steps.hopeless and here.gradient == "auto"
+        waits = bool(point.differentiable) and (
+            ruled_out or not _may_part(here, point.differentiable)
+        )
         predicted[gap] = not waits
         awaited[gap] = waits or _may_wait(here, request)
         heads = HeadCost() if waits or here.stale else head(point.differentiable, here)
@@ -186,8 +192,7 @@ def _problem(
         head_us[gap] = heads.forward_us + heads.train_us / every
         buffers[gap] = message.nbytes * (SMALLEST_WINDOW + 1)
         head_bytes[gap] = buffers[gap] + head_memory_bytes(heads)
-        source = "stale" if here.stale else SYNTHETIC
-        penalty[gap] = round(here.penalty_of(source) / _PENALTY_UNIT)
+        penalty[gap] = round(costs_steps.counted / _PENALTY_UNIT)
         if not point.differentiable:
             penalty[gap] = 0
         buffers[gap] += _SHARED_COPIES * point.shared_nbytes

@@ -25,6 +25,7 @@ from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
 from dnic.partition.heads import head_misfit, plan_head
 from dnic.partition.messages import Message, plan_message
+from dnic.partition.penalties import ruled_out, with_penalty
 from dnic.partition.plan import (
     PlannedHead,
     PlannedInterface,
@@ -186,6 +187,10 @@ def decide_interfaces(
         )
         for i in range(len(crossings))
     )
+    interfaces = tuple(
+        with_penalty(interface, choice, request, placement)
+        for interface, choice in zip(interfaces, choices, strict=True)
+    )
     costs = tuple(cost for _, cost, _ in heads)
     return Decided(interfaces, sized, tuple(total_us), costs)
 
@@ -232,6 +237,9 @@ def _why_exact(
     misfit = head_misfit(crossing.differentiable)
     if misfit:
         return f"{misfit}: each step waits for the true gradient"
+    why = ruled_out(crossing.source, choice, request, placement)
+    if why:
+        return f"{why}: each step waits for the true gradient"
     if "pipeline" in placement.sources:
         return "a pipeline of microbatches: each step waits for the true gradient"
     if request.max_decoupled is not None:
