@@ -5,7 +5,7 @@ this reader takes just what a run uses into frozen values and ignores the rest (
 reasons). It also answers whether the files still belong together: `structure_digest` covers what
 `stages.py` was generated from, the SHA-256 sums in `plan.yaml` cover the files themselves. What a
 person may edit (`train`, `schedule`, and each interface's `gradient`, `head`, `window`,
-`warmup_steps`, `message`, `return_every`) is in neither.
+`warmup_steps`, `message`, `return_every`, `predict_weights`) is in neither.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import yaml
@@ -23,7 +24,7 @@ import yaml
 from dnic.errors import RuntimeFault
 from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
 from dnic.runtime.plan import (
-    Gradient,
+    AWAITED,
     HeadPlan,
     InputSpec,
     InterfacePlan,
@@ -39,6 +40,7 @@ from dnic.runtime.plan import (
     TensorSpec,
     batch_multiple,
 )
+from dnic.runtime.registry import BUILT_IN, is_name
 from dnic.runtime.trainplan import check_training, read_training
 
 PLANNED_MODES = tuple(mode for mode in get_args(Mode) if mode not in ("oracle", "alone"))
@@ -164,14 +166,20 @@ def check_plan(plan: Plan, path: Path) -> None:
     """
     for interface in plan.interfaces:
         where = f"{path}: interfaces: {interface.name}"
-        for key, value, known in (
-            ("gradient", interface.gradient, get_args(Gradient)),
-            ("message", interface.message_dtype, get_args(MessageDtype)),
-        ):
-            if value not in known:
-                raise RuntimeFault(
-                    f"{key} {value!r} is not known", where=where, expected=", ".join(known)
-                )
+        # Whether a source of another name is registered shows where the bundle trains.
+        if not is_name(interface.gradient):
+            raise RuntimeFault(
+                f"gradient {interface.gradient!r} is not known",
+                where=where,
+                expected=", ".join([*AWAITED, *BUILT_IN]),
+            )
+        known = get_args(MessageDtype)
+        if interface.message_dtype not in known:
+            raise RuntimeFault(
+                f"message {interface.message_dtype!r} is not known",
+                where=where,
+                expected=", ".join(known),
+            )
         if (
             interface.gradient == "synthetic"
             and interface.differentiable
@@ -208,15 +216,23 @@ def check_plan(plan: Plan, path: Path) -> None:
 
 
 def _check_returns(interface: InterfacePlan, where: str) -> None:
-    if interface.return_every < 1:
+    if interface.return_every < 0:
         raise RuntimeFault(
-            f"return_every {interface.return_every} is too small", where=where, expected="1 or more"
+            f"return_every {interface.return_every} is too small",
+            where=where,
+            expected="1 or more; 0 where no gradient is to come back",
         )
-    if interface.return_every > 1 and interface.gradient != "synthetic":
+    if interface.return_every != 1 and not interface.predicted:
         raise RuntimeFault(
             f"return_every {interface.return_every} where the gradient is {interface.gradient}",
             where=where,
             expected="return_every: 1; only a head goes on without the true gradient",
+        )
+    if interface.predict_weights and interface.gradient != "stale":
+        raise RuntimeFault(
+            f"predict_weights where the gradient is {interface.gradient}",
+            where=where,
+            expected="gradient: stale, which alone goes back with weights that have moved on",
         )
 
 
@@ -268,7 +284,20 @@ def _plan(content: Mapping[str, Any]) -> Plan:
         digest=structure_digest(content),
         files=dict(content.get("files") or {}),
         schedule=_schedule(content.get("schedule") or {}),
+        output=_output(content),
     )
+
+
+def _output(content: Mapping[str, Any]) -> tuple[Size, ...] | None:
+    """The shape of the tensor that the model returns, where it is one that is known."""
+    operations = content["stages"][-1]["operations"]
+    shapes = {row["name"]: row.get("shape") for row in operations}
+    for interface in content["interfaces"]:
+        shapes.update({row["name"]: row["shape"] for row in interface["tensors"]})
+    returned = next((row for row in operations if row.get("kind") == "output"), {})
+    names = returned.get("inputs") or ()
+    shape = shapes.get(names[0]) if len(names) == 1 else None
+    return None if shape is None else tuple(shape)
 
 
 def _schedule(content: Mapping[str, Any]) -> SchedulePlan:
@@ -323,6 +352,7 @@ def _interface(content: Mapping[str, Any]) -> InterfacePlan:
         warmup_steps="auto" if warmup == "auto" else int(warmup),
         message_dtype=content.get("message", "float32"),
         return_every=int(content.get("return_every", 1)),
+        predict_weights=bool(content.get("predict_weights", False)),
     )
 
 
@@ -338,10 +368,13 @@ def _tensor(content: Mapping[str, Any]) -> TensorSpec:
 
 def _head(content: Mapping[str, Any]) -> HeadPlan:
     width = content.get("width")
+    # Sizes and times are predictions; what is left are options of the head's kind.
+    known = {row.name for row in fields(HeadPlan)} | {"parameters", "forward_us", "train_us"}
     return HeadPlan(
-        hidden_layers=int(content["hidden_layers"]),
+        hidden_layers=int(content.get("hidden_layers", 1)),
         width=None if width is None else int(width),
         context=content.get("context", "target"),
         lr=float(content.get("lr", 1e-3)),
         one_in=int(content.get("one_in", 1)),
+        options=MappingProxyType({key: content[key] for key in content if key not in known}),
     )

@@ -7,13 +7,16 @@ times, pictures and reasons are left out here. `dnic.runtime.bundle` reads it fr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from dnic.errors import RuntimeFault
 
 Size = int | str
-Gradient = Literal["exact", "synthetic", "stale"]
+# One of these two, or the name of a predictor (`dnic.runtime.registry`).
+Gradient = str
+AWAITED = ("exact", "stale")
 Precision = Literal["fp32", "bf16"]
 Interval = Literal["step", "epoch"]
 Mode = Literal["decoupled", "stale", "exact", "oracle", "backprop", "ddp", "gpipe", "1f1b", "alone"]
@@ -44,13 +47,22 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """The head of a synthetic interface; it learns from one in so many samples of each batch."""
+    """What predicts the gradients of an interface: a head, a tail, or what a plug-in brings.
 
-    hidden_layers: int
-    width: int | None
-    context: Literal["target", "none"]
-    lr: float
+    Attributes:
+        hidden_layers, width: of its networks; a width of None is full.
+        context: what a head sees beside the activation.
+        lr: its learning rate.
+        one_in: it learns from one in so many samples of each batch.
+        options: further keys, as its kind knows them.
+    """
+
+    hidden_layers: int = 1
+    width: int | None = None
+    context: Literal["target", "none"] = "target"
+    lr: float = 1e-3
     one_in: int = 1
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)
@@ -60,7 +72,10 @@ class InterfacePlan:
     Attributes:
         message_dtype: of wider floating tensors and their gradients on the way; `float32` sends
             all as they are.
-        return_every: the true gradient of every so many batches comes back.
+        return_every: the true gradient of every so many batches comes back; 0: of none, once the
+            interface has warmed up.
+        predict_weights: whether a stage that is late goes forward with the weights that it expects
+            to have when it goes back (`stale` alone).
     """
 
     name: str
@@ -73,6 +88,12 @@ class InterfacePlan:
     warmup_steps: int | Literal["auto"]
     message_dtype: MessageDtype = "float32"
     return_every: int = 1
+    predict_weights: bool = False
+
+    @property
+    def predicted(self) -> bool:
+        """Whether a predictor yields its gradient, rather than waiting for it."""
+        return self.gradient not in AWAITED
 
     @property
     def differentiable(self) -> tuple[TensorSpec, ...]:
@@ -204,7 +225,10 @@ class SharedPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The part of `plan.yaml` that a run needs."""
+    """The part of `plan.yaml` that a run needs.
+
+    `output` is the shape of the model's output; None where that is no single tensor.
+    """
 
     model: str
     samples: SamplePlan
@@ -217,6 +241,7 @@ class Plan:
     digest: str
     files: Mapping[str, str]
     schedule: SchedulePlan = SchedulePlan()
+    output: tuple[Size, ...] | None = None
 
     def processes(self, mode: Mode) -> int:
         """Processes that a run in a mode takes when nothing else is asked."""

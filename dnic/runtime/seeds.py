@@ -18,6 +18,7 @@ from numpy.random import SeedSequence
 _STAGE_STREAM = 1
 _EPOCH_STREAM = 2
 _HEAD_STREAM = 3
+_PART_STREAM = 4
 
 
 def seed_everything(seed: int) -> None:
@@ -44,6 +45,11 @@ def head_seed(seed: int, source: int, to: int, tensor: int) -> int:
     with heads and without.
     """
     return _mixed(seed, _HEAD_STREAM, source, to, tensor)
+
+
+def part_seed(seed: int, part: int) -> int:
+    """The seed of one part of something that has a seed of its own."""
+    return _mixed(seed, _PART_STREAM, part)
 
 
 def random_state() -> dict[str, Any]:
