@@ -140,6 +140,25 @@ def default_folder(spec: Spec, plan: Path | None) -> Path:
     return Path("build") / name
 
 
+def probe_files(spec: Spec, output: Path | None) -> tuple[Path, Path]:
+    """Where a probe's data and picture go: beside the bundle where nothing else is said.
+
+    Raises:
+        SpecError: what was said does not end in `.json`.
+    """
+    data = output or default_folder(spec, None).with_name(
+        f"{default_folder(spec, None).name}.probe.json"
+    )
+    if data.suffix != ".json":
+        raise SpecError(
+            f"a probe is written as JSON, not to {data}",
+            where="-o",
+            expected="a name that ends in .json; the picture gets the same with .svg",
+            hint=f"-o {data}.json",
+        )
+    return data, data.with_suffix(".svg")
+
+
 def write_starter(model: Path, output: Path, *, force: bool) -> None:
     """Write the commented starter spec for a model file.
 

@@ -1,16 +1,21 @@
 """From how well a gradient was predicted to the further steps that it is counted to cost.
 
-A step along a direction at the cosine c to the gradient is sure to lower a smooth loss by c^2 of
-what a step along the gradient is: with a curvature of at most K, the best length of the step makes
-it c^2 |g|^2 / (2 K). So the same way takes 1 / c^2 as many steps, and the penalty is 1 / c^2 - 1,
-with c between the gradients of the parameters before the cut: those are what is updated. This is a
-heuristic: steps are not of the best length, Adam's are along no gradient, what lies behind the cut
-has its true gradient, errors of several steps may cancel (then it asks too much) or add up (then
-too little), and a probe looks at the beginning of training only.
+A step along a direction d is sure to lower a smooth loss by (d G)^2 / (2 K |d|^2), where G is the
+loss' gradient, K the most that it bends, and the step as long as is best. A batch's own gradient is
+such a direction, too. If a step along the predicted gradient makes the progress p of one along the
+true gradient, in lengths along G, it takes 1 / p^2 as many steps to come as far, and the penalty is
+1 / p^2 - 1. What is compared are the gradients of the parameters before the cut: those are what is
+updated. G is taken from batches that neither gradient is of; beside the batch's own gradient, which
+is mostly noise, a head that has learnt what is common to all batches would look worse than it is.
 
-A source is ruled out where its gradients are no better than none (`explained` is 0 or less) or
-where the penalty would be above 10. A `local` loss does not imitate the gradient: how much the two
-agree says little of what it learns, so no penalty is made of it.
+This is a heuristic. Steps are not of the best length and Adam's are along no gradient; what lies
+behind the cut has its true gradient; errors of many steps may cancel or add up; and a probe looks
+at the beginning of training only.
+
+A source is ruled out where its gradients of the crossing tensors are no better than zero
+(`explained` is not above 0), and where the penalty would be above 10. A `local` loss has an
+objective of its own: how far it agrees with the gradient says little of what it learns, so no
+penalty is made of it.
 """
 
 from __future__ import annotations
@@ -77,14 +82,14 @@ class Predictability:
         """
         if source in OWN_OBJECTIVE:
             return None
-        found = [self._row(cut, source, window) for cut in self._beside(gap, source)]
+        rows = [self._row(cut, source, window) for cut in self._beside(gap, source)]
+        found = [(row.cut, penalty) for row in rows if (penalty := self._of(row)) is not None]
         if not found:
             return None
-        penalties = [self._of(row) for row in found]
-        worst = max(penalties, key=lambda penalty: penalty.steps)
-        if self._gaps[found[0].cut] == gap:
+        _, worst = max(found, key=lambda pair: pair[1].steps)
+        names = [name for name, _ in found]
+        if self._gaps[names[0]] == gap:
             return worst
-        names = [row.cut for row in found]
         beside = f"the worse of {' and '.join(names)}" if len(names) > 1 else f"after {names[0]}"
         return Penalty(worst.steps, f"{worst.reason} ({beside})")
 
@@ -106,11 +111,22 @@ class Predictability:
         rows.sort(key=lambda row: row.lateness)
         return next((row for row in rows if row.lateness >= window), rows[-1])
 
-    def _of(self, row: ProbedRow) -> Penalty:
+    def _of(self, row: ProbedRow) -> Penalty | None:
         where = f"{self.origin}: {row.source} at lateness {row.lateness}"
-        if row.explained <= 0:
+        if row.compared == "tensors" and row.explained <= 0:
             return Penalty(inf, f"{where} is no better than no gradient")
-        cosine = row.parameter_cosine
-        reason = f"{where} has a cosine of {cosine:.2f}"
-        steps = 1 / cosine**2 - 1 if cosine > 0 else inf
-        return Penalty(max(steps, 0.0) if steps <= MOST else inf, reason)
+        steps = further_steps(row)
+        if steps is None:
+            return None
+        return Penalty(steps, f"{where} makes {row.progress:.2f} of the progress")
+
+
+def further_steps(row: ProbedRow) -> float | None:
+    """Share of further steps that follows from a row's progress.
+
+    Infinite above 10, or without any progress; None where progress cannot be told from noise.
+    """
+    if row.progress is None:
+        return None
+    steps = 1 / row.progress**2 - 1 if row.progress > 0 else inf
+    return max(steps, 0.0) if steps <= MOST else inf

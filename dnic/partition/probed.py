@@ -105,6 +105,9 @@ class ProbedRow(Measured):
         beats_zero: share of the steps in which the error is smaller than the gradient.
         parameter_cosine: of the gradient of all parameters before the cut, as it follows from the
             predicted and from the true gradient; mean over `checks` of the steps.
+        progress: what a step along the gradient that follows from the predicted one is worth beside
+            a step along the true one, both of length 1: their lengths along the gradient of other
+            batches, summed over the `checks` and divided; None where that is lost in noise.
         checks: see there.
         predict_us, learn_us: microseconds of a step, mean.
     """
@@ -118,6 +121,7 @@ class ProbedRow(Measured):
     explained: float
     beats_zero: float
     parameter_cosine: float
+    progress: float | None = None
     checks: int = Field(ge=1)
     predict_us: float = 0.0
     learn_us: float = 0.0

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dnic.errors import SpecError
-from dnic.probe.predictors import SOURCES
+from dnic.probe.predictors import SOURCES, known_sources
 from dnic.spec.nearest import nearest
 
 STEPS = 200
@@ -23,7 +23,7 @@ class Asked:
         steps: of training; figures are of the last half of them.
         cuts: names of cuts; None to choose them.
         most_cuts: how many to choose; None for all that there are.
-        sources: of `SOURCES`.
+        sources: of `known_sources()`.
         latenesses: steps after which a true gradient is there, ascending, each at least 1.
         seconds: after which no further step is begun; None for no limit.
         memory_bytes: that activations and gradients may take which wait to be learnt from.
@@ -36,6 +36,43 @@ class Asked:
     latenesses: tuple[int, ...] = LATENESSES
     seconds: float | None = None
     memory_bytes: int = MEMORY_BYTES
+
+
+def asked_of(
+    *,
+    steps: int = STEPS,
+    cuts: str | None = None,
+    every: bool = False,
+    sources: str | None = None,
+    lateness: str | None = None,
+    seconds: float | None = None,
+    memory_gib: float = 1.0,
+) -> Asked:
+    """What a command line asks for.
+
+    Args:
+        steps, seconds: as `Asked`.
+        cuts, sources, lateness: as typed.
+        every: `--all`: every cut.
+        memory_gib: as `Asked`, in GiB.
+
+    Raises:
+        SpecError: there is no such source, or a list is none.
+    """
+    if every and cuts is not None:
+        raise SpecError(
+            "--all and --cuts contradict each other", where="--cuts", expected="one of the two"
+        )
+    names, most = parse_cuts(cuts)
+    return Asked(
+        steps=steps,
+        cuts=names,
+        most_cuts=None if every else most,
+        sources=parse_sources(sources),
+        latenesses=parse_latenesses(lateness),
+        seconds=seconds,
+        memory_bytes=round(memory_gib * 2**30),
+    )
 
 
 def parse_cuts(text: str | None) -> tuple[tuple[str, ...] | None, int]:
@@ -58,21 +95,22 @@ def parse_cuts(text: str | None) -> tuple[tuple[str, ...] | None, int]:
 
 
 def parse_sources(text: str | None) -> tuple[str, ...]:
-    """`synthetic,stale`; all when nothing was typed.
+    """`synthetic,stale`; `SOURCES` when nothing was typed.
 
     Raises:
         SpecError: there is no such source.
     """
     if text is None:
         return SOURCES
-    words = _words(text, "--sources", f"some of {', '.join(SOURCES)}")
+    known = known_sources()
+    words = _words(text, "--sources", f"some of {', '.join(known)}")
     for word in words:
-        if word not in SOURCES:
+        if word not in known:
             raise SpecError(
                 f"there is no source of gradients called {word!r} to probe",
                 where="--sources",
-                expected=f"some of {', '.join(SOURCES)}",
-                hint=nearest(word, SOURCES),
+                expected=f"some of {', '.join(known)}",
+                hint=nearest(word, known),
             )
     return tuple(words)
 

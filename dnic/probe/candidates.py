@@ -116,10 +116,8 @@ def _spread(points: Sequence[CutPoint], shares: Sequence[float], most: int) -> l
     return chosen
 
 
-def _within(
-    found: list[Candidate], asked: Asked
-) -> tuple[tuple[Candidate, ...], list[ProbeSkip]]:
-    """As many as fit into the memory, and what does not; of two cuts side by side one goes first."""
+def _within(found: list[Candidate], asked: Asked) -> tuple[tuple[Candidate, ...], list[ProbeSkip]]:
+    """As many as fit into the memory, and what does not; of two close ones the first goes."""
     batches = asked.latenesses[-1] + 1
     kept, left = list(found), []
     while len(kept) > 1 and batches * sum(c.kept_bytes for c in kept) > asked.memory_bytes:
@@ -141,5 +139,7 @@ def _nothing(table: CutTable, refused: Mapping[int, str], where: str) -> Partiti
         )
     why = next(iter(table.refused.values()), "it has one operation")
     return PartitionError(
-        f"the model cannot be cut anywhere: {why}", where=where, expected="a model of several modules"
+        f"the model cannot be cut anywhere: {why}",
+        where=where,
+        expected="a model of several modules",
     )
