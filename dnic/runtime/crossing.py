@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dnic.runtime.links import Count, dtype_named
 from dnic.runtime.plan import Gradient, InterfacePlan, Mode, Plan, TensorSpec
+from dnic.runtime.registry import predictor_kind
 
 WARMUP_MOST_STEPS = 200
 WARMUP_SHARE = 0.05
@@ -53,7 +54,7 @@ class Crossings:
         if interface is None:
             return _FREE_WINDOW
         behind = self.late[source] - self.late[to]
-        return max(interface.window if interface.gradient == "synthetic" else 0, behind)
+        return max(interface.window if interface.predicted else 0, behind)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Returns:
     """Whose true gradients come back over an interface: all while warming up, then every k-th.
 
     Attributes:
-        every: k; batch t comes back where `t % k == 0`, t counting all batches of a run.
+        every: k; batch t comes back where `t % k == 0`, t counting all batches of a run; 0: none.
         warmup: batches at the start of the run that all come back.
     """
 
@@ -69,7 +70,7 @@ class Returns:
     warmup: int = 0
 
     def __contains__(self, step: int) -> bool:
-        return step < self.warmup or step % self.every == 0
+        return step < self.warmup or (self.every > 0 and step % self.every == 0)
 
     def count(self, first: int, sent: Count) -> Count:
         """The messages that come back for those of a phase that begins with step `first`."""
@@ -94,7 +95,7 @@ def crossings(plan: Plan, mode: Mode) -> Crossings:
     found = [_in_mode(interface, mode) for interface in plan.interfaces]
     late = _lateness(found, len(plan.stages))
     for index, row in enumerate(found):
-        if row.gradient == "synthetic" and late[row.to] > late[row.source]:
+        if row.predicted and late[row.to] > late[row.source]:
             # A true gradient that comes later than the backward pass cannot be awaited.
             found[index] = replace(row, warmup_steps=0)
     return Crossings(tuple(found), late)
@@ -125,8 +126,16 @@ def _in_mode(interface: InterfacePlan, mode: Mode) -> InterfacePlan:
             _on_the_way(spec, interface.message_dtype) if apart else spec
             for spec in interface.tensors
         ),
-        return_every=interface.return_every if mode == "decoupled" else 1,
+        return_every=_return_every(interface) if mode == "decoupled" else 1,
+        predict_weights=interface.predict_weights and mode == "decoupled",
     )
+
+
+def _return_every(interface: InterfacePlan) -> int:
+    """As planned; gradients that no predictor needs do not come back whatever a plan says."""
+    if not interface.predicted or predictor_kind(interface.gradient).needs_gradients:
+        return interface.return_every
+    return 0
 
 
 def _gradient(interface: InterfacePlan, mode: Mode) -> Gradient:
@@ -149,7 +158,7 @@ def _lateness(interfaces: Sequence[InterfacePlan], stages: int) -> tuple[int, ..
     late = [0] * stages
     for source in reversed(range(stages)):
         for row in interfaces:
-            if row.source != source or not row.differentiable or row.gradient == "synthetic":
+            if row.source != source or not row.differentiable or row.predicted:
                 continue
             window = row.window if row.gradient == "stale" else 0
             late[source] = max(late[source], window + late[row.to])

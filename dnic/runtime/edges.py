@@ -24,10 +24,11 @@ from torch import distributed as dist
 from dnic.runtime.batches import Header
 from dnic.runtime.crossing import Crossings, Returns, crossings
 from dnic.runtime.links import Count, Link, Receiver, Sender
+from dnic.runtime.loss import Loss
 from dnic.runtime.options import Mode
 from dnic.runtime.order import most_ahead
 from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
-from dnic.runtime.sources import GradientSource, build_source
+from dnic.runtime.sources import GradientSource, Setting, build_source
 
 if TYPE_CHECKING:
     from dnic.runtime.transport import Transport
@@ -186,7 +187,9 @@ class OutEdge:
         self._forward.finish()
 
 
-def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[OutEdge]]:
+def connect(
+    worker: Worker, transport: Transport, loss: Loss
+) -> tuple[list[InEdge], list[OutEdge]]:
     """The edges of a worker's stage, those below and those above."""
     plan, rank, mode = worker.bundle.plan, worker.place.rank, worker.options.mode
     late = crossings(plan, mode).late
@@ -214,8 +217,8 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
         source = None
         if returns and pair.interface is not None:
             receiver = transport.receiver(backward, pair.back)
-            given = receiver, mode, plan.target, worker.device, worker.seed, late[pair.to]
-            source = build_source(pair.interface, *given)
+            setting = Setting(plan.target, plan.output, loss, worker.device, worker.seed)
+            source = build_source(pair.interface, receiver, mode, setting, late[pair.to])
         above.append(OutEdge(pair, sender, source))
     return below, above
 

@@ -15,7 +15,7 @@ order that `dnic.runtime.order` gives. All else is done once a step.
     gradient t.k            ◄──────  6  send back
                                      7  take gradients t-w  ◄─────────────  gradients t-w
                                      8  update
-                                     9  train the heads on (activation, target, gradient) t-w
+                                     9  train heads on (activation, target, gradient) t-w
 
 The gradient of batch t-w is taken at step t, never earlier because it happens to be there: what a
 run computes does not depend on the timing of its links. It is asked for as late as possible (7),
@@ -67,7 +67,7 @@ from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
 from dnic.runtime.order import StageOrder
 from dnic.runtime.shared import connect_shared
-from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource
+from dnic.runtime.sources import PredictedSource, Sent, SourceStatistics
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
 from dnic.runtime.transport import Transport
@@ -107,7 +107,7 @@ class Engine(Trainer):
         self.version = 0
         self._plan = worker.bundle.plan.stages[worker.place.rank]
         transport = Transport.of(worker)
-        self._below, self._above = connect(worker, transport)
+        self._below, self._above = connect(worker, transport, loss)
         self._sources = [edge.source for edge in self._above if edge.source is not None]
         self._shared = connect_shared(worker, stage, transport)
         self._ends = transport.ends
@@ -330,7 +330,7 @@ class Engine(Trainer):
             total = min(total, options.max_steps)
         self._order.begin(total)
         for source in self._sources:
-            if isinstance(source, SyntheticSource):
+            if isinstance(source, PredictedSource):
                 source.returns = Returns.of(source.plan, total)
             source.statistics = SourceStatistics()
         for below in self._below:

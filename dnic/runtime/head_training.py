@@ -103,7 +103,7 @@ class HeadTrainer:
         h, target, true = self._part(h, target, true)
         self._steps += 1
         # Every walk through the gradient counts: the head learns on the core that computes.
-        square = _dot(true, true)
+        square = dot(true, true)
         mean_square = square * (batch * batch / true.numel())
         self._mean_square.lerp_(mean_square, max(1 / self._steps, SCALE_MOMENTUM))
         unit = batch * torch.rsqrt(self._mean_square + _TINY)
@@ -112,7 +112,7 @@ class HeadTrainer:
         predicted = self.head(h.to(self.head.dtype), target)
         known = predicted.detach()
         error = torch.addcmul(known, true, unit, value=-1)
-        products = torch.stack((_dot(known, known), _dot(known, true), _dot(error, error)))
+        products = torch.stack((dot(known, known), dot(known, true), dot(error, error)))
         statistics = _compare(products, square, unit, error.numel())
         self._optimizer.zero_grad(set_to_none=True)
         predicted.backward(error)
@@ -154,7 +154,8 @@ class HeadTrainer:
         self._steps = int(state["steps"])
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of all products of two tensors of one shape, without axes."""
     return torch.dot(a.reshape(-1), b.reshape(-1))
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,9 @@ from dnic.runtime.record import Record
 from dnic.runtime.reference_parts import PassingBatch, ReferenceInterface, ReferenceStage, Tie
 from dnic.runtime.seeds import random_state, seed_everything, stage_seed
 from dnic.runtime.shared import borrowed_parameters, channels
-from dnic.runtime.sources import build_trainers
+from dnic.runtime.sources import Setting, build_predictor
 from dnic.runtime.stage import check_ownership
 from dnic.runtime.worker import initial_model
-
-if TYPE_CHECKING:
-    pass
 
 
 class Reference:
@@ -127,12 +124,13 @@ class Reference:
         above = []
         for plan in sorted(crossed.interfaces, key=lambda plan: plan.to):
             if plan.source == index and plan.differentiable:
-                heads, oracle = [], False
-                if plan.gradient == "synthetic":
-                    heads = build_trainers(plan, self._plan.target, cpu, self._seed)
+                predictor, oracle = None, False
+                if plan.predicted:
+                    given = self._plan.target, self._plan.output, self._loss, cpu, self._seed
+                    predictor = build_predictor(plan, Setting(*given))
                     oracle = mode == "oracle"
                 window = 1 if oracle else plan.window + crossed.late[plan.to]
-                above.append(ReferenceInterface(plan, oracle, window, heads))
+                above.append(ReferenceInterface(plan, oracle, window, predictor))
         row, late = self._plan.stages[index], crossed.late[index]
         rows = [plan for plan in crossed.interfaces if plan.to == index]
         arriving = {spec.name: spec for plan in rows for spec in plan.tensors}
@@ -172,11 +170,11 @@ class Reference:
         for name, kept in self._names.tied.items():
             parameters[name] = parameters[kept]
         heads = {
-            f"{interface.plan.name}.{name}.{key}": value.detach()
+            f"{interface.plan.name}.{key}": value.detach()
             for stage in self._stages
             for interface in stage.above
-            for name, head in zip(interface.names, interface.heads, strict=False)
-            for key, value in head.head.named_parameters()
+            if interface.predictor is not None
+            for key, value in interface.predictor.parameters().items()
         }
         return Record(list(self.losses), parameters, heads)
 
@@ -325,25 +323,23 @@ class Reference:
         stage.learning_rate.updated()
         for interface in stage.above:
             while interface.waiting:
-                step = interface.waiting[0].step
-                if step > now - (0 if step < interface.returns.warmup else interface.window):
+                oldest = interface.waiting[0]
+                at_once = oldest.step < interface.returns.warmup or not interface.awaits(oldest)
+                if oldest.step > now - (0 if at_once else interface.window):
                     break
                 interface.learn()
 
     def _used(self, interface: ReferenceInterface, batch: PassingBatch) -> list[Tensor]:
         """The gradients with which a stage goes on."""
         true = batch.true(interface.plan)
-        if not interface.heads:
+        if interface.predictor is None:
             return true
-        if batch.step in interface.returns:
+        if interface.learns_from(batch):
             interface.waiting.append(batch)
         if interface.oracle or batch.step < interface.returns.warmup:
             # Autograd may add to what it is given.
             return [gradient.clone() for gradient in true]
-        return [
-            head.predict(tensor, batch.target, batch.number)
-            for head, tensor in zip(interface.heads, interface.sent(batch), strict=True)
-        ]
+        return interface.predictor.predict(interface.sent(batch), batch.target, batch.number)
 
     def _clip(self, stage: ReferenceStage) -> None:
         """Clips one stage's own gradients, where that is what the limit is of."""

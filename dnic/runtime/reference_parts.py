@@ -19,7 +19,7 @@ from dnic.runtime.seeds import random_state, restore_random_state
 from dnic.runtime.shared import Channel, take_gradient
 
 if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadTrainer
+    from dnic.runtime.predictor import Predictor
 
 
 @dataclass
@@ -49,12 +49,12 @@ class PassingBatch:
 
 @dataclass
 class ReferenceInterface:
-    """An interface with its heads, and the batches whose true gradient is not due yet."""
+    """An interface with its predictor, and the batches from which that has not learnt yet."""
 
     plan: InterfacePlan
     oracle: bool
     window: int
-    heads: list[HeadTrainer]
+    predictor: Predictor | None
     returns: Returns = field(default_factory=Returns)
     waiting: deque[PassingBatch] = field(default_factory=deque)
 
@@ -67,16 +67,27 @@ class ReferenceInterface:
         """What crossed, without its history."""
         return [batch.values[name].detach() for name in self.names]
 
+    def learns_from(self, batch: PassingBatch) -> bool:
+        """Whether the predictor learns from a batch, now or later."""
+        return batch.step in self.returns or not self.awaits(batch)
+
+    def awaits(self, batch: PassingBatch) -> bool:
+        """Whether it learns from the true gradients of a batch."""
+        if self.predictor is None or batch.step < self.returns.warmup or self.oracle:
+            return True
+        return self.predictor.needs_gradients
+
     def learn(self) -> None:
-        """Trains the heads on the oldest batch, of which all microbatches wait."""
+        """Trains the predictor on the oldest batch, of which all microbatches wait."""
+        assert self.predictor is not None  # else nothing waits
         step = self.waiting[0].step
         parts = []
         while self.waiting and self.waiting[0].step == step:
             part = self.waiting.popleft()
-            parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
+            true = part.true(self.plan) if self.awaits(part) else None
+            parts.append(Returned(self.sent(part), part.target, true))
         batch = whole(self.plan.differentiable, parts)
-        for head, tensor, true in zip(self.heads, batch.tensors, batch.gradients, strict=True):
-            head.learn(tensor, batch.target, true)
+        self.predictor.learn(batch.tensors, batch.target, batch.gradients)
 
 
 @dataclass

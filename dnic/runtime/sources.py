@@ -2,9 +2,9 @@
 
 One object for each interface that a stage sends differentiable tensors over. The engine calls
 `gradient` before the backward pass of every microbatch; in every step `take` (before the update)
-and `learn` (after it); at the end of an epoch `drain`. Heads predict for each microbatch and learn
-once a step, on the whole batch: what they learn, and how fast, does not depend on how batches are
-cut. `torch.distributed.pipelining` knows only awaited gradients.
+and `learn` (after it); at the end of an epoch `drain`. Predictors (`dnic.runtime.predictor`) predict
+for each microbatch and learn once a step, on the whole batch: what they learn, and how fast, does
+not depend on how batches are cut. `torch.distributed.pipelining` knows only awaited gradients.
 
 Synthetic gradients: Jaderberg et al. 2016, arXiv 1608.05343, sections 2 and 3; the lag between
 activation and true gradient is fixed here, so that a run does not depend on its links' timing.
@@ -14,23 +14,22 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dnic.runtime.crossing import Returns
 from dnic.runtime.crossing import warmup_steps as warmup_steps
-from dnic.runtime.links import Count, Receiver, dtype_named
+from dnic.runtime.links import Count, Receiver
+from dnic.runtime.loss import Loss
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.options import Mode
-from dnic.runtime.plan import InterfacePlan, TargetPlan
+from dnic.runtime.plan import HeadPlan, InterfacePlan, Size, TargetPlan
+from dnic.runtime.predictor import Predictor
+from dnic.runtime.registry import PredictorRequest, predictor_kind
 from dnic.runtime.seeds import head_seed
-
-if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadTrainer
 
 
 @dataclass
@@ -119,7 +118,7 @@ class GradientSource(ABC):
 
     @abstractmethod
     def learn(self) -> None:
-        """Trains the heads on the gradient that was taken last."""
+        """Trains the predictor, where there is one, with what it is to learn at this step."""
 
     @abstractmethod
     def drain(self, version: int) -> None:
@@ -127,15 +126,15 @@ class GradientSource(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """State of each head's trainer by tensor name."""
+        """State of the predictor, if there is one."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; tensors without an entry start anew."""
+        """Restores what `state_dict` returned; what has no entry starts anew."""
 
     @abstractmethod
     def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the heads by `<tensor>.<name>`."""
+        """Parameters of the predictor, by its names for them."""
 
 
 class ExactSource(GradientSource):
@@ -190,32 +189,28 @@ class StaleSource(ExactSource):
     kind = "stale"
 
 
-class SyntheticSource(GradientSource):
-    """Predicts the gradient; the true one arrives `window` steps later and trains the heads.
+class PredictedSource(GradientSource):
+    """Predicts the gradient; the true one arrives `window` steps later and trains the predictor.
 
-    During the first batches of a run it waits like `ExactSource`, and the heads learn in the same
-    step. After that the gradients of those batches arrive that `returns` names; no others are sent.
+    During the first batches of a run it waits like `ExactSource`, and the predictor learns in the
+    same step. After that the gradients of those batches arrive that `returns` names; no others are
+    sent. A predictor that needs none learns from the batch at hand.
 
     Args:
         late: batches by which the stage above is late itself.
     """
 
-    kind = "synthetic"
-
     def __init__(
-        self,
-        plan: InterfacePlan,
-        returned: Receiver,
-        trainers: Sequence[HeadTrainer],
-        *,
-        late: int = 0,
+        self, plan: InterfacePlan, returned: Receiver, predictor: Predictor, *, late: int = 0
     ) -> None:
         super().__init__(plan, returned)
+        self.kind = plan.gradient
         self.returns = Returns(plan.return_every)
-        self._trainers = trainers
+        self.predictor = predictor
         self._window = plan.window + late
         self._pending: deque[Sent] = deque()
         self._due: list[tuple[Sent, list[Tensor]]] = []  # the microbatches of one step
+        self._at_hand: list[Sent] = []  # the same, of predictors that learn without gradients
 
     def begin(self, count: Count, step: int, microbatches: int) -> None:
         """Posts the receives of an epoch: of those gradients that are sent."""
@@ -227,6 +222,9 @@ class SyntheticSource(GradientSource):
             gradients = self._returned.receive()
             self._due.append((replace(sent, target=sent.target.clone()), gradients))
             return _copies(gradients)
+        if not self.predictor.needs_gradients:
+            self._at_hand.append(replace(sent, target=sent.target.clone()))
+            return self._predict(self._at_hand[-1])
         if sent.step in self.returns:
             self._pending.append(replace(sent, target=sent.target.clone()))
         return self._predict(sent)
@@ -239,24 +237,21 @@ class SyntheticSource(GradientSource):
             self.statistics.late(version - self._due[0][0].version)
 
     def learn(self) -> None:
-        """One step of every head on the gradients that `take` got."""
-        if not self._due:
+        """One step of learning from the gradients that `take` got, or from the batch at hand."""
+        parts = [Returned(sent.tensors, sent.target, given) for sent, given in self._due]
+        parts += [Returned(sent.tensors, sent.target, None) for sent in self._at_hand]
+        if not parts:
             return
-        batch = whole(
-            self.plan.differentiable,
-            [Returned(sent.tensors, sent.target, given) for sent, given in self._due],
-        )
-        share = 1.0 / len(self._trainers)
-        for trainer, tensor, gradient in zip(
-            self._trainers, batch.tensors, batch.gradients, strict=True
-        ):
-            figures = trainer.learn(tensor, batch.target, gradient)
-            self.statistics.cosine = self.statistics.cosine + figures.cosine * share
-            self.statistics.norm_ratio = self.statistics.norm_ratio + figures.norm_ratio * share
-        self.statistics.learned += 1
+        batch = whole(self.plan.differentiable, parts)
+        figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
+        if figures is not None:
+            self.statistics.cosine = self.statistics.cosine + figures.cosine
+            self.statistics.norm_ratio = self.statistics.norm_ratio + figures.norm_ratio
+            self.statistics.learned += 1
         for _ in self._due:
             self._returned.release()
         self._due.clear()
+        self._at_hand.clear()
 
     def drain(self, version: int) -> None:
         """Takes the gradients of the last `window` batches, in order."""
@@ -265,46 +260,39 @@ class SyntheticSource(GradientSource):
             self.learn()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of each head's trainer by tensor name."""
-        return {
-            spec.name: trainer.state_dict()
-            for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True)
-        }
+        """The predictor's state; marked with its kind where that is not `synthetic`."""
+        state = self.predictor.state_dict()
+        return state if self.plan.gradient == "synthetic" or not state else {self._mark: state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; tensors without an entry start anew."""
-        for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True):
-            if spec.name in state:
-                trainer.load_state_dict(state[spec.name])
+        """Restores what `state_dict` returned; the state of another kind is left alone."""
+        if self.plan.gradient == "synthetic":
+            self.predictor.load_state_dict(state)
+        elif self._mark in state:
+            self.predictor.load_state_dict(state[self._mark])
 
     def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the heads by `<tensor>.<name>`."""
-        return {
-            f"{spec.name}.{name}": parameter
-            for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True)
-            for name, parameter in trainer.head.named_parameters()
-        }
+        """The predictor's parameters, by its names for them."""
+        return self.predictor.parameters()
+
+    @property
+    def _mark(self) -> str:
+        return f"({self.plan.gradient})"  # no tensor is called so
 
     def _predict(self, sent: Sent) -> list[Tensor]:
-        return [
-            trainer.predict(tensor, sent.target, sent.microbatches)
-            for trainer, tensor in zip(self._trainers, sent.tensors, strict=True)
-        ]
+        return self.predictor.predict(sent.tensors, sent.target, sent.microbatches)
 
 
-class OracleSource(SyntheticSource):
-    """Heads predict and learn one step late, but the stage is given the true gradient.
+class OracleSource(PredictedSource):
+    """Predicts and learns one step late, but the stage is given the true gradient.
 
-    The third rung of the proof ladder: with the machinery of a synthetic interface at window 1,
+    The third rung of the proof ladder: with the machinery of a predicted interface at window 1,
     training must equal exact training bit for bit.
     """
 
-    kind = "oracle"
-
-    def __init__(
-        self, plan: InterfacePlan, returned: Receiver, trainers: Sequence[HeadTrainer]
-    ) -> None:
-        super().__init__(plan, returned, trainers)
+    def __init__(self, plan: InterfacePlan, returned: Receiver, predictor: Predictor) -> None:
+        super().__init__(plan, returned, predictor)
+        self.kind = "oracle"
         self._true: deque[list[Tensor]] = deque()
 
     def gradient(self, sent: Sent) -> list[Tensor]:
@@ -331,14 +319,27 @@ def _copies(gradients: list[Tensor]) -> list[Tensor]:
     return [gradient.clone() for gradient in gradients]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """What all predictors of a run are built with.
+
+    Attributes:
+        target: what the targets are; None when nothing is known of them.
+        output: planned shape of the model's output, where it is one tensor.
+        loss: the model file's.
+        device: where predictors live.
+        seed: of the run.
+    """
+
+    target: TargetPlan | None
+    output: tuple[Size, ...] | None
+    loss: Loss
+    device: torch.device
+    seed: int
+
+
 def build_source(
-    plan: InterfacePlan,
-    returned: Receiver,
-    mode: Mode,
-    target: TargetPlan | None,
-    device: torch.device,
-    seed: int,
-    late: int = 0,
+    plan: InterfacePlan, returned: Receiver, mode: Mode, setting: Setting, late: int = 0
 ) -> GradientSource:
     """The source of an interface.
 
@@ -346,44 +347,40 @@ def build_source(
         plan: the interface as it is in this mode (`dnic.runtime.crossing`).
         returned: where its true gradients arrive.
         mode: of the run.
-        target: what the targets are; None when nothing is known of them.
-        device: where the heads live.
-        seed: of the run.
+        setting: what predictors are built with.
         late: batches by which the stage above is late.
+
+    Raises:
+        RuntimeFault: no such predictor can be built for this interface.
     """
     if plan.gradient == "exact":
         return ExactSource(plan, returned)
     if plan.gradient == "stale":
         return StaleSource(plan, returned)
-    trainers = build_trainers(plan, target, device, seed)
+    predictor = build_predictor(plan, setting)
     if mode == "oracle":
-        return OracleSource(plan, returned, trainers)
-    return SyntheticSource(plan, returned, trainers, late=late)
+        return OracleSource(plan, returned, predictor)
+    return PredictedSource(plan, returned, predictor, late=late)
 
 
-def build_trainers(
-    plan: InterfacePlan, target: TargetPlan | None, device: torch.device, seed: int
-) -> list[HeadTrainer]:
-    """A head with its trainer for every differentiable tensor of a synthetic interface."""
-    from dnic.runtime.head_axis import batch_axis
-    from dnic.runtime.head_training import HeadTrainer
-    from dnic.runtime.heads import HeadSpec, build_head
+def build_predictor(plan: InterfacePlan, setting: Setting) -> Predictor:
+    """What predicts the gradients of an interface.
 
-    head = plan.head
-    if head is None:
-        raise ValueError("a synthetic interface without a head")  # check_plan has refused it
-    spec = HeadSpec(hidden_layers=head.hidden_layers, width=head.width, context=head.context)
-    trainers = []
-    for number, tensor in enumerate(plan.differentiable):
-        axis, sample_shape = batch_axis(tensor.shape)
-        built = build_head(
-            sample_shape,
-            dtype_named(tensor.dtype),
-            spec,
-            target.classes if target else None,
-            target.sample_shape if target else None,
-            dtype_named(target.dtype) if target else None,
-            seed=head_seed(seed, plan.source, plan.to, number),
+    Raises:
+        RuntimeFault: there is no such kind, or it cannot be built for this interface.
+    """
+    kind = predictor_kind(plan.gradient)
+    tensors = range(len(plan.differentiable))
+    seeds = tuple(head_seed(setting.seed, plan.source, plan.to, number) for number in tensors)
+    return kind.build(
+        PredictorRequest(
+            tensors=plan.differentiable,
+            head=plan.head or HeadPlan(),
+            target=setting.target,
+            loss=setting.loss,
+            output=setting.output,
+            device=setting.device,
+            seed=seeds[0],
+            seeds=seeds,
         )
-        trainers.append(HeadTrainer(built.to(device), head.lr, axis, head.one_in))
-    return trainers
+    )
