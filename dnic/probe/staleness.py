@@ -5,7 +5,7 @@ batch's own forward pass, when the weights have moved on. The gradient of the cr
 cannot tell how much that matters: there is no other one of the same samples to compare it with. So
 the gradient of the parameters is kept for one batch at a time, and the same batch, with the same
 random numbers, goes through the model again when its lateness has come: what would be right then,
-beside what would be used. One gradient is kept, and each lateness costs a few steps once in so many.
+beside what would be used. One gradient is kept; each lateness costs a few steps once in so many.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from math import inf
 
@@ -17,15 +17,13 @@ from dnic.report import units
 
 NONE = "–"
 _EXPLAINED = (
-    "explained: share of the gradient's squares, 1 is all, 0 what the zero gradient explains; "
-    "progress: of a step along it, a step along the true gradient makes 1; steps: how many more a "
-    "plan counts, never: no interface gets it by itself; by lateness: updates until the true "
-    "gradient is there"
+    "progress: of a step along the predicted gradient, where one along the true gradient makes 1; "
+    "more steps: that a plan counts for the same quality, never: auto does not take it; {by}"
 )
 
 
 def probe_table(probe: Probe) -> RenderableType:
-    """The cuts and their sources, with a column of figures for each lateness."""
+    """The cuts and their sources; figures at every lateness, one beside the other."""
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -33,22 +31,22 @@ def probe_table(probe: Probe) -> RenderableType:
         padding=(0, 1, 0, 0),
         header_style="bold",
     )
+    latenesses = probe.latenesses
+    late = _joined(str(lateness) for lateness in latenesses)
     table.add_column("cut after", overflow="fold")
     table.add_column("cost", justify="right", no_wrap=True)
     table.add_column("source", no_wrap=True)
-    latenesses = probe.latenesses
-    for title in ("explained", "progress", "steps"):
-        for lateness in latenesses:
-            mark = f"{title}\n{lateness}" if lateness == latenesses[0] else f"\n{lateness}"
-            table.add_column(mark, justify="right", no_wrap=True)
-    table.add_column("a step", justify="right", no_wrap=True)
+    for title in ("progress", "more steps"):
+        table.add_column(f"{title}\n{late}", justify="right", no_wrap=True)
     for cut in probe.cuts:
         by_source = groupby(probe.of(cut.after), key=lambda row: row.source)
         for place, (source, found) in enumerate(by_source):
             head = ("", "") if place else (cut.after, units.share(cut.share))
             table.add_row(*map(Text, head), Text(source), *_figures(list(found), latenesses))
         table.add_section()
-    return Group(Text(_title(probe), "bold"), table, Text(_EXPLAINED, "dim"), *_skipped(probe))
+    ticks = ", ".join(map(str, latenesses))
+    note = _EXPLAINED.format(by=f"by lateness: true gradients that come {ticks} updates late")
+    return Group(Text(_title(probe), "bold"), table, Text(note, "dim"), *_skipped(probe))
 
 
 def _title(probe: Probe) -> str:
@@ -62,18 +60,16 @@ def _title(probe: Probe) -> str:
 def _figures(rows: list[ProbedRow], latenesses: tuple[int, ...]) -> Iterator[str]:
     by_lateness = {row.lateness: row for row in rows}
     found = [by_lateness.get(lateness) for lateness in latenesses]
-    for row in found:
-        yield NONE if row is None else _number(row.explained)
-    for row in found:
-        yield NONE if row is None or row.progress is None else _number(row.progress)
-    for row in found:
-        yield NONE if row is None else _steps(row)
-    spent_us = [row.predict_us + row.learn_us for row in rows]
-    yield units.time(max(spent_us)) if any(spent_us) else NONE
+    yield _joined(NONE if row is None else _progress(row) for row in found)
+    yield _joined(NONE if row is None else _steps(row) for row in found)
 
 
-def _number(value: float) -> str:
-    return f"{value:.2f}" if value > -9.995 else f"{value:.0f}"
+def _joined(texts: Iterable[str]) -> str:
+    return " ".join(f"{text:>5}" for text in texts)
+
+
+def _progress(row: ProbedRow) -> str:
+    return NONE if row.progress is None else f"{row.progress:.2f}"
 
 
 def _steps(row: ProbedRow) -> str:

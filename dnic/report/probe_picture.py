@@ -29,7 +29,9 @@ _NAME_HEIGHT = 10.0
 def probe_svg(probe: Probe) -> str:
     """The picture, as the text of an SVG file."""
     panels = list(probe.latenesses)
-    width = _LEFT + len(panels) * _WIDTH + (len(panels) - 1) * _BETWEEN + _RIGHT
+    legend = sum(_entry_width(source) for source in probe.sources)
+    wide = len(panels) * _WIDTH + (len(panels) - 1) * _BETWEEN
+    width = _LEFT + max(wide, legend) + _RIGHT
     height = _TOP + _HEIGHT + _LABELS + 22
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:g}" height="{height:g}" '
@@ -111,7 +113,11 @@ def _legend(sources: Sequence[str], y: float) -> Iterator[str]:
             f'stroke-width="1.5"{dash}/>'
         )
         yield _text(x + 29, y + 3, source)
-        x += 29 + ink.text_width(source, ink.LABEL_SIZE) + 16
+        x += _entry_width(source)
+
+
+def _entry_width(source: str) -> float:
+    return 29 + ink.text_width(source, ink.LABEL_SIZE) + 16
 
 
 def _style(number: int) -> tuple[str, str]:
