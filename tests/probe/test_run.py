@@ -304,7 +304,8 @@ def test_what_cannot_be_probed(
 
 def test_no_cut_with_a_gradient(small: Callable[..., Spec]) -> None:
     frozen = SMALL.replace("    return nn.Seq", "    model = nn.Seq").replace(
-        "    )\n\ndef example", "    )\n    model[0].requires_grad_(False)\n    return model[:1]\n\ndef example"
+        "    )\n\ndef example",
+        "    )\n    model[0].requires_grad_(False)\n    return model[:1]\n\ndef example",
     )
     with pytest.raises(PartitionError, match="cannot be cut anywhere"):
         probe_model(small(frozen), Asked(steps=2))
