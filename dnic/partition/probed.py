@@ -107,7 +107,8 @@ class ProbedRow(Measured):
             predicted and from the true gradient; mean over `checks` of the steps.
         progress: what a step along the gradient that follows from the predicted one is worth beside
             a step along the true one, both of length 1: their lengths along the gradient of other
-            batches, summed over the `checks` and divided; None where that is lost in noise.
+            batches, summed over the `checks` and divided; None where that is lost in noise (a
+            standard error above 0.2).
         checks: see there.
         predict_us, learn_us: microseconds of a step, mean.
     """

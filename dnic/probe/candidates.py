@@ -1,9 +1,9 @@
 """Which cuts are probed: some of those that may be cut, spread evenly over the model's cost.
 
 A model of a hundred operations has as many cuts, most of them inside a module beside a better one.
-The forward cost is divided into equal parts, and of each part the tidiest cut is taken, as the
-planner would: few tensors, no module opened. Costs are computed for a stock CPU core, so that every
-machine probes the same cuts.
+Those come first that a planner would prefer, few tensors and no module opened, as far from one
+another in the model's forward cost as can be; then others where there is room between. Costs are
+computed for a stock CPU core, so that every machine probes the same cuts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dnic.partition.probed import ProbeSkip
 from dnic.probe.asked import Asked
 
 _PROFILE = "cpu-core"
+# From the middle of the cost: a single cut should lie there.
+_INNER = 0.25
 
 
 @dataclass(frozen=True)
@@ -95,25 +97,26 @@ def _shares(graph: Graph) -> tuple[float, ...]:
 
 
 def _spread(points: Sequence[CutPoint], shares: Sequence[float], most: int) -> list[CutPoint]:
-    """The tidiest point of each of `most` equal parts of the cost."""
-    parts: dict[int, list[CutPoint]] = {}
+    """So many points at most, far from one another: tidy ones first, others where there is room."""
+    levels: dict[tuple[int, ...], list[CutPoint]] = {}
     for point in points:
-        parts.setdefault(min(int(shares[point.gap] * most), most - 1), []).append(point)
+        untidy = (len(point.shared), len(point.differentiable), point.opened)
+        levels.setdefault(untidy, []).append(point)
+    inner = [p for p in points if abs(shares[p.gap] - 0.5) <= _INNER] or list(points)
+    tidiest = min((len(p.shared), len(p.differentiable), p.opened) for p in inner)
+    first = [p for p in inner if p in levels[tidiest]]
+    chosen = [min(first, key=lambda p: abs(shares[p.gap] - 0.5))]
 
-    chosen = []
-    for part in sorted(parts):
-        middle = (part + 0.5) / most
-        untidy = {
-            point.gap: (
-                len(point.shared),
-                len(point.differentiable),
-                point.opened,
-                abs(shares[point.gap] - middle),
-            )
-            for point in parts[part]
-        }
-        chosen.append(min(parts[part], key=lambda point, of=untidy: of[point.gap]))  # type: ignore[misc]
-    return chosen
+    def room(point: CutPoint) -> float:
+        return min(abs(shares[point.gap] - shares[other.gap]) for other in chosen)
+
+    for untidy in sorted(levels):
+        while len(chosen) < most:
+            best = max(levels[untidy], key=room)
+            if room(best) < 0.5 / most:
+                break
+            chosen.append(best)
+    return sorted(chosen, key=lambda point: point.gap)
 
 
 def _within(found: list[Candidate], asked: Asked) -> tuple[tuple[Candidate, ...], list[ProbeSkip]]:

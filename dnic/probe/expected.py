@@ -24,6 +24,9 @@ from dnic.trace import untouched
 
 # Batches of which the mean is taken.
 BATCHES = 4
+FEWEST_CHECKS = 3
+# A standard error of progress; beyond, half of the progress is hardly told from all of it.
+LARGEST_ERROR = 0.2
 
 Gradients = Mapping[str, Tensor | None]
 
@@ -60,10 +63,17 @@ def joined(compared: Compared, direction: Compared, true: Compared) -> Check:
 def progress(checks: Sequence[Check]) -> float | None:
     """Progress of steps along the directions over that of steps along the true gradients.
 
-    None where the true ones make none that can be told from noise.
+    None where it is lost in noise: its standard error is large, or of too few checks to be known.
+    The expected gradient is a mean over few batches, and where nothing is left to be learnt, as on
+    a small data set after a few epochs, it has nothing in common with any other batch's.
     """
-    true = sum(check.true_along for check in checks)
-    return sum(check.along for check in checks) / true if true > 0 else None
+    count, true = len(checks), sum(check.true_along for check in checks)
+    if count < FEWEST_CHECKS or true <= 0:
+        return None
+    ratio = sum(check.along for check in checks) / true
+    errors = sum((check.along - ratio * check.true_along) ** 2 for check in checks)
+    standard_error = sqrt(errors * count / (count - 1)) / true
+    return ratio if standard_error <= LARGEST_ERROR else None
 
 
 def gradients_now(

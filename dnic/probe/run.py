@@ -107,7 +107,12 @@ class _Run:
         self._staleness = None
         if STALE in asked.sources:
             self._staleness = Staleness(
-                self._model, subject.cuts, asked.latenesses, self._plain_loss, self._expected
+                self._model,
+                subject.cuts,
+                asked.latenesses,
+                asked.steps,
+                self._plain_loss,
+                self._expected,
             )
         self._losses: list[float] = []
 

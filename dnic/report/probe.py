@@ -45,7 +45,7 @@ def probe_table(probe: Probe) -> RenderableType:
             table.add_row(*map(Text, head), Text(source), *_figures(list(found), latenesses))
         table.add_section()
     ticks = ", ".join(map(str, latenesses))
-    note = _EXPLAINED.format(by=f"by lateness: true gradients that come {ticks} updates late")
+    note = _EXPLAINED.format(by=f"by lateness of true gradients, in updates: {ticks}")
     return Group(Text(_title(probe), "bold"), table, Text(note, "dim"), *_skipped(probe))
 
 

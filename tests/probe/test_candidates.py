@@ -38,8 +38,10 @@ def names(graph: Graph, **asked: object) -> list[str]:
 
 def test_between_blocks_evenly(graph: Graph) -> None:
     assert names(graph, most_cuts=6) == ["0", "1", "2", "3", "4", "5"]
-    some = names(graph, most_cuts=3)
-    assert len(some) == 3 and set(some) <= {"0", "1", "2", "3", "4", "5"}
+    assert names(graph, most_cuts=3) == ["0", "2", "5"]
+    assert names(graph, most_cuts=1) == ["2"]
+    many = names(graph, most_cuts=16)
+    assert 12 <= len(many) <= 16 and {"0", "1", "2", "3", "4", "5"} < set(many)
 
 
 def test_all_and_those_that_are_named(graph: Graph) -> None:
@@ -53,7 +55,7 @@ def test_all_and_those_that_are_named(graph: Graph) -> None:
 def test_shares_and_parameters_grow_along_the_model(graph: Graph) -> None:
     found, _ = candidates(graph, Asked(most_cuts=6))
     shares = [cut.share for cut in found]
-    assert shares == sorted(shares) and 0 < shares[0] and shares[-1] < 1
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] < 1
     assert shares[2] == pytest.approx(0.5, abs=0.05)
     assert [len(cut.parameters) for cut in found] == [6, 12, 18, 24, 30, 36]
 
