@@ -157,8 +157,6 @@ class Pass:
         args, kwargs = map_leaves(call.args, self.current), map_leaves(call.kwargs, self.current)
         with torch.set_grad_enabled(call.grad):
             out = call.function(*args, **kwargs)
-            if isinstance(out, Tensor) and not call.mutates and _among(out, (args, kwargs)):
-                out = out.view_as(out)  # An identity's result crosses cuts on its own.
         if call.node.name in self._wanted:
             self._results[call.node.name] = out
         return out
@@ -170,18 +168,17 @@ class Pass:
         return leaf
 
     def _cross(self, cut: Candidate) -> Crossed:
-        crossed, here = Crossed(), set()
+        crossed = Crossed()
         for place, value in enumerate(cut.point.differentiable):
             original = self._results[self._meant[value.name]]
             handed = self.current(original)
             crossed.handed.append(handed)
             crossed.gradients.append(None)
             crossed.dtypes.append(dtype_named(value.dtype))
-            if handed.requires_grad and id(original) not in here:
+            if handed.requires_grad:
                 copy = handed.clone()
                 copy.register_hook(self._noting(crossed, place))
                 self._copies[id(original)] = (original, copy)
-                here.add(id(original))
         return crossed
 
     def _noting(self, crossed: Crossed, place: int) -> Any:
@@ -190,12 +187,6 @@ class Pass:
                 crossed.gradients[place] = gradient.detach()
 
         return note
-
-
-def _among(tensor: Tensor, structure: Any) -> bool:
-    found = []
-    map_leaves(structure, lambda leaf: found.append(leaf is tensor))
-    return any(found)
 
 
 def _meant(node: fx.Node) -> fx.Node:

@@ -86,15 +86,3 @@ def test_another_batch_size_and_a_gradient_that_does_not_come(model: Skip) -> No
     made.backward(made.crossed[0].handed[0].sum())
     assert [tuple(t.shape) for t in made.crossed[0].tensors()] == [(3, 8), (3, 8)]
     assert all(gradient.eq(0).all() for gradient in made.crossed[0].true())
-
-
-def test_an_identitys_result_crosses_on_its_own(model: Skip) -> None:
-    x = torch.randn(6, 4)
-    made, _ = passed(model, x, "same")
-    made.backward(made.output.square().mean())
-    (crossed,) = made.crossed
-    h = model.stem(x).detach().requires_grad_()
-    same = h.detach().clone().requires_grad_()
-    model.head(same + model.second(torch.relu(model.first(h)))).square().mean().backward()
-    assert h.grad is not None and same.grad is not None
-    torch.testing.assert_close(crossed.true(), [h.grad, same.grad])
