@@ -12,7 +12,7 @@ from dnic.codegen.planfile import read_plan_file
 from dnic.cost import is_stock
 from dnic.errors import SpecError
 from dnic.partition.plan import Plan, PlannedInterface, PlannedLrScheduler
-from dnic.spec import Spec, load_spec, override, spec_from_mapping, starter
+from dnic.spec import HeadSpec, Spec, load_spec, override, spec_from_mapping, starter
 from dnic.spec.modelfile import load_model_file
 
 
@@ -215,12 +215,16 @@ def _interfaces_left(plan: Plan) -> list[PlannedInterface]:
 
 def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
     """An interface of a plan in the words of a spec."""
-    kept = {"gradient", "window", "warmup_steps", "return_every"}
+    kept = {"gradient", "window", "warmup_steps", "return_every", "predict_weights"}
     again: dict[str, Any] = interface.model_dump(include=kept)
     again["message"] = {"float32": "fp32", "bfloat16": "bf16"}[interface.message]
     if interface.head is not None:
         asked = {"hidden_layers", "width", "context", "lr", "one_in"}
         head = interface.head.model_dump(include=asked)
+        own = interface.head.model_extra or {}
+        named = {key: own[key] for key in own if key in HeadSpec.model_fields}
+        others = {key: own[key] for key in own if key not in named}
+        head |= named | ({"options": others} if others else {})
         again["head"] = {key: value for key, value in head.items() if value is not None}
     return again
 

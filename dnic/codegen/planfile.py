@@ -58,6 +58,9 @@ _Dumper.add_representer(list, lambda d, v: _represent(d, "tag:yaml.org,2002:seq"
 def plan_text(plan: Plan) -> str:
     """The content of `plan.yaml`."""
     content = plan.model_dump(mode="json", by_alias=True)
+    for interface in content["interfaces"]:
+        if not interface["predict_weights"]:
+            del interface["predict_weights"]
     header = HEADER + SCHEDULE
     if plan.schedule == PlannedSchedule():
         del content["schedule"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from dnic.codegen.planfile import read_plan_file
 from dnic.codegen.write import bundle_files, check_target, staged
-from dnic.compiler.ask import device_profile, names_of, request_of, training_of
+from dnic.compiler.ask import check_sources, device_profile, names_of, request_of, training_of
 from dnic.compiler.load import Loaded, check_loss, load, target_of
 from dnic.compiler.price import price
 from dnic.compiler.probe_file import predictability_of
@@ -76,6 +76,7 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
         SpecError, TraceError, PartitionError: what was asked for cannot be done.
     """
     loaded = _seen(observe, "load", load(spec))
+    check_sources(spec)
     fine = _seen(observe, "capture", capture_fine(loaded.model, loaded.inputs))
     check_loss(loaded.source, fine)
     traced = build_graph(fine)

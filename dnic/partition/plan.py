@@ -211,8 +211,11 @@ class PlannedHead(Part):
 
     `width` is the rank of the hidden layers; None means full width (0 hidden layers: one linear
     map without a bottleneck). It learns from one in `one_in` samples of a batch. `forward_us` and
-    `train_us` are predicted.
+    `train_us` are predicted. Further keys are options of its kind: `task`, `targets` and `loss` of
+    tails (`dnic.runtime.tail_options`), or what a registered source knows.
     """
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     hidden_layers: int = Field(ge=0, le=3)
     width: int | None = None
@@ -227,11 +230,16 @@ class PlannedHead(Part):
 class PlannedInterface(Part):
     """The tensors that cross from one stage to another and how their gradient is obtained.
 
-    `gradient`, `head`, `window`, `warmup_steps`, `message` and `return_every` may be edited without
-    compiling again. `after` is the cut: the dotted path of the last module (or the name of the last
-    operation) before it. Targets always travel from each stage to the next, beside these tensors.
-    Wider floating tensors and their gradients travel as `message`; `nbytes` and `transfer_us` are
-    of the message forward. The true gradients of every `return_every`-th batch come back.
+    `gradient`, `head`, `window`, `warmup_steps`, `message`, `return_every` and `predict_weights`
+    may be edited without compiling again. `after` is the cut: the dotted path of the last module
+    (or the name of the last operation) before it. Targets always travel from each stage to the
+    next, beside these tensors. Wider floating tensors and their gradients travel as `message`;
+    `nbytes` and `transfer_us` are of the message forward.
+
+    Attributes:
+        gradient: `exact`, `stale` or the name of what predicts it.
+        return_every: the true gradients of every so many batches come back; 0: none.
+        predict_weights: a stage that is late goes forward with the weights that it expects to have.
     """
 
     name: str
@@ -240,14 +248,20 @@ class PlannedInterface(Part):
     after: str
     tensors: tuple[PlannedTensor, ...]
     nbytes: int
-    gradient: Literal["exact", "synthetic", "stale"]
+    gradient: str = Field(pattern=r"^[^\W\d]\w*$")
     head: PlannedHead | None = None
     window: int = Field(default=1, ge=1)
     warmup_steps: int | Literal["auto"] = "auto"
     message: Literal["float32", "bfloat16"] = "float32"
-    return_every: int = Field(default=1, ge=1)
+    return_every: int = Field(default=1, ge=0)
+    predict_weights: bool = False
     transfer_us: float = 0.0
     reason: str = ""
+
+    @property
+    def predicted(self) -> bool:
+        """Whether its gradient is predicted, rather than waited for."""
+        return self.gradient not in ("exact", "stale")
 
 
 class PlannedShared(Part):

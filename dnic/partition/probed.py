@@ -78,7 +78,7 @@ class ProbedCut(Measured):
         share: of the model's forward cost that lies before it, 0 to 1.
         parameters: before it, that are trained.
         tensors: whose gradients are predicted.
-        head: what the heads were like: `hidden_layers`, `width`, `lr`, `one_in`.
+        heads: what the head or tail of each source was like, as in `plan.yaml`.
     """
 
     after: str
@@ -86,7 +86,7 @@ class ProbedCut(Measured):
     share: float
     parameters: int
     tensors: tuple[ProbedTensor, ...]
-    head: dict[str, Any] = Field(default_factory=dict)
+    heads: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
 class ProbedRow(Measured):

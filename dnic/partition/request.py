@@ -12,10 +12,13 @@ from types import MappingProxyType
 from typing import Literal
 
 from dnic.cost.profile import Link
+from dnic.cost.tail import TailChoice
 from dnic.errors import PartitionError
 from dnic.partition.predictability import NO_CONTEXT, Penalty, Predictability
 
 Auto = Literal["auto"]
+# Gradients that are waited for, on time or late: nothing predicts them.
+AWAITED = ("exact", "stale")
 ScheduleName = Literal["auto", "decoupled", "stale", "exact", "1f1b", "gpipe", "ddp", "backprop"]
 
 
@@ -24,11 +27,11 @@ class InterfaceChoice:
     """How the gradient of one interface is to be obtained.
 
     Attributes:
-        gradient: `auto` decides.
+        gradient: `auto` decides; else `exact`, `stale` or the name of what predicts it.
         sources: what `auto` may choose from.
         penalty: for each source that predicts, the share of steps that it costs for the same
             quality; 0 where nothing is said, and a probe may say more.
-        hidden_layers: of the head, 0 to 3.
+        hidden_layers: of the head or tail, 0 to 3; `auto` is its kind's.
         width: of its hidden layers; None is full width, `auto` fits the stage's slack.
         context: what the head sees beside the activation.
         lr: of the head's optimizer.
@@ -37,13 +40,17 @@ class InterfaceChoice:
         window: batches in flight; `auto` is the smallest that does not limit, at least 2.
         warmup_steps: steps on true gradients at the start.
         message: float32 tensors on the way; `auto` is bf16 where the link is what limits.
-        return_every: the true gradient of every so many batches comes back.
+        return_every: the true gradient of every so many batches comes back; 0: none does.
+        tail: what a tail is scored by.
+        task: weight of a virtual tail's own loss.
+        options: further keys of a head that somebody registered.
+        predict_weights: whether late stages go forward with the weights that they expect to have.
     """
 
-    gradient: Literal["auto", "exact", "synthetic", "stale"] = "auto"
-    sources: tuple[Literal["exact", "synthetic", "stale"], ...] = ("synthetic",)
+    gradient: str = "auto"
+    sources: tuple[str, ...] = ("synthetic",)
     penalty: tuple[tuple[str, float], ...] = ()
-    hidden_layers: int = 1
+    hidden_layers: int | Auto = "auto"
     width: int | Auto | None = "auto"
     context: Literal["target", "none"] = "target"
     lr: float = 1e-3
@@ -52,18 +59,38 @@ class InterfaceChoice:
     warmup_steps: int | Auto = "auto"
     message: Literal["auto", "fp32", "bf16"] = "auto"
     return_every: int = 1
+    tail: TailChoice = TailChoice()  # noqa: RUF009  # frozen
+    task: float = 1.0
+    options: tuple[tuple[str, bool | int | float | str], ...] = ()
+    predict_weights: bool = False
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a predicted gradient may be taken."""
+        if self.gradient == "auto":
+            return any(source not in AWAITED for source in self.sources)
+        return self.gradient not in AWAITED
 
     @property
     def stale(self) -> bool:
         """Whether a decoupled interface goes on with late gradients, and no head is built."""
         if self.gradient == "auto":
-            return "stale" in self.sources and "synthetic" not in self.sources
+            return "stale" in self.sources and not self.predicts
         return self.gradient == "stale"
 
     @property
     def may_be_stale(self) -> bool:
         """Whether late gradients may be taken in place of predicted ones."""
         return self.stale or (self.gradient == "auto" and "stale" in self.sources)
+
+    def options_of(self, source: str) -> Mapping[str, bool | int | float | str]:
+        """The options of a head's own kind that differ from its defaults, as plan.yaml has them."""
+        own: dict[str, bool | int | float | str] = {}
+        if source in ("virtual", "local"):
+            own = {"task": self.task} if source == "virtual" else {}
+            own |= {"targets": self.tail.targets} if self.tail.targets != "auto" else {}
+            own |= {"loss": self.tail.loss} if self.tail.loss != "auto" else {}
+        return own | dict(self.options)
 
     def penalty_of(self, source: str) -> float:
         """The penalty of one source."""

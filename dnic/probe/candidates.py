@@ -20,7 +20,7 @@ from dnic.partition.heads import head_misfit
 from dnic.partition.probed import ProbeSkip
 from dnic.probe.asked import Asked
 
-_PROFILE = "cpu-core"
+PROFILE = "cpu-core"
 # From the middle of the cost: a single cut should lie there.
 _INNER = 0.25
 
@@ -91,7 +91,7 @@ def _candidate(point: CutPoint, shares: Sequence[float], uses: Mapping[str, int]
 
 def _shares(graph: Graph) -> tuple[float, ...]:
     """For each gap the share of the forward cost that lies before it."""
-    costs = cost_model(graph, load_profile(_PROFILE))
+    costs = cost_model(graph, load_profile(PROFILE))
     sums = list(accumulate(costs.forward_us, initial=0.0))
     return tuple(us / sums[-1] if sums[-1] else 0.0 for us in sums)
 

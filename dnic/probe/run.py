@@ -39,15 +39,15 @@ from dnic.probe.boundaries import Boundaries, Pass
 from dnic.probe.candidates import Candidate
 from dnic.probe.expected import Check, Expected, progress
 from dnic.probe.figures import Compared, summary
-from dnic.probe.predictors import STALE, build_predictor
+from dnic.probe.predictors import STALE, build_predictor, head_of, head_words
 from dnic.probe.site import Learner, Site, mean_us
 from dnic.probe.staleness import Staleness
-from dnic.probe.subject import Subject, head_at, head_words, subject_of
+from dnic.probe.subject import Subject, subject_of
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import total_loss
 from dnic.runtime.lr import LearningRate, build_scheduler
 from dnic.runtime.optimizer import build_optimizer, first_step
-from dnic.runtime.plan import LrSchedulerPlan
+from dnic.runtime.plan import HeadPlan, LrSchedulerPlan
 from dnic.runtime.precision import autocast
 from dnic.runtime.seeds import part_seed, seed_everything, stage_seed
 from dnic.spec import Spec
@@ -83,13 +83,13 @@ def probe_model(spec: Spec, asked: Asked, progress: Progress = lambda what: None
         stack.enter_context(without_cache(subject.loaded.model))
         stack.enter_context(as_compilers_see_it(bool(subject.fine.compiling)))
         torch.set_flush_denormal(True)
-        return _Run(subject, spec, asked, progress).result()
+        return _Run(subject, asked, progress).result()
 
 
 class _Run:
     """A run of a subject."""
 
-    def __init__(self, subject: Subject, spec: Spec, asked: Asked, progress: Progress) -> None:
+    def __init__(self, subject: Subject, asked: Asked, progress: Progress) -> None:
         self._subject, self._asked, self._progress = subject, asked, progress
         self._model = subject.loaded.model.train()
         training = subject.training
@@ -100,7 +100,7 @@ class _Run:
         if training.scheduler is not None:
             self._rate = _learning_rate(training.scheduler, self._optimizer)
         self._boundaries = Boundaries(subject.fine, subject.graph, subject.cuts)
-        self._heads = [head_at(spec, cut) for cut in subject.cuts]
+        self._heads: list[dict[str, HeadPlan]] = [{} for _ in subject.cuts]
         self._skipped = list(subject.skipped)
         self._sites = [self._site(number, cut) for number, cut in enumerate(subject.cuts)]
         self._expected = Expected(self._model, self._plain_loss, self._others())
@@ -122,12 +122,15 @@ class _Run:
         for source in self._asked.sources:
             if source == STALE:
                 continue
+            values = cut.point.differentiable
+            choice = subject.request.choice_at(cut.point.after)
+            head = self._heads[number][source] = head_of(source, choice, values)
             try:
                 for lateness in self._asked.latenesses:
                     predictor = build_predictor(
                         source,
-                        cut.point.differentiable,
-                        self._heads[number],
+                        values,
+                        head,
                         target=subject.target_plan,
                         loss=subject.loaded.source.loss,
                         output=subject.output,
@@ -272,7 +275,7 @@ class _Run:
                 ProbedTensor(name=value.name, shape=value.shape, dtype=value.dtype)
                 for value in cut.point.differentiable
             ),
-            head=dict(head_words(self._heads[number])),
+            heads={source: head_words(head) for source, head in self._heads[number].items()},
         )
 
     def _rows(self, site: Site, learner: Learner, half: int) -> Iterator[ProbedRow]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from dnic.compiler.ask import training_of
+from dnic.compiler.ask import check_sources, request_of, training_of
 from dnic.compiler.load import Loaded, check_loss, load, output_shapes, target_of
-from dnic.cost import NARROWEST, head_features
+from dnic.cost import load_profile
 from dnic.errors import SpecError
 from dnic.graph.batch import at_batch
 from dnic.graph.build import build_graph
@@ -17,16 +15,14 @@ from dnic.graph.graph import Graph
 from dnic.graph.shape import Shape, resolve
 from dnic.partition.plan import PlannedTarget, PlannedTraining
 from dnic.partition.probed import ProbeSkip
+from dnic.partition.request import PartitionRequest
 from dnic.probe.asked import Asked
-from dnic.probe.candidates import Candidate, candidates
+from dnic.probe.candidates import PROFILE, Candidate, candidates
 from dnic.runtime.batches import Batches, read_dataset
 from dnic.runtime.loss import Loss, own_loss
-from dnic.runtime.plan import HeadPlan, InputSpec, SamplePlan, TargetPlan
+from dnic.runtime.plan import InputSpec, SamplePlan, TargetPlan
 from dnic.spec import Spec
 from dnic.trace import TracedModel, capture_fine
-
-# Of a head whose width the plan chooses for its stage's slack, which is not known here.
-_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -40,6 +36,7 @@ class Subject:
         digest: of the model.
         training: how it trains.
         target: what targets are; None where nothing is known of them.
+        request: what the spec asks for at each interface.
         cuts: to probe.
         skipped: cuts that cannot be.
     """
@@ -50,6 +47,7 @@ class Subject:
     digest: str
     training: PlannedTraining
     target: PlannedTarget | None
+    request: PartitionRequest
     cuts: tuple[Candidate, ...]
     skipped: tuple[ProbeSkip, ...]
 
@@ -108,6 +106,7 @@ def subject_of(spec: Spec, asked: Asked) -> Subject:
             expected="false",
         )
     loaded = load(spec)
+    check_sources(spec)
     if loaded.source.train_data is None:
         raise SpecError(
             f"the model file has no {spec.model.train_data}, and a probe trains",
@@ -127,34 +126,7 @@ def subject_of(spec: Spec, asked: Asked) -> Subject:
         digest=graph_digest(traced),
         training=training,
         target=target_of(loaded.target, graph),
+        request=request_of(spec, load_profile(PROFILE), graph),
         cuts=cuts,
         skipped=skipped,
     )
-
-
-def head_at(spec: Spec, cut: Candidate) -> HeadPlan:
-    """What the spec says of the head of a cut; `auto` is a middling one that learns from all."""
-    head = spec.interface(cut.point.after).head
-    width: int | None = _WIDTH
-    if head.width != "auto":
-        width = head.width
-    else:
-        features = max(head_features(value) for value in cut.point.differentiable)
-        width = None if features <= NARROWEST else min(_WIDTH, features)
-    return HeadPlan(
-        hidden_layers=head.hidden_layers,
-        width=width,
-        context=head.context,
-        lr=head.lr,
-        one_in=1 if head.one_in == "auto" else head.one_in,
-    )
-
-
-def head_words(head: HeadPlan) -> Mapping[str, Any]:
-    """A head as `probe.json` has it."""
-    return {
-        "hidden_layers": head.hidden_layers,
-        "width": head.width,
-        "lr": head.lr,
-        "one_in": head.one_in,
-    }

@@ -22,7 +22,6 @@ from typing import Any, get_args
 import yaml
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
 from dnic.runtime.plan import (
     AWAITED,
     HeadPlan,
@@ -40,6 +39,7 @@ from dnic.runtime.plan import (
     TensorSpec,
     batch_multiple,
 )
+from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
 from dnic.runtime.registry import BUILT_IN, is_name
 from dnic.runtime.trainplan import check_training, read_training
 
@@ -294,8 +294,8 @@ def _output(content: Mapping[str, Any]) -> tuple[Size, ...] | None:
     shapes = {row["name"]: row.get("shape") for row in operations}
     for interface in content["interfaces"]:
         shapes.update({row["name"]: row["shape"] for row in interface["tensors"]})
-    returned = next((row for row in operations if row.get("kind") == "output"), {})
-    names = returned.get("inputs") or ()
+    returned = [row for row in operations if row.get("kind") == "output"]
+    names = returned[0].get("inputs") or [] if returned else []
     shape = shapes.get(names[0]) if len(names) == 1 else None
     return None if shape is None else tuple(shape)
 

@@ -38,10 +38,12 @@ class Crossings:
     Attributes:
         interfaces: each with the gradient, the messages and the returns that it has in this mode.
         late: for each stage, batches by which its backward pass is behind its forward pass.
+        foresees: for each stage, whether it goes forward with weights that it predicts.
     """
 
     interfaces: tuple[InterfacePlan, ...]
     late: tuple[int, ...]
+    foresees: tuple[bool, ...]
 
     def between(self, source: int, to: int) -> InterfacePlan | None:
         """The interface from one stage to another, if they have one."""
@@ -98,7 +100,7 @@ def crossings(plan: Plan, mode: Mode) -> Crossings:
         if row.predicted and late[row.to] > late[row.source]:
             # A true gradient that comes later than the backward pass cannot be awaited.
             found[index] = replace(row, warmup_steps=0)
-    return Crossings(tuple(found), late)
+    return Crossings(tuple(found), late, _foresight(found, late))
 
 
 def warmup_steps(plan: InterfacePlan, total_steps: int) -> int:
@@ -127,7 +129,7 @@ def _in_mode(interface: InterfacePlan, mode: Mode) -> InterfacePlan:
             for spec in interface.tensors
         ),
         return_every=_return_every(interface) if mode == "decoupled" else 1,
-        predict_weights=interface.predict_weights and mode == "decoupled",
+        predict_weights=interface.predict_weights and gradient == "stale",
     )
 
 
@@ -163,3 +165,13 @@ def _lateness(interfaces: Sequence[InterfacePlan], stages: int) -> tuple[int, ..
             window = row.window if row.gradient == "stale" else 0
             late[source] = max(late[source], window + late[row.to])
     return tuple(late)
+
+
+def _foresight(interfaces: Sequence[InterfacePlan], late: tuple[int, ...]) -> tuple[bool, ...]:
+    """Stages that are late by an interface that asks for it, and those that wait for them."""
+    found = [False] * len(late)
+    for source in reversed(range(len(late))):
+        for row in interfaces:
+            if row.source == source and row.differentiable and not row.predicted:
+                found[source] |= row.predict_weights or found[row.to]
+    return tuple(foresees and behind > 0 for foresees, behind in zip(found, late, strict=True))

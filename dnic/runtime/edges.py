@@ -187,9 +187,7 @@ class OutEdge:
         self._forward.finish()
 
 
-def connect(
-    worker: Worker, transport: Transport, loss: Loss
-) -> tuple[list[InEdge], list[OutEdge]]:
+def connect(worker: Worker, transport: Transport, loss: Loss) -> tuple[list[InEdge], list[OutEdge]]:
     """The edges of a worker's stage, those below and those above."""
     plan, rank, mode = worker.bundle.plan, worker.place.rank, worker.options.mode
     late = crossings(plan, mode).late

@@ -5,7 +5,8 @@ Numbers as in `dnic.runtime.engine`; the stage is late by L batches (`dnic.runti
     stages below                        this stage                         stages above
     ------------                        ----------                         ------------
     activation t, target t  ──────►  1  receive
-                                     2  forward t, with the weights of now
+                                     2  forward t, with the weights of now,
+                                        or those foreseen (`dnic.runtime.foresight`)
                                      3  send  ───────────────────────────►  activation t, target t
                                      4  gradient t-L: awaited  ◄──────────  gradient t-L
                                      5  backward t-L, with the weights that t-L went forward with
@@ -37,6 +38,7 @@ from torch.autograd import backward
 from dnic.errors import RuntimeFault
 from dnic.runtime.crossing import crossings
 from dnic.runtime.engine import Engine
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss
 from dnic.runtime.plan import TrainPlan
@@ -72,8 +74,10 @@ class LateEngine(Engine):
                 where="--microbatches",
                 expected="1, or another source of gradients",
             )
-        self._late = crossings(plan, mode).late[worker.place.rank]
-        self._stash = WeightStash(stage)
+        crossed = crossings(plan, mode)
+        self._late = crossed.late[worker.place.rank]
+        foresees = crossed.foresees[worker.place.rank]
+        self._stash = WeightStash(stage, Foresight(stage, optimizer) if foresees else None)
         self._open: deque[_Open] = deque()
 
     def _step(self, feed: Iterator[Batch], size: int, watch: Stopwatch) -> Tensor | None:
@@ -82,7 +86,7 @@ class LateEngine(Engine):
         watch.lap("share")
         inputs, target = self._receive(self._cut(feed, 1), gradients=True)  # 1
         watch.lap("data" if self._first else "receive")
-        output, weights = self._stash.forward(tuple(inputs.values()))  # 2
+        output, weights = self._stash.forward(tuple(inputs.values()), len(self._open))  # 2
         watch.lap("forward")
         outputs = self._named(output)
         self._send(outputs, target)  # 3

@@ -24,6 +24,7 @@ from dnic.runtime.bundle import Bundle, check_stages
 from dnic.runtime.cells import cut_all
 from dnic.runtime.clipping import gradient_norm, joined_norm, planned_limits, scale_gradients
 from dnic.runtime.crossing import Crossings, Returns, crossings, rounded
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.forward import sent_dtypes
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
@@ -138,9 +139,9 @@ class Reference:
         rate = planned_learning_rate(train, optimizer)
         if rate.needs_evaluation:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
-        return ReferenceStage(
-            module, *names, optimizer, rate, limit, arriving, above, late, random_state()
-        )
+        foresight = Foresight(module, optimizer) if crossed.foresees[index] else None
+        rest: tuple[Any, ...] = limit, arriving, above, late, foresight, random_state()
+        return ReferenceStage(module, *names, optimizer, rate, *rest)
 
     def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
         """Trains from the beginning.
@@ -276,8 +277,11 @@ class Reference:
         if not stage.late:
             batch.weights.append({})
             return stage.module(*inputs)
+        foreseen = stage.foresight.weights(len(stage.open)) if stage.foresight else {}
         copies = {
-            name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
+            name: foreseen.get(name, parameter.detach().clone()).requires_grad_(
+                parameter.requires_grad
+            )
             for name, parameter in stage.module.named_parameters()
         }
         batch.weights.append(copies)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dnic.runtime.crossing import Returns, rounded
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.lr import LearningRate
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import InterfacePlan, TensorSpec
@@ -103,6 +104,7 @@ class ReferenceStage:
     arriving: dict[str, TensorSpec]
     above: list[ReferenceInterface]
     late: int
+    foresight: Foresight | None
     random: dict[str, Any]
     open: deque[list[PassingBatch]] = field(default_factory=deque)  # forward, not yet back
 

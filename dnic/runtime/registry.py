@@ -40,6 +40,8 @@ _ROOM = "dnic.runtime.predictors"
 BUILT_IN = {name: f"{_ROOM}.{name}" for name in ("synthetic", "virtual", "local")}
 BUILT_IN["none"] = f"{_ROOM}.nothing"
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class PredictorRequest:
@@ -61,7 +63,7 @@ class PredictorRequest:
     target: TargetPlan | None = None
     loss: Loss | None = None
     output: tuple[Size, ...] | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device = _CPU
     seed: int = 0
     seeds: tuple[int, ...] = ()
 
@@ -192,7 +194,7 @@ def _load(name: str) -> None:
     for entry in entry_points(group=ENTRY_POINTS, name=name):
         try:
             found = entry.load()
-        except Exception as error:  # noqa: BLE001  # whatever a foreign module raises
+        except Exception as error:  # whatever a foreign module raises
             raise RuntimeFault(
                 f"the gradient source {name} cannot be imported: {error}", where=entry.value
             ) from error

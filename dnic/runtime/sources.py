@@ -2,9 +2,10 @@
 
 One object for each interface that a stage sends differentiable tensors over. The engine calls
 `gradient` before the backward pass of every microbatch; in every step `take` (before the update)
-and `learn` (after it); at the end of an epoch `drain`. Predictors (`dnic.runtime.predictor`) predict
-for each microbatch and learn once a step, on the whole batch: what they learn, and how fast, does
-not depend on how batches are cut. `torch.distributed.pipelining` knows only awaited gradients.
+and `learn` (after it); at the end of an epoch `drain`. Predictors (`dnic.runtime.predictor`)
+predict for each microbatch and learn once a step, on the whole batch: what they learn, and how
+fast, does not depend on how batches are cut. `torch.distributed.pipelining` knows only awaited
+gradients.
 
 Synthetic gradients: Jaderberg et al. 2016, arXiv 1608.05343, sections 2 and 3; the lag between
 activation and true gradient is fixed here, so that a run does not depend on its links' timing.

@@ -3,10 +3,10 @@
     tensors -> read -> down -> bend -> (layer -> bend)* -> ending -> loss(targets)
 
 What a virtual forward-backward network (Miyato et al. 2017) puts at a cut, and what a local loss
-is made of. Hidden layers and widths are those of heads (`dnic.runtime.heads`): without hidden layers
-a tail is one linear map, of a rank where a width is given. All tensors of an interface share one
-tail: each is read by itself, what they say is added up; a tensor whose positions have targets is
-joined by what the others say of the whole sample. An encoder-decoder's memory so informs every
+is made of. Hidden layers and widths are those of heads (`dnic.runtime.heads`): without hidden
+layers a tail is one linear map, of a rank where a width is given. All tensors of an interface share
+one tail: each is read by itself, what they say is added up; a tensor whose positions have targets
+is joined by what the others say of the whole sample. An encoder-decoder's memory so informs every
 position of its decoder.
 
 Not handled: sizes that change from batch to batch; targets that do not follow the batch.
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from dnic.errors import RuntimeFault
 from dnic.runtime.head_regressor import Bend
 from dnic.runtime.links import dtype_named
+from dnic.runtime.loss import own_loss
 from dnic.runtime.registry import PredictorRequest
 from dnic.runtime.tail_aim import Aim
 from dnic.runtime.tail_ending import ClassEnding, Ending, ModelEnding, ValueEnding
@@ -116,7 +117,14 @@ def build_tail(request: PredictorRequest, options: TailOptions) -> Tail:
             )
     dtypes = {dtype_named(tensor.dtype) for tensor in request.tensors}
     dtype = torch.float64 if torch.float64 in dtypes else torch.float32
-    aim = Aim.of(request, options)
+    where = f"plan.yaml: interfaces: {request.tensors[0].name}"
+    aim = Aim.of(request.target, options, request.output, where)
+    if aim.kind == "model" and (request.loss is None or request.loss is own_loss):
+        raise RuntimeFault(
+            "there is no loss(output, target) that a tail could be given to",
+            where=f"{where}: head: loss",
+            expected="loss: auto, or a model file with a loss",
+        )
     readings = [Reading(tensor.shape) for tensor in request.tensors]
     aligned = aligned_readings(readings, aim)
     hidden, width = request.head.hidden_layers, request.head.width
@@ -124,8 +132,7 @@ def build_tail(request: PredictorRequest, options: TailOptions) -> Tail:
         torch.manual_seed(request.seed)
         narrow = hidden > 0 or width is not None or len(readings) > 1
         readers = [
-            Reader(reading, index in aligned, _shared(reading, hidden, width), dtype)
-            for index, reading in enumerate(readings)
+            Reader(reading, index in aligned, dtype) for index, reading in enumerate(readings)
         ]
         lead = aligned[0] if aligned else 0
         rank = width or readers[lead].features
@@ -137,7 +144,7 @@ def build_tail(request: PredictorRequest, options: TailOptions) -> Tail:
         layout = readings[lead].layout if aligned else None
         ending: Ending
         if aim.kind == "model":
-            assert request.loss is not None  # `Aim.of` has refused it
+            assert request.loss is not None  # refused above
             ending = ModelEnding(features, aim, layout, request.loss, dtype)
         elif aim.kind == "values":
             ending = ValueEnding(features, aim, layout, dtype)
@@ -164,8 +171,3 @@ def aligned_readings(readings: Sequence[Reading], aim: Aim) -> list[int]:
     lead = next((index for index in able if aim.exact(readings[index].layout)), able[0])
     positions = readings[lead].layout.positions
     return [lead] + [i for i in able if i != lead and readings[i].layout.positions == positions]
-
-
-def _shared(reading: Reading, hidden: int, width: int | None) -> int:
-    """Width of the layer that positions of a large tensor share before they are averaged."""
-    return (width or reading.layout.features) if hidden else 0

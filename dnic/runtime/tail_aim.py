@@ -14,9 +14,7 @@ from typing import Literal
 from dnic.errors import RuntimeFault
 from dnic.runtime.head_context import MOST_SLOTS, Values
 from dnic.runtime.head_layout import Layout
-from dnic.runtime.loss import own_loss
-from dnic.runtime.plan import resolve
-from dnic.runtime.registry import PredictorRequest
+from dnic.runtime.plan import Size, TargetPlan, resolve
 from dnic.runtime.tail_options import TailOptions
 
 # With more classes `targets: auto` scores each target against a sample of them.
@@ -39,28 +37,44 @@ class Aim:
     classes: int = 0
 
     @classmethod
-    def of(cls, request: PredictorRequest, options: TailOptions) -> Aim:
+    def of(
+        cls,
+        target: TargetPlan | None,
+        options: TailOptions,
+        output: tuple[Size, ...] | None,
+        where: str = "plan.yaml",
+    ) -> Aim:
         """The aim of the tail of an interface.
 
+        Args:
+            target: what the targets are.
+            options: of the tail.
+            output: planned shape of the model's output, where it is one tensor.
+            where: the interface, for messages.
+
         Raises:
-            RuntimeFault: the loss cannot be had, or there are no targets that suit it.
+            RuntimeFault: there are no targets that suit it, or no output where that is needed.
         """
         if options.loss == "model":
-            return cls("model", _output_shape(request))
-        target = request.target
+            if not output or output[0] != "B":
+                raise RuntimeFault(
+                    "the model's output is not one tensor with the batch first",
+                    where=f"{where}: head: loss",
+                    expected="loss: auto, which scores the targets by a loss of dnic's own",
+                )
+            return cls("model", resolve(output, 1)[1:])
         if target is None or target.dtype.startswith("complex") or 0 in target.sample_shape:
             raise RuntimeFault(
                 "a tail needs targets: of classes, or real numbers",
-                where=f"plan.yaml: interfaces: {request.tensors[0].name}",
+                where=where,
                 hint="head: {loss: model}, which takes the model file's loss, or another source",
             )
         if target.classes is None:
             return cls("values", target.sample_shape)
         many = options.targets == "auto" and target.classes > MOST_CLASSES
-        sampled = many or options.targets == "sampled"
-        # Several questions for each sample have answers of their own: few of them, as a rule.
-        kind: Literal["classes", "sampled"] = "sampled" if sampled else "classes"
-        return cls(kind, target.sample_shape, target.classes)
+        if many or options.targets == "sampled":
+            return cls("sampled", target.sample_shape, target.classes)
+        return cls("classes", target.sample_shape, target.classes)
 
     def aligned(self, layout: Layout) -> bool:
         """Whether every position of a tensor of this layout has a target of its own."""
@@ -84,20 +98,3 @@ class Aim:
         """Classes to tell for a sample where positions have none; many share one answer."""
         count = prod(self.shape)
         return count if count <= MOST_SLOTS else 1
-
-
-def _output_shape(request: PredictorRequest) -> tuple[int, ...]:
-    where = f"plan.yaml: interfaces: {request.tensors[0].name}: head: loss"
-    if request.loss is None or request.loss is own_loss:
-        raise RuntimeFault(
-            "there is no loss(output, target) that a tail could be given to",
-            where=where,
-            expected="loss: auto, or a model file with a loss",
-        )
-    if request.output is None or not request.output or request.output[0] != "B":
-        raise RuntimeFault(
-            "the model's output is not one tensor with the batch first",
-            where=where,
-            expected="loss: auto, which scores the targets by a loss of dnic's own",
-        )
-    return resolve(request.output, 1)[1:]

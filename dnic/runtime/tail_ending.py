@@ -49,9 +49,7 @@ class ClassEnding(Ending):
         dtype: of the parameters.
     """
 
-    def __init__(
-        self, features: int, aim: Aim, layout: Layout | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, features: int, aim: Aim, layout: Layout | None, dtype: torch.dtype) -> None:
         super().__init__()
         self._classes = aim.classes
         self._positions = layout.positions if layout is not None else ()
@@ -88,9 +86,7 @@ class ValueEnding(Ending):
         dtype: of the parameters.
     """
 
-    def __init__(
-        self, features: int, aim: Aim, layout: Layout | None, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, features: int, aim: Aim, layout: Layout | None, dtype: torch.dtype) -> None:
         super().__init__()
         self._values = Values(aim.shape, layout or Layout(features, (), False), dtype)
         self.norm = RunningNorm(self._values.count, -1, 2, dtype, floor=0)

@@ -112,10 +112,11 @@ class TailPredictor(Predictor):
     def seen(
         self, tensors: Sequence[Tensor], target: Tensor, gradients: Sequence[Tensor] | None
     ) -> Seen:
-        """What to learn from at this step: counts it, and moves the running statistics."""
+        """What to learn from at this step, which is counted."""
         readings = self.tail.readings
         fronts = [
-            reading.front(tensor.detach()) for reading, tensor in zip(readings, tensors, strict=True)
+            reading.front(tensor.detach())
+            for reading, tensor in zip(readings, tensors, strict=True)
         ]
         samples = target.shape[0] if target.ndim else 1
         true = None
@@ -137,12 +138,19 @@ class TailPredictor(Predictor):
             fronts, target = part(fronts), target[begin:end]
             true = None if true is None else part(true)
         self.steps += 1
-        self.tail.observe(fronts, target, max(1 / self.steps, INPUT_MOMENTUM))
         return Seen(
             [front.detach().requires_grad_() for front in fronts],
             target,
             [end - begin if reading.follows else 1 for reading in readings],
             true,
+        )
+
+    def observe(self, seen: Seen) -> None:
+        """Moves the running statistics of what is read."""
+        self.tail.observe(
+            [front.detach() for front in seen.fronts],
+            seen.target,
+            max(1 / self.steps, INPUT_MOMENTUM),
         )
 
     def _block(self, samples: int) -> tuple[int, int]:

@@ -19,12 +19,14 @@ from dnic.spec.expect import (
     Count,
     CountOrAuto,
     CountOrNone,
+    NotNegative,
     Rate,
     StepsOrAuto,
     complaint,
     expected,
     shown,
 )
+from dnic.spec.nearest import nearest
 from dnic.spec.optimizer import OptimizerSpec
 from dnic.spec.scheduler import SchedulerSpec
 from dnic.spec.section import Section, overlay
@@ -96,12 +98,30 @@ def _stage_numbers(value: object) -> object:
     return tuple(sorted(set(numbers)))
 
 
+def _gradient(value: object) -> str:
+    """A source's name. Whether one that is not dnic's is registered shows with the model file."""
+    if value in GRADIENTS:
+        return str(value)
+    if not isinstance(value, str) or not value.isidentifier() or nearest(value, GRADIENTS):
+        raise ValueError
+    return value
+
+
+def _source(value: object) -> str:
+    if value == "auto":
+        raise ValueError
+    return _gradient(value)
+
+
 Precision = Literal["fp32", "bf16"]
-Gradient = Literal["auto", "exact", "synthetic", "stale"]
-Source = Literal["exact", "synthetic", "stale"]
+# What dnic brings; others are registered (`dnic.runtime.registry`), by a package or the model file.
+SOURCES = ("exact", "synthetic", "virtual", "local", "none", "stale")
+GRADIENTS = ("auto", *SOURCES)
 Message = Literal["auto", "fp32", "bf16"]
 # What a bundle can run as; `backprop` is the undivided model on one device.
 Context = Literal["target", "none"]
+Targets = Literal["auto", "full", "sampled"]
+TailLoss = Literal["auto", "model"]
 Schedule = Literal["auto", "decoupled", "stale", "exact", "1f1b", "gpipe", "ddp", "backprop"]
 
 Name = Annotated[str, AfterValidator(_identifier), expected("the name of a Python function")]
@@ -218,8 +238,9 @@ class HeadSpec(Section):
     """The module that predicts the gradient at an interface."""
 
     hidden_layers: Annotated[
-        Annotated[int, Field(strict=True, ge=0, le=3)], expected("a whole number from 0 to 3")
-    ] = Field(default=1, description="0 to 3; 0 is one linear map")
+        Annotated[int, Field(strict=True, ge=0, le=3)] | Auto,
+        expected("a whole number from 0 to 3, or auto", ["auto"]),
+    ] = Field(default="auto", description="0 to 3; 0: one linear map; auto: 1, of a tail 0")
     width: CountOrAuto = Field(
         default="auto", description="of a hidden layer; auto: what fits the slack"
     )
@@ -231,6 +252,19 @@ class HeadSpec(Section):
         default="auto",
         description="learns from one in so many samples; auto: what fits the slack",
     )
+    task: Annotated[
+        Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)],
+        expected("a number of at least 0"),
+    ] = Field(default=1.0, description="virtual: weight of the tail's own loss")
+    targets: Annotated[Targets, expected("auto, full or sampled", get_args(Targets))] = Field(
+        default="auto", description="of tails: full, or sampled where classes are many"
+    )
+    loss: Annotated[TailLoss, expected("auto or model", get_args(TailLoss))] = Field(
+        default="auto", description="of tails: auto, or model: the model file's"
+    )
+    options: Annotated[
+        dict[str, bool | int | float | str], expected("a mapping of names to plain values")
+    ] = Field(default={}, description="of a registered source")
 
 
 class PenaltySpec(Section):
@@ -241,6 +275,16 @@ class PenaltySpec(Section):
         Field(strict=True, ge=0, le=10, allow_inf_nan=False),
         expected("a number from 0 to 10: 0.05 for 5% more steps"),
     ] = Field(default=0.0, description="of a predicted gradient: 0.05 is 5% more steps")
+    virtual: Annotated[
+        float,
+        Field(strict=True, ge=0, le=10, allow_inf_nan=False),
+        expected("a number from 0 to 10: 0.05 for 5% more steps"),
+    ] = Field(default=0.0, description="of a virtual tail's gradient")
+    local: Annotated[
+        float,
+        Field(strict=True, ge=0, le=10, allow_inf_nan=False),
+        expected("a number from 0 to 10: 0.05 for 5% more steps"),
+    ] = Field(default=0.0, description="of a local loss")
     stale: Annotated[
         float,
         Field(strict=True, ge=0, le=10, allow_inf_nan=False),
@@ -255,16 +299,16 @@ class InterfaceSpec(Section):
     """
 
     gradient: Annotated[
-        Gradient,
-        expected(
-            "one of auto, exact, synthetic, stale",
-            get_args(Gradient),
-            later=("virtual", "local"),
-        ),
-    ] = Field(default="auto", description="auto, exact (wait), synthetic (predict) or stale (late)")
+        Annotated[str, BeforeValidator(_gradient)],
+        expected(f"one of {', '.join(GRADIENTS)}, or a registered source", GRADIENTS),
+    ] = Field(default="auto", description="auto, exact, synthetic, virtual, local, none, stale")
     head: HeadSpec = Field(default=HeadSpec(), description="predicts the gradient")
     sources: tuple[
-        Annotated[Source, expected("exact, synthetic or stale", get_args(Source))], ...
+        Annotated[
+            Annotated[str, BeforeValidator(_source)],
+            expected(f"one of {', '.join(SOURCES)}, or a registered source", SOURCES),
+        ],
+        ...,
     ] = Field(default=("synthetic",), description="what auto may take; exact makes a locked group")
     penalty: PenaltySpec = Field(
         default=PenaltySpec(), description="more steps for the same quality, by source"
@@ -282,13 +326,16 @@ class InterfaceSpec(Section):
             {name: name for name in get_args(Message)} | {"float32": "fp32", "bfloat16": "bf16"},
         ),
     ] = Field(default="auto", description="auto, fp32 or bf16: of tensors on the way")
-    return_every: Count = Field(
-        default=1, description="send the true gradient of every so many batches back"
+    return_every: Annotated[NotNegative, expected("a whole number of at least 0")] = Field(
+        default=1, description="send the true gradient of every so many batches back; 0: none"
+    )
+    predict_weights: Annotated[Annotated[bool, Field(strict=True)], expected("true or false")] = (
+        Field(default=False, description="stale: forward with the weights expected by then")
     )
 
     @model_validator(mode="after")
     def _returns_fit_gradient(self) -> Self:
-        if self.return_every > 1 and self.gradient in ("exact", "stale"):
+        if self.return_every != 1 and self.gradient in ("exact", "stale"):
             raise complaint(
                 f"{{}} is {self.return_every} where the gradient is {self.gradient}",
                 expected="1; only a predicted gradient does without the true one",

@@ -38,6 +38,8 @@ ALL = {
     "interleaved_1f1b",
     "decoupled",
     "stale",
+    "virtual",
+    "local",
 }
 
 

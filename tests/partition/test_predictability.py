@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 
 import pytest
 
 from dnic.cost import DeviceProfile, cost_model
 from dnic.graph.graph import Graph
-from dnic.partition import InterfaceChoice, PartitionRequest, Placement, decide, place
-from dnic.partition.penalties import ruled_out
+from dnic.partition import InterfaceChoice, PartitionRequest, decide, place
+from dnic.partition.penalties import ruled_out, settled
 from dnic.partition.predictability import MOST, Predictability, further_steps
 from dnic.partition.probed import Probe, ProbedCut, ProbedModel, ProbedRow, ProbedTraining
 
@@ -172,11 +173,47 @@ def test_where_nothing_can_be_predicted_stages_wait(
     decision = decide(graph, cost_model(graph, device), request, None)
     assert not decision.verdict.decouple
     assert all(a.name != "decoupled" for a in decision.found)
-    placement = Placement.of((5,), "exact")
-    why = ruled_out(0, InterfaceChoice(), request, placement)
+    why = ruled_out(5, InterfaceChoice(), "synthetic", request)
     assert why == "probe.json: synthetic at lateness 1 is no better than no gradient"
-    assert ruled_out(0, InterfaceChoice(gradient="synthetic"), request, placement) == ""
-    assert ruled_out(0, InterfaceChoice(), PartitionRequest(2), placement) == ""
+    assert ruled_out(5, InterfaceChoice(gradient="synthetic"), "synthetic", request) == ""
+    assert ruled_out(5, InterfaceChoice(), "synthetic", PartitionRequest(2)) == ""
+
+
+def test_auto_takes_the_source_that_costs_least(
+    chain: Callable[..., Graph], device: DeviceProfile
+) -> None:
+    graph = chain(FLOPS)
+    rows = [
+        row(f"layers.{i}", source, progress=progress)
+        for i in range(7)
+        for source, progress in (("synthetic", 0.7), ("none", 0.9), ("local", 1.0))
+    ]
+    asked = predictability(*rows)
+    default = InterfaceChoice(sources=("exact", "synthetic", "local", "none"))
+
+    def settled_by(choice: InterfaceChoice, **request: object) -> tuple[str, ...]:
+        made = PartitionRequest(2, predictability=asked, **request)  # type: ignore[arg-type]
+        return settled(choice, 5, (), made, None).sources
+
+    assert settled_by(default) == ("none", "exact")
+    # Nothing is known of what `auto` would take, or there is nothing to choose.
+    assert settled_by(replace(default, sources=("local", "none"))) == ("local", "none")
+    assert settled_by(replace(default, gradient="local")) == default.sources
+    assert settled_by(replace(default, sources=("exact", "synthetic"))) == ("exact", "synthetic")
+    assert settled(default, 5, (), PartitionRequest(2), None) is default
+    said = replace(default, penalty=(("none", 0.9),))
+    assert settled_by(said) == ("synthetic", "exact")
+    request = PartitionRequest(
+        2, predictability=asked, default=replace(default, sources=("synthetic", "none"))
+    )
+    made = next(
+        a
+        for a in decide(graph, cost_model(graph, device), request, None).found
+        if a.name == "decoupled"
+    )
+    assert made.decided is not None
+    (interface,) = made.decided.interfaces
+    assert interface.gradient == "none" and "none at lateness 1 makes 0.90" in interface.reason
 
 
 def test_who_asks_for_a_head_gets_it_and_reads_what_it_costs(

@@ -232,7 +232,7 @@ def test_what_a_probe_says_of_itself(probed: Probe) -> None:
     assert probed.model.name == "DigitsNet" and len(probed.model.digest) == 64
     (cut,) = probed.cuts
     assert (cut.after, cut.tensors[0].shape) == ("layers.2", ("B", 512))
-    assert 0.3 < cut.share < 0.5 and cut.head["width"] == 64
+    assert 0.3 < cut.share < 0.5 and cut.heads["synthetic"]["width"] == 64
     assert cut.parameters == 64 * 512 + 2 * 512 * 512 + 6 * 512
     training = probed.training
     assert (training.steps, training.samples, training.batch_size) == (STEPS, 1344, 64)

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.processes
 
 HEAD = {"hidden_layers": 1, "width": 8, "lr": 2e-2}
 # A source of one's own, registered by the model file: the sign of the last true gradient's mean.
-OWN = '''
+OWN = """
 
 from dnic.runtime.predictor import Predictor
 from dnic.runtime.registry import register
@@ -51,7 +51,7 @@ class Mine(Predictor):
 
     def parameters(self):
         return {"mean": torch.stack(self.mean)}
-'''
+"""
 
 
 def with_own(name: str, text: str) -> str:

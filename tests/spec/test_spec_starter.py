@@ -75,7 +75,7 @@ _head = _maybe(
     lr=_rate,
 )
 _interface = _maybe(
-    gradient=st.sampled_from(["auto", "exact", "synthetic", "stale"]),
+    gradient=st.sampled_from(["auto", "exact", "virtual", "none", "stale"]),
     head=_head,
     window=_count_or_auto,
     warmup_steps=st.integers(0, 1000) | st.just("auto"),

@@ -68,18 +68,24 @@ class Local(TailPredictor):
     ) -> PredictionStatistics | None:
         """One step of the tail; compares where true gradients are there, while warming up."""
         known, self._known = self._known, None
-        if gradients is None and known is not None and known.places == _places(tensors):
-            self.seen(tensors, target, None)
-            self.step(known.gradients)
-            return None
         seen = self.seen(tensors, target, gradients)
+        figures = None
+        if gradients is None and known is not None and known.places == _places(tensors):
+            self.step(known.gradients)
+        else:
+            figures = self._learn(seen)
+        # Afterwards, as what was predicted for was read with the statistics of before.
+        self.observe(seen)
+        return figures
+
+    def _learn(self, seen: Seen) -> PredictionStatistics | None:
         with torch.enable_grad():
             loss = self.tail(seen.fronts, seen.target)
+        wanted = self.parameters_in_order
         if seen.true is None:
-            self.step(torch.autograd.grad(loss, self.parameters_in_order, allow_unused=True))
+            self.step(torch.autograd.grad(loss, wanted, allow_unused=True))
             return None
-        wanted = [*seen.fronts, *self.parameters_in_order]
-        found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        found = torch.autograd.grad(loss, [*seen.fronts, *wanted], allow_unused=True)
         self.step(found[len(seen.fronts) :])
         return self._compared(found[: len(seen.fronts)], seen.true, seen)
 

@@ -65,10 +65,13 @@ class Virtual(TailPredictor):
             return None
         seen = self.seen(tensors, target, gradients)
         assert seen.true is not None  # gradients were given
+        self.observe(seen)
         with torch.enable_grad():
             loss = self.tail(seen.fronts, seen.target)
             own = torch.autograd.grad(loss, seen.fronts, create_graph=True)
-            own = tuple(r.to(u.dtype) * n for r, n, u in zip(own, seen.factors, seen.true, strict=True))
+            own = tuple(
+                r.to(u.dtype) * n for r, n, u in zip(own, seen.factors, seen.true, strict=True)
+            )
         pairs = list(zip(self.fits, [r.detach() for r in own], seen.true, strict=True))
         predicted = [(r * fit.factor, true) for fit, r, true in pairs]
         for fit, r, true in pairs:
@@ -89,9 +92,7 @@ class Virtual(TailPredictor):
         super().load_state_dict(state)
         self._loss_scale.copy_(state.get("loss_scale", self._loss_scale))
 
-    def _match(
-        self, own: tuple[Tensor, ...], true: list[Tensor], units: list[Tensor]
-    ) -> Tensor:
+    def _match(self, own: tuple[Tensor, ...], true: list[Tensor], units: list[Tensor]) -> Tensor:
         errors = [
             ((r * fit.learning_factor - u) * unit).square().mean()
             for fit, r, u, unit in zip(self.fits, own, true, units, strict=True)
