@@ -109,6 +109,7 @@ class ProbedRow(Measured):
             a step along the true one, both of length 1: their lengths along the gradient of other
             batches, summed over the `checks` and divided; None where that is lost in noise (a
             standard error above 0.2).
+        progress_error: standard error of progress.
         checks: see there.
         predict_us, learn_us: microseconds of a step, mean.
     """
@@ -123,6 +124,7 @@ class ProbedRow(Measured):
     beats_zero: float
     parameter_cosine: float
     progress: float | None = None
+    progress_error: float | None = None
     checks: int = Field(ge=1)
     predict_us: float = 0.0
     learn_us: float = 0.0

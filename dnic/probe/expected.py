@@ -60,8 +60,10 @@ def joined(compared: Compared, direction: Compared, true: Compared) -> Check:
     return Check(compared, _along(direction), _along(true))
 
 
-def progress(checks: Sequence[Check]) -> float | None:
+def progress(checks: Sequence[Check]) -> tuple[float, float] | None:
     """Progress of steps along the directions over that of steps along the true gradients.
+
+    With its standard error.
 
     None where it is lost in noise: its standard error is large, or of too few checks to be known.
     The expected gradient is a mean over few batches, and where nothing is left to be learnt, as on
@@ -73,7 +75,7 @@ def progress(checks: Sequence[Check]) -> float | None:
     ratio = sum(check.along for check in checks) / true
     errors = sum((check.along - ratio * check.true_along) ** 2 for check in checks)
     standard_error = sqrt(errors * count / (count - 1)) / true
-    return ratio if standard_error <= LARGEST_ERROR else None
+    return (ratio, standard_error) if standard_error <= LARGEST_ERROR else None
 
 
 def gradients_now(

@@ -298,7 +298,7 @@ class _Run:
                 explained=found.explained,
                 beats_zero=found.beats_zero,
                 parameter_cosine=follows.cosine,
-                progress=progress(checks),
+                **_progress(checks),
                 checks=len(checks),
                 predict_us=round(mean_us(learner.predict_us), 1),
                 learn_us=round(mean_us(learner.learn_us), 1),
@@ -325,7 +325,7 @@ class _Run:
                 explained=found.explained,
                 beats_zero=found.beats_zero,
                 parameter_cosine=found.cosine,
-                progress=progress(some),
+                **_progress(some),
                 checks=len(some),
             )
 
@@ -334,6 +334,12 @@ def _later(steps: Sequence[tuple[int, Seen]], half: int) -> list[Seen]:
     """Those of the last half of the steps; all where there are none."""
     later = [seen for step, seen in steps if step >= half]
     return later or [seen for _, seen in steps]
+
+
+def _progress(checks: Sequence[Check]) -> dict[str, float]:
+    """Progress and its error as a row has them; nothing where it is lost in noise."""
+    found = progress(checks)
+    return {} if found is None else {"progress": found[0], "progress_error": found[1]}
 
 
 def _learning_rate(scheduler: PlannedLrScheduler, optimizer: torch.optim.Optimizer) -> LearningRate:

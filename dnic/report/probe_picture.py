@@ -97,6 +97,9 @@ def _curve(
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in points)
         yield f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>'
     for x, y, row in points:
+        if row.progress_error:
+            ends = [_height((row.progress or 0) + side * row.progress_error) for side in (-1, 1)]
+            yield _line(x, ends[0], x, ends[1], colour)
         tip = f"{row.source} after {row.cut}: {row.progress:.2f}, explained {row.explained:.2f}"
         yield (
             f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" fill="{colour}">'

@@ -191,9 +191,8 @@ def test_auto_takes_the_source_that_costs_least(
     asked = predictability(*rows)
     default = InterfaceChoice(sources=("exact", "synthetic", "local", "none"))
 
-    def settled_by(choice: InterfaceChoice, **request: object) -> tuple[str, ...]:
-        made = PartitionRequest(2, predictability=asked, **request)  # type: ignore[arg-type]
-        return settled(choice, 5, (), made, None).sources
+    def settled_by(choice: InterfaceChoice) -> tuple[str, ...]:
+        return settled(choice, 5, (), PartitionRequest(2, predictability=asked), None).sources
 
     assert settled_by(default) == ("none", "exact")
     # Nothing is known of what `auto` would take, or there is nothing to choose.
@@ -201,7 +200,7 @@ def test_auto_takes_the_source_that_costs_least(
     assert settled_by(replace(default, gradient="local")) == default.sources
     assert settled_by(replace(default, sources=("exact", "synthetic"))) == ("exact", "synthetic")
     assert settled(default, 5, (), PartitionRequest(2), None) is default
-    said = replace(default, penalty=(("none", 0.9),))
+    said = replace(default, penalty=(("none", 1.5),))
     assert settled_by(said) == ("synthetic", "exact")
     request = PartitionRequest(
         2, predictability=asked, default=replace(default, sources=("synthetic", "none"))

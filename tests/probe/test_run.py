@@ -218,10 +218,12 @@ def test_figures_are_those_of_a_loop_by_hand(
     true_along = [float(t @ g / t.norm()) for _, t, g in checks]
     ratio = sum(along) / sum(true_along)
     scatter = stdev(a - ratio * t for a, t in zip(along, true_along, strict=True))
-    if scatter * sqrt(len(along)) / sum(true_along) > LARGEST_ERROR:
-        assert row.progress is None
+    error = scatter * sqrt(len(along)) / sum(true_along)
+    if error > LARGEST_ERROR:
+        assert row.progress is None and row.progress_error is None
     else:
         assert row.progress == pytest.approx(ratio, rel=1e-3)
+        assert row.progress_error == pytest.approx(error, rel=1e-2, abs=1e-4)
         assert 0 < ratio < 2
     follows = [float(torch.cosine_similarity(d, t, dim=0)) for d, t, _ in checks]
     assert row.parameter_cosine == pytest.approx(sum(follows) / len(checks), rel=1e-3)

@@ -16,7 +16,7 @@ from dnic.partition.probed import (
     ProbedTraining,
     ProbeSkip,
 )
-from dnic.report import probe_svg, probe_table
+from dnic.report import ink, probe_svg, probe_table
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -51,7 +51,9 @@ def probe() -> Probe:
     for place, cut in enumerate(cuts):
         for lateness in (1, 4):
             progress = 0.5 + 0.2 * place
-            rows.append(row(cut.after, "synthetic", lateness, progress=progress))
+            error = 0.1 if lateness == 1 else None
+            figures = {"progress": progress, "progress_error": error}
+            rows.append(row(cut.after, "synthetic", lateness, **figures))
         rows.append(row(cut.after, "local", 1))
         rows.append(row(cut.after, "local", 4))
     rows.append(row("blocks.2", "stale", 1, progress=None, compared="parameters"))
@@ -105,6 +107,9 @@ def test_the_picture_has_a_panel_for_each_lateness(probe: Probe) -> None:
     assert heights == sorted(heights, reverse=True)  # better is higher
     marks = list(root.iter(f"{SVG}circle"))
     assert len(marks) == 3 * 2 * 2 + 2  # what is lost in noise has none
+    upright = [line for line in root.iter(f"{SVG}line") if line.attrib["stroke"] == ink.BLUE]
+    bars = [line for line in upright if line.attrib["x1"] == line.attrib["x2"]]
+    assert len(bars) == 3  # of the synthetic gradients at the first lateness
     styles = {(c.attrib["stroke"], c.attrib.get("stroke-dasharray")) for c in curves}
     assert len(styles) == 2
 
