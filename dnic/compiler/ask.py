@@ -166,7 +166,7 @@ def check_sources(spec: Spec) -> None:
                     continue
                 try:
                     kind = predictor_kind(source)
-                    if interface.head.options:
+                    if interface.head.options and key == "gradient":
                         kind.options_of(HeadPlan(options=interface.head.options))
                 except RuntimeFault as error:
                     raise SpecError(

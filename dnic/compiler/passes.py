@@ -30,6 +30,7 @@ from dnic.proof.rung import Rung
 from dnic.proof.split import MODEL_FAILS
 from dnic.report.pictures import picture_files
 from dnic.spec import Spec
+from dnic.spec.beside import imported_beside
 from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by
 
 Observe = Callable[[str, Any], None]
@@ -140,7 +141,8 @@ def compile_model(
     planned = plan_model(spec, observe)
     check_runs(planned)
     source = planned.loaded.source
-    files = bundle_files(planned.coarse, planned.plan, source.path.read_bytes())
+    beside = imported_beside(source.path)
+    files = bundle_files(planned.coarse, planned.plan, source.path.read_bytes(), beside)
     files |= picture_files(planned.plan)
     _seen(observe, "emit", files)
     with staged(folder, files) as temporary:
