@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from statistics import fmean
 from typing import TypeVar
@@ -82,8 +82,20 @@ def probe_model(spec: Spec, asked: Asked, progress: Progress = lambda what: None
         stack.enter_context(seeded())
         stack.enter_context(without_cache(subject.loaded.model))
         stack.enter_context(as_compilers_see_it(bool(subject.fine.compiling)))
-        torch.set_flush_denormal(True)
+        stack.enter_context(_without_denormals())
         return _Run(subject, asked, progress).result()
+
+
+@contextmanager
+def _without_denormals() -> Iterator[None]:
+    """Numbers too small to be normal are zero inside: gradients near zero slow a CPU down."""
+    smallest = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
+    before = float(smallest / 2) == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)
 
 
 class _Run:

@@ -276,6 +276,17 @@ def test_the_zero_gradient_explains_nothing(small: Callable[..., Spec]) -> None:
         assert row.parameter_cosine == 0 and row.progress in (0, None)
 
 
+def test_the_process_is_left_as_it_was(small: Callable[..., Spec]) -> None:
+    smallest = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
+    for flushed in (True, False):
+        torch.set_flush_denormal(flushed)
+        try:
+            probe_model(small(), Asked(steps=2, sources=("none",), latenesses=(1,)))
+            assert (float(smallest / 2) == 0.0) is flushed
+        finally:
+            torch.set_flush_denormal(False)
+
+
 def test_time_is_limited_and_told(small: Callable[..., Spec]) -> None:
     told: list[str] = []
     asked = Asked(steps=50, sources=("synthetic",), latenesses=(1,), seconds=1e-9)
