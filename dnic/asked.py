@@ -25,6 +25,7 @@ def requested(
     *,
     meta: bool = False,
     schedule: str | None = None,
+    probe: Path | None = None,
 ) -> Spec:
     """The spec that the command line means; options win over the files.
 
@@ -35,6 +36,7 @@ def requested(
         plan: `--plan`: an edited plan, in place of model and spec.
         meta: `--meta`: without weights.
         schedule: `--schedule`: how to train.
+        probe: `--probe`: how well gradients are predicted.
 
     Raises:
         SpecError: contradicting or missing arguments, or a bad file.
@@ -45,6 +47,12 @@ def requested(
             where="--plan",
             hint=f"dnic compile --plan {plan}",
         )
+    if plan is not None and probe is not None:
+        raise SpecError(
+            "--plan comes without --probe: the plan says where each gradient comes from",
+            where="--probe",
+            hint="edit `gradient` in the plan, or compile the model again with --probe",
+        )
     spec = spec_of_plan(plan) if plan else load_spec(spec_file) if spec_file else Spec()
     if model is not None:
         spec = override(spec, "model.file", str(model), option="MODEL.py")
@@ -54,6 +62,8 @@ def requested(
         spec = override(spec, "model.meta", True, option="--meta")
     if schedule is not None:
         spec = override(spec, "partition.schedule", schedule, option="--schedule")
+    if probe is not None:
+        spec = override(spec, "partition.probe", str(probe), option="--probe")
     if spec.model.file is None:
         raise SpecError(
             "no model file",
@@ -129,6 +139,25 @@ def default_folder(spec: Spec, plan: Path | None) -> Path:
     file = spec.model.file or Path("model.py")
     name = file.stem if file.stem != "model" else file.resolve().parent.name
     return Path("build") / name
+
+
+def probe_files(spec: Spec, output: Path | None) -> tuple[Path, Path]:
+    """Where a probe's data and picture go: beside the bundle where nothing else is said.
+
+    Raises:
+        SpecError: what was said does not end in `.json`.
+    """
+    data = output or default_folder(spec, None).with_name(
+        f"{default_folder(spec, None).name}.probe.json"
+    )
+    if data.suffix != ".json":
+        raise SpecError(
+            f"a probe is written as JSON, not to {data}",
+            where="-o",
+            expected="a name that ends in .json; the picture gets the same with .svg",
+            hint=f"-o {data}.json",
+        )
+    return data, data.with_suffix(".svg")
 
 
 def write_starter(model: Path, output: Path, *, force: bool) -> None:

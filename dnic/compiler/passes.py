@@ -7,7 +7,7 @@ told of every pass and sees its result, so that progress can be shown and any va
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dnic.codegen.write import bundle_files, check_target, staged
 from dnic.compiler.ask import check_sources, device_profile, names_of, request_of, training_of
 from dnic.compiler.load import Loaded, check_loss, load, target_of
 from dnic.compiler.price import price
+from dnic.compiler.probe_file import predictability_of
 from dnic.cost import Costs
 from dnic.errors import PartitionError, SpecError, VerifyError
 from dnic.graph.batch import at_batch
@@ -82,11 +83,14 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
     traced = build_graph(fine)
     training = training_of(spec, traced.batch_size)
     graph = _seen(observe, "graph", at_batch(traced, training.batch_size))
+    # Before anything is measured, which takes longer than reading a file of another model.
+    predictability = predictability_of(spec.partition.probe, traced)
     profile = device_profile(spec)
     costs, loader_us = price(spec, loaded, fine, traced, profile, training)
     costs = costs.at(graph.batch_size / traced.batch_size)
     _seen(observe, "cost", costs)
     request = request_of(spec, profile, traced)
+    request = replace(request, predictability=predictability)
     target = target_of(loaded.target, graph)
     decision = _seen(observe, "cut", decide(graph, costs, request, target, loader_us=loader_us))
     placement = decision.chosen.placement

@@ -30,6 +30,7 @@ from dnic.partition.defaults import TAILS, layers_of, return_every, source_of
 from dnic.partition.exact import DeviceClass, Option, Problem, Solution, solve_exact
 from dnic.partition.heads import asked_width, head_costing, source_misfit
 from dnic.partition.messages import asked_message
+from dnic.partition.penalties import penalty_of, ruled_out, settled
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.prediction import SMALLEST_WINDOW
 from dnic.partition.request import InterfaceChoice, PartitionRequest
@@ -178,13 +179,16 @@ def _problem(
     predicted, awaited = [False] * (n + 1), [False] * (n + 1)
     preferences: list[tuple[int, ...]] = [(0,) * 6] * (n + 1)
     for gap, point in table.points.items():
-        here = choice(gap)
-        waits = bool(point.differentiable) and not _may_part(here, point.differentiable, target)
+        here = settled(choice(gap), gap, point.differentiable, request, target)
+        source = "stale" if here.stale else source_of(here, point.differentiable, target)
+        steps = penalty_of(gap, here, source, request)
+        part = _may_part(here, point.differentiable, target)
+        part = part and not ruled_out(gap, here, source, request)
+        waits = bool(point.differentiable) and not part
         predicted[gap] = not waits
         awaited[gap] = waits or _may_wait(here, request)
         heads = HeadCost() if waits or here.stale else head(point.differentiable, here)
         message = asked_message(point.tensors, here)
-        source = "stale" if here.stale else source_of(here, point.differentiable, target)
         every = 1 if waits else return_every(source, here)
         share = returned_share(every)
         returned = ceil(message.gradient_nbytes * share)
@@ -197,7 +201,7 @@ def _problem(
         head_us[gap] = heads.forward_us + heads.train_us / ((every or 1) * here.train_every)
         buffers[gap] = message.nbytes * (SMALLEST_WINDOW + 1)
         head_bytes[gap] = buffers[gap] + head_memory_bytes(heads)
-        penalty[gap] = round(here.penalty_of(source) / _PENALTY_UNIT)
+        penalty[gap] = round(steps.counted / _PENALTY_UNIT)
         if not point.differentiable:
             penalty[gap] = 0
         buffers[gap] += _SHARED_COPIES * point.shared_nbytes

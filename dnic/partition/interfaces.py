@@ -27,6 +27,7 @@ from dnic.partition.cuts import CutTable
 from dnic.partition.defaults import return_every, source_of
 from dnic.partition.heads import plan_head, source_misfit
 from dnic.partition.messages import Message, plan_message
+from dnic.partition.penalties import settled, with_penalty
 from dnic.partition.plan import (
     PlannedHead,
     PlannedInterface,
@@ -136,6 +137,10 @@ def decide_interfaces(
     Raises:
         PartitionError: a predicted gradient is asked for where no head can be built.
     """
+    choices = [
+        settled(choice, placement.cuts[c.source], c.differentiable, request, target)
+        for c, choice in zip(crossings, choices, strict=True)
+    ]
     gradients = [
         _gradient(c, choice, placement, target)
         for c, choice in zip(crossings, choices, strict=True)
@@ -190,6 +195,10 @@ def decide_interfaces(
             crossings[i], choices[i], gradients[i], sized[i], messages[i], heads[i], total_us
         )
         for i in range(len(crossings))
+    )
+    interfaces = tuple(
+        with_penalty(interface, choice, request, placement)
+        for interface, choice in zip(interfaces, choices, strict=True)
     )
     costs = tuple(cost for _, cost, _ in heads)
     return Decided(interfaces, sized, tuple(total_us), costs)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dnic.partition.defaults import source_of
 from dnic.partition.heads import head_misfit
+from dnic.partition.penalties import ruled_out
 from dnic.partition.request import InterfaceChoice, PartitionRequest
 
 if TYPE_CHECKING:
@@ -23,6 +25,10 @@ def why_exact(
     misfit = head_misfit(crossing.differentiable)
     if misfit:
         return f"{misfit}: each step waits for the true gradient"
+    source = "stale" if choice.stale else source_of(choice, crossing.differentiable, None)
+    why = ruled_out(placement.cuts[crossing.source], choice, source, request)
+    if why:
+        return f"{why}: each step waits for the true gradient"
     if "pipeline" in placement.sources:
         return "a pipeline of microbatches: each step waits for the true gradient"
     if request.max_decoupled is not None:

@@ -15,6 +15,7 @@ from dnic.cost.profile import Link
 from dnic.cost.tail import TailChoice
 from dnic.errors import PartitionError
 from dnic.partition.guard import DEFAULT_GUARD, PlannedGuard
+from dnic.partition.predictability import NO_CONTEXT, Penalty, Predictability
 
 Auto = Literal["auto"]
 # Gradients that are waited for, on time or late: nothing predicts them.
@@ -41,7 +42,7 @@ class InterfaceChoice:
         gradient: `auto` decides; else `exact`, `stale` or the name of what predicts it.
         sources: what `auto` may choose from.
         penalty: for each source that predicts, the share of steps that it costs for the same
-            quality; 0 where nothing is said.
+            quality; 0 where nothing is said, and a probe may say more.
         hidden_layers: of the head or tail, 0 to 3; `auto` is its kind's.
         width: of its hidden layers; None is full width, `auto` fits the stage's slack.
         context: what the head sees beside the activation.
@@ -182,6 +183,7 @@ class PartitionRequest:
         links: between devices.
         default: for every interface that `choices` does not name.
         choices: by the name of the interface, or of the module after which it is cut.
+        predictability: what a probe of the model says; None without one.
     """
 
     devices: int
@@ -202,6 +204,7 @@ class PartitionRequest:
     links: Links = field(default_factory=Links)
     default: InterfaceChoice = field(default_factory=InterfaceChoice)
     choices: Mapping[str, InterfaceChoice] = field(default_factory=lambda: MappingProxyType({}))
+    predictability: Predictability | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a graph.
@@ -293,6 +296,24 @@ class PartitionRequest:
     def choice_at(self, name: str) -> InterfaceChoice:
         """What is asked for the interface of that name."""
         return self.choices.get(name, self.default)
+
+    def penalty_at(self, gap: int, choice: InterfaceChoice, source: str, window: int) -> Penalty:
+        """What a source of gradients costs at a gap of the fine capture.
+
+        A penalty that the spec names counts before one that was measured.
+
+        Args:
+            gap: of the fine capture.
+            choice: what is asked for the interface there.
+            source: `synthetic`, `stale`, ...; `exact` costs nothing.
+            window: steps after which the true gradient is there.
+        """
+        said = choice.penalty_of(source)
+        if said or source == "exact" or self.predictability is None:
+            return Penalty(said, "interfaces.*.penalty of the spec" if said else "")
+        blind = source == "synthetic" and choice.context == "none"
+        found = self.predictability.penalty(gap, NO_CONTEXT if blind else source, window)
+        return found or Penalty(0.0, "")
 
     @property
     def free(self) -> bool:

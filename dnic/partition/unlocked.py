@@ -112,15 +112,26 @@ def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternativ
     locked = all(f.gradient == "exact" for f in decided.interfaces if _returns(f))
     if locked:
         name = "naive" if max(placement.replicas) == 1 else "1f1b_ddp"
-    choice_at = setting.request.choice_at
     return Alternative(
         name,
         outcome,
         placement,
         windows=tuple(f.window for f in apart),
-        penalty=sum(choice_at(f.name).penalty_of(f.gradient) for f in apart),
+        penalty=sum(_penalty(setting, placement, f, f.gradient) for f in apart),
         decided=decided,
     )
+
+
+def _penalty(
+    setting: Setting, placement: Placement, interface: PlannedInterface, source: str
+) -> float:
+    """Share of further steps that a source of gradients costs at an interface."""
+    choice = setting.request.choice_at(interface.name)
+    if interface.to != interface.source + 1:
+        # A probe measures all that crosses a cut at once: it counts for the neighbours.
+        return choice.penalty_of(source)
+    gap = placement.cuts[interface.source]
+    return setting.request.penalty_at(gap, choice, source, interface.window).counted
 
 
 def _returns(interface: PlannedInterface) -> bool:
@@ -281,7 +292,7 @@ def _with_source(setting: Setting, made: Alternative, name: Literal["stale"]) ->
         made,
         name=name,
         outcome=_outcome(setting, made.placement, works, cuts),
-        penalty=sum(choice.penalty_of(name) for choice in choices),
+        penalty=sum(_penalty(setting, made.placement, f, name) for f in apart),
         unasked=not all(choice.may_be_stale for choice in choices),
         decided=None,
     )

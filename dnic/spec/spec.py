@@ -234,6 +234,10 @@ class PartitionSpec(Section):
     keep_together: Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_groups)] = Field(
         default=(), description="groups of modules, each in one stage: [[embed, head]]"
     )
+    probe: Annotated[
+        Annotated[Path, BeforeValidator(_file)] | None,
+        expected("the path of a probe.json, relative to this spec"),
+    ] = Field(default=None, description="what dnic probe wrote: how well gradients are predicted")
 
     @model_validator(mode="after")
     def _stages_fit_cuts(self) -> Self:
