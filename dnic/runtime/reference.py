@@ -4,7 +4,8 @@ The engine is asynchronous; this is what it must compute all the same, bit for b
 It shares heads, their trainers and the seeds with the engine, but none of its step code: gradients
 are looked up where they are computed, and lie in a list until the step at which they are due; a
 late stage's batches go forward through copies of its weights. Use it to test the engine, and to
-study lags and heads without starting processes. No evaluation and no checkpoints.
+study lags and heads without starting processes. No checkpoints; whoever wants to evaluate the
+model does so between epochs.
 """
 
 from __future__ import annotations
@@ -34,7 +35,13 @@ from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import Mode
 from dnic.runtime.precision import autocast, autocast_forward
 from dnic.runtime.record import Record
-from dnic.runtime.reference_parts import PassingBatch, ReferenceInterface, ReferenceStage, Tie
+from dnic.runtime.reference_parts import (
+    PassingBatch,
+    ReferenceInterface,
+    ReferenceStage,
+    Tie,
+    mean_figures,
+)
 from dnic.runtime.seeds import random_state, seed_everything, stage_seed
 from dnic.runtime.shared import borrowed_parameters, channels
 from dnic.runtime.sources import build_trainers
@@ -144,12 +151,18 @@ class Reference:
             module, *names, optimizer, rate, limit, arriving, above, late, random_state()
         )
 
-    def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
+    def run(
+        self,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> Record:
         """Trains from the beginning.
 
         Args:
             epochs: None takes the plan's.
             max_steps: end after this many steps.
+            after_epoch: called with each epoch's number when it is over; may draw random numbers.
         """
         epochs = self._plan.train.epochs if epochs is None else epochs
         total = epochs * len(self._batches)
@@ -162,6 +175,8 @@ class Reference:
         for epoch in range(1, epochs + 1):
             if self._step < total:
                 self._epoch(epoch, total)
+                if after_epoch is not None:
+                    after_epoch(epoch)
         return self.record()
 
     def record(self) -> Record:
@@ -179,6 +194,19 @@ class Reference:
             for key, value in head.head.named_parameters()
         }
         return Record(list(self.losses), parameters, heads)
+
+    def predictions(self) -> dict[str, dict[str, float]]:
+        """How good the latest predicted gradients were, by interface.
+
+        Means of `cosine`, `norm_ratio` and `loss` over the latest batches and over the tensors of
+        an interface; without interfaces that learn from no true gradient.
+        """
+        return {
+            interface.plan.name: mean_figures(interface.learnt)
+            for stage in self._stages
+            for interface in stage.above
+            if interface.learnt
+        }
 
     def _epoch(self, epoch: int, total: int) -> None:
         with self._stages[0].own_random_numbers():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ from dnic.runtime.seeds import random_state, restore_random_state
 from dnic.runtime.shared import Channel, take_gradient
 
 if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadTrainer
+    from dnic.runtime.head_training import HeadStatistics, HeadTrainer
+
+_LATEST = 100  # predictions that are remembered of an interface
 
 
 @dataclass
@@ -49,7 +51,10 @@ class PassingBatch:
 
 @dataclass
 class ReferenceInterface:
-    """An interface with its heads, and the batches whose true gradient is not due yet."""
+    """An interface with its heads, and the batches whose true gradient is not due yet.
+
+    `learnt` has what the heads' latest predictions were like.
+    """
 
     plan: InterfacePlan
     oracle: bool
@@ -57,6 +62,7 @@ class ReferenceInterface:
     heads: list[HeadTrainer]
     returns: Returns = field(default_factory=Returns)
     waiting: deque[PassingBatch] = field(default_factory=deque)
+    learnt: deque[HeadStatistics] = field(default_factory=lambda: deque(maxlen=_LATEST))
 
     @property
     def names(self) -> list[str]:
@@ -76,7 +82,7 @@ class ReferenceInterface:
             parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
         batch = whole(self.plan.differentiable, parts)
         for head, tensor, true in zip(self.heads, batch.tensors, batch.gradients, strict=True):
-            head.learn(tensor, batch.target, true)
+            self.learnt.append(head.learn(tensor, batch.target, true))
 
 
 @dataclass
@@ -141,6 +147,15 @@ class Tie:
     def _both(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         stages = (self.owner, self.holder)
         return zip(*(self.channel.parameters(stage.module) for stage in stages), strict=True)
+
+
+def mean_figures(learnt: Collection[HeadStatistics]) -> dict[str, float]:
+    """Means of the figures of some predictions, of which there is at least one."""
+    names = ("cosine", "norm_ratio", "loss")
+    return {
+        name: float(torch.stack([getattr(figures, name) for figures in learnt]).double().mean())
+        for name in names
+    }
 
 
 def _gradient(leaf: Tensor) -> Tensor:

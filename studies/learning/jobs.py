@@ -1,0 +1,127 @@
+"""Does a list of runs, several at a time, each on a core of its own, and keeps what they find.
+
+Ctrl-C once: what runs is waited for, nothing else is begun. Twice: what runs is ended. Either way
+everything that was done is in the store.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from queue import SimpleQueue
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from studies.learning.child import Child
+from studies.learning.estimate import Estimate
+from studies.learning.runs import Run
+from studies.learning.store import Store
+
+
+class Jobs:
+    """The runs that are to be done.
+
+    Args:
+        store: of results.
+        cache: of compiled bundles.
+        stamp: what every result is marked with: command and versions.
+        number: of runs at a time; those by the engine have the machine for themselves.
+        console: for progress.
+    """
+
+    def __init__(
+        self, store: Store, cache: Path, stamp: Mapping[str, Any], number: int, console: Console
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._stamp = stamp
+        self._number = number
+        self._console = console
+        self._going: set[Child] = set()
+        self._stopped = False
+
+    def do(self, runs: Sequence[Run]) -> bool:
+        """Does those that are not in the store.
+
+        Returns:
+            Whether the end was reached; False after Ctrl-C.
+        """
+        missing = [run for run in runs if not self._store.done(run.key)]
+        estimate = Estimate(self._store)
+        with self._interruptible(), self._progress() as progress:
+            task = progress.add_task("", total=len(runs), completed=len(runs) - len(missing))
+            for timed in (False, True):
+                todo = [run for run in missing if (run.way != "reference") == timed]
+                number = 1 if timed else self._number
+                for left in self._each(todo, number):
+                    words = estimate.words(left, number) if left else ""
+                    progress.update(task, advance=1, description=words)
+        return not self._stopped
+
+    def _each(self, runs: Sequence[Run], number: int) -> Iterator[Sequence[Run]]:
+        """Does runs, `number` at a time; after each, those that are left."""
+        cores: SimpleQueue[int] = SimpleQueue()
+        allowed = sorted(os.sched_getaffinity(0))
+        for place in range(number):
+            cores.put(allowed[place % len(allowed)])
+        waiting, going = list(runs), set[Future[None]]()
+        with ThreadPoolExecutor(number) as pool:
+            while waiting or going:
+                while waiting and len(going) < number and not self._stopped:
+                    going.add(pool.submit(self._one, waiting.pop(0), cores))
+                if not going:
+                    return
+                done, going = wait(going, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                    yield waiting
+
+    def _one(self, run: Run, cores: SimpleQueue[int]) -> None:
+        core = cores.get()
+        begin = time.perf_counter()
+        reference = run.way == "reference"
+        program = "studies.learning.train" if reference else "studies.learning.engine"
+        child = Child(program, run, self._cache, core if reference else None)
+        self._going.add(child)
+        try:
+            found = child.result()
+        finally:
+            self._going.discard(child)
+            cores.put(core)
+        seconds = round(time.perf_counter() - begin, 1)
+        if found.get("error") and self._stopped:
+            return  # it was ended; there is nothing to learn from it
+        if found.get("error"):
+            self._console.print(f"[red]{run.key}[/]: {found['error']}", highlight=False)
+        date = datetime.now(UTC).date().isoformat()
+        told = {"key": run.key, "run": run.to_json(), "date": date, "seconds": seconds}
+        self._store.add(told | dict(self._stamp) | found)
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        def stop(number: int, frame: FrameType | None) -> None:
+            if self._stopped:
+                for child in list(self._going):
+                    child.end()
+            elif self._going:
+                self._console.print("no further run is begun; Ctrl-C again ends those that go on")
+            self._stopped = True
+
+        before = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _progress(self) -> Progress:
+        columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
+        return Progress(*columns, console=self._console, transient=True)
