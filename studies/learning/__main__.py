@@ -14,10 +14,10 @@ import os
 import platform
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import version
+from math import isfinite, nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,10 +25,10 @@ from typing import Any
 from rich.console import Console
 
 from dnic import __version__
-from dnic.errors import DnicError
 from studies.learning import parts
-from studies.learning.best import best_source
+from studies.learning.best import best_head
 from studies.learning.estimate import duration, estimated
+from studies.learning.figures import named
 from studies.learning.jobs import Jobs
 from studies.learning.page import page
 from studies.learning.parts import FULL, PARTS, QUICK, Sizes, chosen
@@ -42,22 +42,16 @@ from studies.process import ROOT
 def main(arguments: Sequence[str] | None = None) -> int:
     """Do what is missing and write the files."""
     asked = _asked(arguments)
-    console = Console()
     out = asked.out or (ROOT / "build" / "learning" if asked.quick else ROOT / "docs")
     store = Store(out / "learning" / "runs.jsonl")
     sizes = QUICK if asked.quick else FULL
     if asked.seeds:
         sizes = replace(sizes, seeds=tuple(int(seed) for seed in asked.seeds.split(",")))
-    wanted, only = asked.part.split(","), asked.only.split(",") if asked.only else []
     failed = False
-    try:
-        if not asked.page:
-            with TemporaryDirectory(prefix="dnic-study-") as cache:
-                study = _Study(store, Path(cache), sizes, asked, console)
-                failed = not (study.estimate if asked.estimate else study.do)(wanted, only)
-    except DnicError as error:
-        console.print(str(error), style="red", highlight=False)
-        failed = True
+    if not asked.page:
+        with TemporaryDirectory(prefix="dnic-study-") as cache:
+            study = _Study(store, Path(cache), sizes, asked)
+            failed = not (study.estimate() if asked.estimate else study.do())
     if not asked.estimate:
         store.tidy()
         write(out, store)
@@ -75,58 +69,82 @@ def write(folder: Path, store: Store) -> None:
 class _Study:
     """Runs of all parts that are wanted, in order: later ones need what earlier ones found."""
 
-    def __init__(
-        self, store: Store, cache: Path, sizes: Sizes, asked: Namespace, console: Console
-    ) -> None:
+    def __init__(self, store: Store, cache: Path, sizes: Sizes, asked: Namespace) -> None:
         self._store = store
         self._cache = cache
         self._sizes = sizes
         self._source: str | None = asked.source
-        self._console = console
-        self._jobs = Jobs(store, cache, _stamp(asked), asked.jobs, console)
+        self._only = asked.only.split(",") if asked.only else []
+        self._wanted = [part for part in PARTS if part in asked.part.split(",")]
         self._number = asked.jobs
+        self._console = Console()
+        self._jobs = Jobs(store, cache, _stamp(asked), asked.jobs, self._console)
 
-    def do(self, wanted: Sequence[str], only: Sequence[str]) -> bool:
+    def do(self) -> bool:
         """Does everything; whether all of it was."""
-        complete = True
-        for name, runs in self._lists(wanted):
-            listed = chosen(runs(), only)
-            self._console.print(f"part {name}: {len(listed)} runs", highlight=False)
-            if not self._jobs.do(listed):
+        tuning = list(parts.tuning(self._sizes, self._families()))
+        complete = self._do("tuning", tuning)
+        for part in self._wanted:
+            if complete is None:
                 return False
-            complete &= all(self._store.done(run.key) for run in listed)
-        return complete
+            listed = self._listed(part, self._rate, self._best)
+            ready = [run for run in listed if isfinite(run.lr)]
+            if len(ready) < len(listed):
+                left = len(listed) - len(ready)
+                self._say(f"{left} runs are left out: there is no learning rate for them")
+            done = self._do(f"part {part}", ready)
+            complete = None if done is None else complete and done and ready == listed
+        return bool(complete)
 
-    def estimate(self, wanted: Sequence[str], only: Sequence[str]) -> bool:
+    def estimate(self) -> bool:
         """Prints how long everything takes."""
-        rate: parts.Rate = lambda family: parts.GRID[1]  # noqa: E731  # any: time is the same
-        listed = [run for _, runs in self._lists(wanted, rate) for run in chosen(runs(), only)]
-        found = estimated([run for run in listed if run.part != "time"], self._cache, self._console)
-        for part, row in found.items():
-            hours = duration(row["seconds"] / self._number)
-            self._console.print(
-                f"{part}: {row['runs']} runs, {hours} with {self._number} at a time"
-            )
-        total = sum(row["seconds"] for row in found.values()) / self._number
-        self._console.print(f"together: {duration(total)}")
+        runs = [run for part in self._wanted for run in self._stand_ins(part)]
+        runs = [*parts.tuning(self._sizes, self._families()), *runs]
+        found = estimated(runs, self._cache, self._console)
+        for part, (count, seconds) in found.items():
+            words = duration(seconds / self._number)
+            self._say(f"{part}: {count} runs, {words} with {self._number} at a time")
+        total = sum(seconds for _, seconds in found.values())
+        self._say(f"together: {duration(total / self._number)}")
         return True
 
-    def _lists(
-        self, wanted: Sequence[str], rate: parts.Rate | None = None
-    ) -> list[tuple[str, Callable[[], list[Run]]]]:
-        """What each part runs, made when it is its turn."""
-        known = rate or (lambda family: tuned_rate(self._store, family))
-        best = partial(best_source, self._store, self._source)
-        made: dict[str, Callable[[], list[Run]]] = {
-            "1": lambda: list(parts.paper(self._sizes, known)),
-            "2": lambda: list(parts.sources(self._sizes, known)),
-            "3": lambda: list(parts.time(self._sizes, known, best)),
+    def _do(self, name: str, runs: Sequence[Run]) -> bool | None:
+        """Does some runs; whether all of them ended well, None after Ctrl-C."""
+        self._say(f"{name}: {len(runs)} runs")
+        if not self._jobs.do(runs):
+            return None
+        return all(self._store.done(run.key) for run in runs)
+
+    def _families(self) -> list[parts.Family]:
+        """Those that the runs that are wanted need a learning rate for."""
+        runs = [run for part in self._wanted for run in self._stand_ins(part)]
+        return list(dict.fromkeys(parts.tuned_as(run, self._sizes) for run in runs))
+
+    def _stand_ins(self, part: str) -> list[Run]:
+        """The runs of a part as far as they are known before anything is."""
+        return self._listed(part, lambda family: parts.GRID[0], lambda family, lateness: "cdni")
+
+    def _listed(self, part: str, rate: parts.Rate, best: parts.Best) -> list[Run]:
+        made = {
+            "1": lambda: parts.paper(self._sizes, rate),
+            "2": lambda: parts.sources(self._sizes, rate),
+            "3": lambda: parts.time(self._sizes, rate, best),
         }
-        found: list[tuple[str, Callable[[], list[Run]]]] = [
-            ("tuning", lambda: list(parts.tuning(self._sizes, wanted)))
-        ]
-        found += [(name, made[name]) for name in PARTS if name in wanted]
+        return chosen(list(made[part]()), self._only)
+
+    def _rate(self, family: parts.Family) -> float:
+        found = tuned_rate(self._store, family)
+        return nan if found is None else found
+
+    def _best(self, family: parts.Family, lateness: int) -> str | None:
+        found = self._source or best_head(self._store, family, lateness)
+        if found is None:
+            words = f"late {lateness}: part 2 has not been run, so no head is timed"
+            self._say(f"{named(family)}, {words} (or --source NAME)")
         return found
+
+    def _say(self, words: str) -> None:
+        self._console.print(words, highlight=False, soft_wrap=True)
 
 
 def _stamp(asked: Namespace) -> dict[str, Any]:

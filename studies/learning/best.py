@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dnic.errors import DnicError
 from studies.learning.parts import Family
 from studies.learning.quality import Done, Figure, better, done, figure, select
 from studies.learning.sources import DECOUPLED, SOURCES
@@ -13,35 +12,16 @@ from studies.learning.store import Result
 STALE = ("stale", "stale-weights")
 
 
-class Unknown(DnicError):
-    """Part 2 has not been run for this model."""
-
-    kind = "study error"
-
-
-def best_source(results: Iterable[Result], asked: str | None, family: Family, lateness: int) -> str:
-    """The head that part 3 runs with two stages.
+def best_head(results: Iterable[Result], family: Family, lateness: int) -> str | None:
+    """The source that part 3 runs in two stages, a stale one aside; None: part 2 has not been run.
 
     Args:
         results: with those of part 2.
-        asked: a source that was asked for instead.
         family: of part 2.
         lateness: at which it is to be good.
-
-    Raises:
-        Unknown: part 2 has no runs of this model.
     """
-    if asked is not None:
-        return asked
     found = ranked(of_sources(done(results), family, 2), lateness, without=STALE)
-    if not found:
-        words = " ".join(map(str, family))
-        raise Unknown(
-            f"part 2 has not been run for {words}",
-            hint="--part 2 first, or --source NAME",
-            expected=f"one of {', '.join(DECOUPLED)}",
-        )
-    return found[0][0]
+    return found[0][0] if found else None
 
 
 def of_sources(runs: Iterable[Done], family: Family, stages: int) -> list[Done]:

@@ -57,31 +57,37 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
 
 
-def estimated(runs: Sequence[Run], cache: Path, console: Console) -> dict[str, dict[str, Any]]:
-    """Seconds of runs by part, from a short run of each kind, one after the other.
+def estimated(runs: Sequence[Run], cache: Path, console: Console) -> dict[str, tuple[int, float]]:
+    """How many runs each part has and their seconds, from a short run of each kind.
 
-    Runs by the engine are not estimated: they take the machine for themselves, and links.
-
-    Returns:
-        For each part: `runs`, `seconds`, and of each `kind` what was measured and how often it is
-        run.
+    Runs by the engine are not estimated: they take the machine for themselves, and links. What this
+    dnic cannot run is taken to be as long as the longest of its model and number of stages.
     """
+    timed = [run for run in runs if run.way == "reference"]
     measured: dict[str, Mapping[str, Any]] = {}
-    parts: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        if run.way != "reference":
-            continue
-        part = parts.setdefault(run.part, {"runs": 0, "seconds": 0.0, "kinds": {}})
+    for run in timed:
         if run.kind not in measured:
             measured[run.kind] = _measured(run, cache)
-            console.print(f"{run.kind}: {_told(measured[run.kind])}", highlight=False)
+            words = f"{run.kind}: {_told(measured[run.kind])}"
+            console.print(words, highlight=False, soft_wrap=True)
+    longest: dict[tuple[str, int], float] = {}
+    for run in timed:
         found = measured[run.kind]
-        part["runs"] += 1
-        part["kinds"][run.kind] = part["kinds"].get(run.kind, 0) + 1
         if "error" not in found:
-            part["seconds"] += found["ready_s"] + run.steps * found["step_s"]
-            part["seconds"] += run.epochs * found["evaluate_s"]
+            place = run.model, run.stages
+            longest[place] = max(longest.get(place, 0.0), _seconds(run, found))
+    parts: dict[str, tuple[int, float]] = {}
+    for run in timed:
+        found = measured[run.kind]
+        guess = longest.get((run.model, run.stages), 0.0)
+        count, seconds = parts.get(run.part, (0, 0.0))
+        parts[run.part] = count + 1, seconds + (guess if "error" in found else _seconds(run, found))
     return parts
+
+
+def _seconds(run: Run, found: Mapping[str, Any]) -> float:
+    trained: float = found["ready_s"] + run.steps * found["step_s"]
+    return trained + run.epochs * float(found["evaluate_s"])
 
 
 def _measured(run: Run, cache: Path) -> dict[str, Any]:

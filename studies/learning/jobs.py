@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from studies.learning.child import Child
@@ -101,7 +102,8 @@ class Jobs:
         if found.get("error") and self._stopped:
             return  # it was ended; there is nothing to learn from it
         if found.get("error"):
-            self._console.print(f"[red]{run.key}[/]: {found['error']}", highlight=False)
+            words = f"[red]{run.key}[/]: {escape(found['error'])}"
+            self._console.print(words, highlight=False, soft_wrap=True)
         date = datetime.now(UTC).date().isoformat()
         told = {"key": run.key, "run": run.to_json(), "date": date, "seconds": seconds}
         self._store.add(told | dict(self._stamp) | found)

@@ -239,7 +239,7 @@ def _time(runs: Sequence[Done]) -> Iterator[str]:
                     str(listed[0].result["window"]) if way in ("stale", "decoupled") else NONE,
                     f"{sum(speed) / len(speed):,.0f}",
                     quality_words(reached, race.family),
-                    "never" if seconds is None else f"{seconds:.0f} s",
+                    "never" if seconds is None else f"{seconds:.3g} s",
                     NONE if seconds is None or not one else f"{seconds / one:.2f}",
                 ]
             )

@@ -7,7 +7,7 @@ backprop, the same for every source.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,6 +23,7 @@ TIME_FACTOR = 1.5
 # For what a learning rate is found; the deepest model of a family stands for all.
 Family = tuple[str, Model, int, int]  # data, model, layers, width
 Rate = Callable[[Family], float]
+Best = Callable[[Family, int], str | None]
 
 
 @dataclass(frozen=True)
@@ -94,28 +95,24 @@ SMALL_SET: Wanted = {
 DEEP_SET: Wanted = dict.fromkeys(("none", "local", "virtual-task"), (1,))
 
 
-def tuning(sizes: Sizes, wanted: Sequence[str] = PARTS) -> Iterator[Run]:
-    """Backprop at each learning rate of the grid, on training data alone, for some parts."""
-    for family in families(sizes, wanted):
+def tuning(sizes: Sizes, families: Iterable[Family]) -> Iterator[Run]:
+    """Backprop at each learning rate of the grid, on training data alone."""
+    for family in families:
         for lr in GRID:
             yield sizes.run(
                 family, part="tuning", stages=2, source="exact", window=1, lr=lr, seed=0
             )
 
 
-def families(sizes: Sizes, wanted: Sequence[str]) -> list[Family]:
-    """Every family that some parts need a learning rate for."""
-    deep: Family = ("fashion", "connected", max(sizes.depths), 256)
-    needed: dict[str, list[Family]] = {
-        "1": [
-            (data, model, layers, 256)
-            for data in ("mnist", "fashion")
-            for model, layers in _deepest(sizes)
-        ],
-        "2": [deep, residual(), transformer(sizes)],
-        "3": [wide(sizes), transformer(sizes)],
+def tuned_as(run: Run, sizes: Sizes) -> Family:
+    """The family whose learning rate a run has: of the same model at its usual depth."""
+    layers = {
+        "connected": max(sizes.depths),
+        "convolutional": max(sizes.convolutions),
+        "residual": residual()[2],
+        "characters": transformer(sizes)[2],
     }
-    return list(dict.fromkeys(family for part in wanted for family in needed[part]))
+    return run.data, run.model, layers[run.model], run.width
 
 
 def wide(sizes: Sizes) -> Family:
@@ -213,8 +210,8 @@ def _guarded(sizes: Sizes, family: Family, common: dict[str, Any]) -> Iterator[R
         yield sizes.run(family, stages=2, source=source, window=1, guard=True, **common)
 
 
-def time(sizes: Sizes, rate: Rate, best: Callable[[Family, int], str]) -> Iterator[Run]:
-    """Part 3: two processes, timed; `best(family, lateness)` is the best source of part 2."""
+def time(sizes: Sizes, rate: Rate, best: Best) -> Iterator[Run]:
+    """Part 3: two processes, timed; `best(family, lateness)` is the best head of part 2."""
     large = wide(sizes)
     narrow: Family = (*large[:3], 256)
     for seed in sizes.seeds:
@@ -236,7 +233,7 @@ def time(sizes: Sizes, rate: Rate, best: Callable[[Family, int], str]) -> Iterat
                 yield replace(run, way="exact", link=link)
                 yield replace(run, way="stale", source="stale", link=link)
                 source = best(studied, lateness)
-                if source != "stale":
+                if source is not None:
                     yield replace(run, way="decoupled", source=source, link=link)
 
 

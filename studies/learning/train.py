@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -73,26 +74,27 @@ def trained(run: Run, cache: Path, folder: Path) -> dict[str, Any]:
 
 
 def timed(run: Run, cache: Path, folder: Path, steps: int = SHORT_STEPS) -> dict[str, float]:
-    """How long the parts of a run take, in seconds, from a few steps of it.
+    """How long the parts of a run take on one thread, in seconds, from a few steps of it.
+
+    Of the process' own time, so that it does not matter what else the machine does.
 
     Returns:
         `ready_s`: until it trains; `step_s`: of a step; `evaluate_s`: of an evaluation.
     """
-    begin = time.perf_counter()
     bundle = load_bundle(bundle_of(run, cache, folder))
     with bundle_modules(bundle.folder) as (model, stages):
         reference = _reference(bundle, model, stages)
         whole, test = model.build_model(), model.test_data()
-        ready = time.perf_counter()
+        clocks = [0.0, time.process_time()]
         reference.run(1, max_steps=steps)
-        trained_at = time.perf_counter()
+        clocks.append(time.process_time())
         evaluated(whole, test, model.loss)
-        end = time.perf_counter()
-    done = min(steps, run.steps_per_epoch)
+        clocks.append(time.process_time())
+    ready, stepped, tested = (after - before for before, after in pairwise(clocks))
     return {
-        "ready_s": ready - begin,
-        "step_s": (trained_at - ready) / done,
-        "evaluate_s": end - trained_at,
+        "ready_s": ready,
+        "step_s": stepped / min(steps, run.steps_per_epoch),
+        "evaluate_s": tested,
     }
 
 

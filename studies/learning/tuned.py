@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from dnic.errors import DnicError
 from studies.learning.parts import Family
 from studies.learning.runs import Run
 from studies.learning.store import Result
 
 
-class Untuned(DnicError):
-    """No learning rate has been found yet."""
-
-    kind = "study error"
-
-
-def tuned_rate(results: Iterable[Result], family: Family) -> float:
-    """The rate of a family with the best quality on held-out training data.
-
-    Raises:
-        Untuned: none was tried.
-    """
+def tuned_rate(results: Iterable[Result], family: Family) -> float | None:
+    """The rate of a family with the best quality on held-out data; None where none was tried."""
     tried = rates(results, family)
     if not tried:
-        words = " ".join(map(str, family))
-        raise Untuned(f"no learning rate was tried for {words}", hint="--part tuning")
+        return None
     better = max if family[1] != "characters" else min
     return better(tried, key=lambda rate: tried[rate])
 
