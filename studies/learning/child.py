@@ -60,17 +60,16 @@ class Child:
         """Waits for the end; what the program had to tell, or `error`."""
         try:
             status = self._process.wait(LONGEST_S)
-        except subprocess.TimeoutExpired:
-            self.end()
-            return {"error": f"not done after {LONGEST_S:.0f} s"}
-        try:
             if status == 0:
                 content: dict[str, Any] = json.loads(portable(self._output.read_text("utf-8")))
                 return content
             lines = portable(self._words.read_text("utf-8", errors="replace")).split("\n")
             last = [line for line in lines if line.strip()][-1:]
             return {"error": last[0] if last else f"ended with status {status}"}
+        except subprocess.TimeoutExpired:
+            return {"error": f"not done after {LONGEST_S:.0f} s"}
         finally:
+            self.end()
             self._folder.cleanup()
 
     def end(self) -> None:

@@ -1,7 +1,7 @@
 """Does a list of runs, several at a time, each on a core of its own, and keeps what they find.
 
-Ctrl-C once: what runs is waited for, nothing else is begun. Twice: what runs is ended. Either way
-everything that was done is in the store.
+Ctrl-C once: what runs is waited for, nothing else is begun. Twice, or SIGTERM: what runs is ended.
+Either way everything that was done is in the store.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -27,6 +27,13 @@ from studies.learning.estimate import Estimate
 from studies.learning.runs import Run
 from studies.learning.store import Store
 
+_STOPS = (signal.SIGINT, signal.SIGTERM)
+
+
+def program_of(run: Run) -> str:
+    """The module that does a run."""
+    return f"studies.learning.{'train' if run.way == 'reference' else 'engine'}"
+
 
 class Jobs:
     """The runs that are to be done.
@@ -37,16 +44,24 @@ class Jobs:
         stamp: what every result is marked with: command and versions.
         number: of runs at a time; those by the engine have the machine for themselves.
         console: for progress.
+        program: the module that does a run.
     """
 
     def __init__(
-        self, store: Store, cache: Path, stamp: Mapping[str, Any], number: int, console: Console
+        self,
+        store: Store,
+        cache: Path,
+        stamp: Mapping[str, Any],
+        number: int,
+        console: Console,
+        program: Callable[[Run], str] = program_of,
     ) -> None:
         self._store = store
         self._cache = cache
         self._stamp = stamp
         self._number = number
         self._console = console
+        self._program = program
         self._going: set[Child] = set()
         self._stopped = False
 
@@ -89,9 +104,10 @@ class Jobs:
     def _one(self, run: Run, cores: SimpleQueue[int]) -> None:
         core = cores.get()
         begin = time.perf_counter()
-        reference = run.way == "reference"
-        program = "studies.learning.train" if reference else "studies.learning.engine"
-        child = Child(program, run, self._cache, core if reference else None)
+        # The engine has its processes on cores of their own.
+        child = Child(
+            self._program(run), run, self._cache, core if run.way == "reference" else None
+        )
         self._going.add(child)
         try:
             found = child.result()
@@ -111,18 +127,19 @@ class Jobs:
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
         def stop(number: int, frame: FrameType | None) -> None:
-            if self._stopped:
+            again, self._stopped = self._stopped, True
+            if again or number == signal.SIGTERM:
                 for child in list(self._going):
                     child.end()
-            elif self._going:
+            else:
                 self._console.print("no further run is begun; Ctrl-C again ends those that go on")
-            self._stopped = True
 
-        before = signal.signal(signal.SIGINT, stop)
+        before = {number: signal.signal(number, stop) for number in _STOPS}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def _progress(self) -> Progress:
         columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))

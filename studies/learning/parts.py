@@ -39,11 +39,11 @@ class Sizes:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    connected_epochs: int = 10
-    convolutional_epochs: int = 5
-    residual_epochs: int = 5
+    connected_epochs: int = 8
+    convolutional_epochs: int = 3
+    residual_epochs: int = 3
     character_epochs: int = 12
-    sparse_epochs: int = 30
+    sparse_epochs: int = 24
     depths: tuple[int, ...] = (3, 4, 5, 6)
     convolutions: tuple[int, ...] = (3, 4)
     transformers: tuple[int, ...] = (4, 6)
@@ -80,19 +80,35 @@ QUICK = Sizes(
     epoch_steps=4,
 )
 
-# Sources and their latenesses at each (model, stages) of part 2. A source whose gradients cannot
-# be late has one entry.
+# Sources and their latenesses at each (model, stages) of part 2, the first one of a model in full.
+# A source whose gradients cannot be late has one entry.
 Wanted = Mapping[str, tuple[int, ...]]
 FULL_SET: Wanted = {
-    **dict.fromkeys(("none", "local", "dni", "cdni-hidden"), (1,)),
+    **dict.fromkeys(("none", "local", "dni", "dni-hidden", "cdni-hidden"), (1,)),
     **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights"), (1, 4, FAR)),
     "virtual": (1, FAR),
 }
 SMALL_SET: Wanted = {
     **dict.fromkeys(("none", "local", "virtual"), (1,)),
-    **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights"), (1, FAR)),
+    **dict.fromkeys(("cdni", "virtual-task", "stale"), (1, FAR)),
+    "stale-weights": (FAR,),
 }
-DEEP_SET: Wanted = dict.fromkeys(("none", "local", "virtual-task"), (1,))
+TEXT_SET: Wanted = {
+    **dict.fromkeys(("none", "local", "dni-hidden", "cdni-hidden", "virtual"), (1,)),
+    **dict.fromkeys(("virtual-task", "stale", "stale-weights"), (1, 4, FAR)),
+    "cdni": (1, FAR),
+}
+SMALL_TEXT_SET: Wanted = {
+    **dict.fromkeys(("none", "local"), (1,)),
+    **dict.fromkeys(("virtual-task", "stale", "stale-weights"), (1, FAR)),
+}
+DEEP_SET: Wanted = dict.fromkeys(("local", "virtual-task"), (1,))
+# With the guard: what was worse than no gradient, or nearly, before there was one.
+GUARDED: Mapping[Model, tuple[str, ...]] = {
+    "connected": ("dni", "dni-hidden"),
+    "residual": ("dni",),
+    "characters": ("dni-hidden", "cdni-hidden"),
+}
 
 
 def tuning(sizes: Sizes, families: Iterable[Family]) -> Iterator[Run]:
@@ -179,13 +195,13 @@ def sources(sizes: Sizes, rate: Rate) -> Iterator[Run]:
     """Part 2: every source at several numbers of stages and latenesses."""
     connected: Family = ("fashion", "connected", max(sizes.depths), 256)
     whole = transformer(sizes)
-    fewest, most = whole[2] // 2, whole[2]
     cells: list[tuple[Family, int, Wanted]] = [
-        *((connected, stages, FULL_SET) for stages in (2, 4, 6) if stages <= connected[2]),
+        (connected, 2, FULL_SET),
+        *((connected, stages, SMALL_SET) for stages in (4, 6) if stages <= connected[2]),
         (residual(), 2, FULL_SET),
         *((residual(), stages, SMALL_SET) for stages in (4, 6)),
-        (whole, fewest, FULL_SET),
-        (whole, most, SMALL_SET),
+        (whole, 2, TEXT_SET),
+        (whole, 4, SMALL_TEXT_SET),
     ]
     for layers in sizes.transformers[1:]:
         cells += [(("text", "characters", layers, 256), stages, DEEP_SET) for stages in (2, 4)]
@@ -205,8 +221,8 @@ def sources(sizes: Sizes, rate: Rate) -> Iterator[Run]:
 
 
 def _guarded(sizes: Sizes, family: Family, common: dict[str, Any]) -> Iterator[Run]:
-    """The sources that can be worse than nothing, with the guard."""
-    for source in ("dni", "dni-hidden", "cdni-hidden"):
+    """Sources that can be worse than nothing, with the guard."""
+    for source in GUARDED[family[1]]:
         yield sizes.run(family, stages=2, source=source, window=1, guard=True, **common)
 
 

@@ -18,7 +18,7 @@ BATCH: Mapping[str, int] = {
     "connected": 256,
     "convolutional": 128,
     "residual": 128,
-    "characters": 32,
+    "characters": 16,
 }
 TRAIN_SAMPLES = 60_000
 HELD_OUT = 10_000

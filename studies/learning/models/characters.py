@@ -3,7 +3,7 @@
 `DNIC_LAYERS` blocks of width 128. The text is the Python standard library's source. An epoch is
 `DNIC_EPOCH_STEPS` batches of windows drawn at random from all of the text, so that evaluations can
 be close together and no window is seen often. `DNIC_HOLD_OUT=1` tests on other windows, where
-learning rates are tuned; `DNIC_SAMPLES` tests on so many at most. Batch 32.
+learning rates are tuned; `DNIC_SAMPLES` tests on so many at most. Batch 16.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, TensorDataset
 from examples.charlm import model as charlm
 from examples.charlm.model import CONTEXT, VOCABULARY, WIDTH, Block
 
-BATCH = 32
+BATCH = 16
 LAYERS = int(os.environ.get("DNIC_LAYERS", "4"))
 EPOCH_STEPS = int(os.environ.get("DNIC_EPOCH_STEPS", "250"))
 HELD_OUT = 2_000
