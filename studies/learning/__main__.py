@@ -14,7 +14,7 @@ import os
 import platform
 import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from math import isfinite, nan
@@ -29,7 +29,7 @@ from studies.learning import parts
 from studies.learning.best import best_head
 from studies.learning.estimate import duration, estimated
 from studies.learning.figures import named
-from studies.learning.jobs import Jobs
+from studies.learning.jobs import Jobs, program_of
 from studies.learning.page import page
 from studies.learning.parts import FULL, PARTS, QUICK, Sizes, chosen
 from studies.learning.plot import pictures
@@ -39,8 +39,8 @@ from studies.learning.tuned import tuned_rate
 from studies.process import ROOT
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what is missing and write the files."""
+def main(arguments: Sequence[str] | None = None, program: Callable[[Run], str] = program_of) -> int:
+    """Do what is missing and write the files; the exit status is 1 where something is left."""
     asked = _asked(arguments)
     out = asked.out or (ROOT / "build" / "learning" if asked.quick else ROOT / "docs")
     store = Store(out / "learning" / "runs.jsonl")
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = False
     if not asked.page:
         with TemporaryDirectory(prefix="dnic-study-") as cache:
-            study = _Study(store, Path(cache), sizes, asked)
+            study = _Study(store, Path(cache), sizes, asked, program)
             failed = not (study.estimate() if asked.estimate else study.do())
     if not asked.estimate:
         store.tidy()
@@ -69,7 +69,14 @@ def write(folder: Path, store: Store) -> None:
 class _Study:
     """Runs of all parts that are wanted, in order: later ones need what earlier ones found."""
 
-    def __init__(self, store: Store, cache: Path, sizes: Sizes, asked: Namespace) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cache: Path,
+        sizes: Sizes,
+        asked: Namespace,
+        program: Callable[[Run], str],
+    ) -> None:
         self._store = store
         self._cache = cache
         self._sizes = sizes
@@ -78,7 +85,7 @@ class _Study:
         self._wanted = [part for part in PARTS if part in asked.part.split(",")]
         self._number = asked.jobs
         self._console = Console()
-        self._jobs = Jobs(store, cache, _stamp(asked), asked.jobs, self._console)
+        self._jobs = Jobs(store, cache, _stamp(asked), asked.jobs, self._console, program)
 
     def do(self) -> bool:
         """Does everything; whether all of it was."""

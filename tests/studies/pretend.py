@@ -25,9 +25,9 @@ def main(output: str, text: str, cache: str) -> None:
     def program() -> dict[str, object]:
         if run["window"] == 2:
             raise RuntimeFault("no such gradient", where="plan.yaml")
-        begin = time.monotonic()
         curve = [{"epoch": 1, "step": 1, "seconds": 1.0, "quality": 50.0}]
-        return {"curve": curve, "core": list(os.sched_getaffinity(0)), "begin": begin}
+        core = list(os.sched_getaffinity(0))
+        return {"curve": curve, "core": core, "window": 2, "samples_per_s": 1000.0}
 
     told(output, program)
 
