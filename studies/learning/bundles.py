@@ -110,10 +110,11 @@ def edit_interface(interface: dict[str, Any], run: Run) -> None:
     source = SOURCES[run.source]
     interface["gradient"] = source.gradient
     interface["head"] = head_of(run)
-    interface["return_every"] = 1
+    interface["return_every"] = int(source.returns)
     interface["message"] = "float32"
     interface["warmup_steps"] = "auto" if run.warmup_steps is None else run.warmup_steps
     interface["guard"] = {} if run.guard else False
+    interface.update(source.interface)
     if run.window:
         interface["window"] = run.window
 
@@ -135,17 +136,17 @@ def check(plan: Plan, run: Run) -> None:
     Raises:
         Unable: names what is missing.
     """
+    source, interface = SOURCES[run.source], plan.interfaces[0]
     asked: list[tuple[str, bool, Any]] = [
         ("train.update_probability", run.update_probability < 1, plan.train),
-        ("interfaces.guard", run.guard, plan.interfaces[0]),
+        ("interfaces.guard", run.guard, interface),
+        *((f"interfaces.{key}", True, interface) for key in source.interface),
     ]
     for key, wanted, part in asked:
         if wanted and not hasattr(part, key.rpartition(".")[2]):
             raise Unable(f"this dnic reads no {key} from plan.yaml", where=run.key)
-    head = plan.interfaces[0].head
-    for option in ("task", "predict_weights"):
-        if SOURCES[run.source].head.get(option) and option not in repr(head):
-            raise Unable(f"this dnic's {run.source} has no option {option}", where=run.key)
+    if "task" in source.head and "task" not in getattr(interface.head, "options", {}):
+        raise Unable(f"this dnic reads no options of {source.gradient} heads", where=run.key)
 
 
 def _read(path: Path, run: Run) -> Plan:

@@ -31,7 +31,7 @@ def failures(results: Sequence[Result]) -> Iterator[str]:
         "gradient to backprop",
         _high_cosine(runs, cells),
     )
-    yield from _listed("Late gradients that cost more than half of that way", _late(runs, cells))
+    yield from _listed("Stale gradients that cost more than half of that way", _late(runs, cells))
     yield from _listed("Runs whose loss was no number at the end", _lost(runs))
     yield from _listed("Runs that could not be done", _refused(results))
 

@@ -154,10 +154,7 @@ def _sources(runs: Sequence[Done]) -> Iterator[str]:
         yield ""
         yield from _quality_table(cells, family, exact)
         yield ""
-        yield "How good the predictions were at the end (cosine / explained variance):"
-        yield ""
         yield from _prediction_table(cells)
-        yield ""
 
 
 def _columns(runs: Sequence[Done]) -> list[tuple[int, int]]:
@@ -202,8 +199,12 @@ def _prediction_table(runs: Sequence[Done]) -> Iterator[str]:
         words = [_prediction_cell(cell) for cell in cells]
         if any(word != NONE for word in words):
             rows.append([source_title(mine[0].run), *words])
-    head = [f"K = {stages}, late {window}" for stages, window in columns]
-    yield from table(("source", *head), rows)
+    if rows:
+        yield "How good the predictions were at the end (cosine / explained variance):"
+        yield ""
+        head = [f"K = {stages}, late {window}" for stages, window in columns]
+        yield from table(("source", *head), rows)
+        yield ""
 
 
 def _prediction_cell(cell: Sequence[Done]) -> str:

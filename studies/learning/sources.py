@@ -17,7 +17,8 @@ class Source:
     Attributes:
         title: in tables.
         gradient: of `plan.yaml`.
-        head: of `plan.yaml`; a width of `hidden` is the model's (`models_of_study.HIDDEN_WIDTH`).
+        head: of `plan.yaml`; a width of `hidden` is the model's (`bundles.HIDDEN_WIDTH`).
+        interface: further keys of an interface.
         lateness_matters: whether it learns from, or goes on with, gradients that come late.
         returns: whether true gradients are needed at all.
     """
@@ -25,6 +26,7 @@ class Source:
     title: str
     gradient: str
     head: Mapping[str, Any] = field(default_factory=dict)
+    interface: Mapping[str, Any] = field(default_factory=dict)
     lateness_matters: bool = True
     returns: bool = True
 
@@ -40,7 +42,9 @@ SOURCES: Mapping[str, Source] = {
     "virtual-task": Source("virtual tail, matched + task", "virtual", {**LINEAR, "task": 1.0}),
     "local": Source("local loss", "local", LINEAR, lateness_matters=False, returns=False),
     "stale": Source("stale", "stale"),
-    "stale-weights": Source("stale, weights predicted", "stale", {"predict_weights": True}),
+    "stale-weights": Source(
+        "stale, weights predicted", "stale", interface={"predict_weights": True}
+    ),
 }
 # Those that wait for nothing, in the order of the tables.
 DECOUPLED = tuple(name for name in SOURCES if name != "exact")

@@ -60,7 +60,7 @@ def test_what_is_edited() -> None:
     [
         ("exact", "exact", None),
         ("stale", "stale", None),
-        ("stale-weights", "stale", {"predict_weights": True}),
+        ("stale-weights", "stale", None),
         ("none", "none", {"hidden_layers": 0}),
         ("virtual", "virtual", {"hidden_layers": 0, "task": 0.0}),
         ("virtual-task", "virtual", {"hidden_layers": 0, "task": 1.0}),
@@ -76,6 +76,9 @@ def test_sources(source: str, gradient: str, head: dict[str, Any] | None) -> Non
     assert interface["window"] == 2
     assert (interface["head"] is None) == (head is None)
     assert (head or {}).items() <= (interface["head"] or {}).items()
+    assert interface.get("predict_weights", False) == (source == "stale-weights")
+    # True gradients that nobody learns from are not sent.
+    assert interface["return_every"] == (0 if source in ("none", "local") else 1)
     assert "scheduler" not in plan["train"]
 
 
@@ -91,8 +94,8 @@ def test_sparse_updates_and_a_guard() -> None:
     [
         (small(update_probability=0.2), "reads no train.update_probability"),
         (small(guard=True), "reads no interfaces.guard"),
-        (small(source="virtual-task"), "has no option task"),
-        (small(source="stale-weights"), "has no option predict_weights"),
+        (small(source="virtual-task"), "reads no options of virtual heads"),
+        (small(source="stale-weights"), "reads no interfaces.predict_weights"),
     ],
 )
 def test_what_would_silently_be_left_out_is_refused(run: Any, missing: str) -> None:
@@ -101,10 +104,10 @@ def test_what_would_silently_be_left_out_is_refused(run: Any, missing: str) -> N
     with pytest.raises(Unable, match=missing) as refused:
         check(plan, run)
     assert refused.value.where == run.key
-    able = SimpleNamespace(hidden_layers=0, task=1.0, predict_weights=True)
+    able = SimpleNamespace(options={"task": 1.0})
     every: Any = SimpleNamespace(
         train=SimpleNamespace(update_probability=0.2),
-        interfaces=[SimpleNamespace(head=able, guard=object())],
+        interfaces=[SimpleNamespace(head=able, guard=object(), predict_weights=True)],
     )
     check(every, run)
 
