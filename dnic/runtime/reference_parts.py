@@ -19,9 +19,7 @@ from dnic.runtime.seeds import random_state, restore_random_state
 from dnic.runtime.shared import Channel, take_gradient
 
 if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadStatistics, HeadTrainer
-
-_LATEST = 100  # predictions that are remembered of an interface
+    from dnic.runtime.head_training import HeadTrainer
 
 
 @dataclass
@@ -51,10 +49,7 @@ class PassingBatch:
 
 @dataclass
 class ReferenceInterface:
-    """An interface with its heads, and the batches whose true gradient is not due yet.
-
-    `learnt` has what the heads' latest predictions were like.
-    """
+    """An interface with its heads, and the batches whose true gradient is not due yet."""
 
     plan: InterfacePlan
     oracle: bool
@@ -62,7 +57,7 @@ class ReferenceInterface:
     heads: list[HeadTrainer]
     returns: Returns = field(default_factory=Returns)
     waiting: deque[PassingBatch] = field(default_factory=deque)
-    learnt: deque[HeadStatistics] = field(default_factory=lambda: deque(maxlen=_LATEST))
+    learnt: deque[Any] = field(default_factory=lambda: deque(maxlen=_LATEST))  # statistics
 
     @property
     def names(self) -> list[str]:
@@ -149,8 +144,12 @@ class Tie:
         return zip(*(self.channel.parameters(stage.module) for stage in stages), strict=True)
 
 
-def mean_figures(learnt: Collection[HeadStatistics]) -> dict[str, float]:
-    """Means of the figures of some predictions, of which there is at least one."""
+# Predictions that are remembered of an interface.
+_LATEST = 100
+
+
+def mean_figures(learnt: Collection[Any]) -> dict[str, float]:
+    """Means of the statistics of some predictions, of which there is at least one."""
     names = ("cosine", "norm_ratio", "loss")
     return {
         name: float(torch.stack([getattr(figures, name) for figures in learnt]).double().mean())
