@@ -198,7 +198,7 @@ class Reference:
     def predictions(self) -> dict[str, dict[str, float]]:
         """How good the latest predicted gradients were, by interface.
 
-        Means of `cosine`, `norm_ratio` and `loss` over the latest batches and over the tensors of
+        Means of `cosine`, `norm_ratio` and `explained` over the latest batches and the tensors of
         an interface; without interfaces that learn from no true gradient.
         """
         return {

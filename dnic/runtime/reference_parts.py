@@ -149,12 +149,19 @@ _LATEST = 100
 
 
 def mean_figures(learnt: Collection[Any]) -> dict[str, float]:
-    """Means of the statistics of some predictions, of which there is at least one."""
-    names = ("cosine", "norm_ratio", "loss")
-    return {
-        name: float(torch.stack([getattr(figures, name) for figures in learnt]).double().mean())
-        for name in names
+    """Means of the statistics of some predictions, of which there is at least one.
+
+    `explained` is the share of the true gradients' squared norm that the predictions leave nothing
+    of: 1 - ||predicted - true||^2 / ||true||^2, below 0 where zero would have been better.
+    """
+    cosine = torch.stack([figures.cosine for figures in learnt]).double()
+    ratio = torch.stack([figures.norm_ratio for figures in learnt]).double()
+    found = {
+        "cosine": cosine,
+        "norm_ratio": ratio,
+        "explained": 2 * ratio * cosine - ratio.square(),
     }
+    return {name: float(values.mean()) for name, values in found.items()}
 
 
 def _gradient(leaf: Tensor) -> Tensor:

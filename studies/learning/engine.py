@@ -81,14 +81,16 @@ def _launch(run: Run, bundle: Path, out: Path, hosts: Hosts | None) -> None:
         launch(bundle, mode=mode, processes=processes, out=out, pin=True, quiet=True, extra=extra)
 
 
-def _predictions(interfaces: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _predictions(interfaces: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """What the engine knows of its heads, under the reference's names."""
-    names = ("cosine", "norm_ratio", "loss")
-    found = {
-        name: {key: row[key] for key in names if row.get(key) is not None}
-        for name, row in interfaces.items()
-    }
-    return {name: row for name, row in found.items() if row}
+    found: dict[str, dict[str, float]] = {}
+    for name, row in interfaces.items():
+        cosine, ratio = row.get("cosine"), row.get("norm_ratio")
+        if cosine is not None and ratio is not None:
+            # Of the means over an epoch, where the reference has the mean of each batch's.
+            share = 2 * ratio * cosine - ratio**2
+            found[name] = {"cosine": cosine, "norm_ratio": ratio, "explained": share}
+    return found
 
 
 def main(output: str, text: str, cache: str) -> None:

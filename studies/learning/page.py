@@ -46,6 +46,7 @@ training set, and falls to nearly nothing along a cosine (part 3: it stays). Equ
 for all sources; heads and tails have an Adam of their own at 0.001. Mean ± standard deviation over
 the seeds, on the test set after the last step. K: stages. Late n: a true gradient reaches the head
 (or the stage, where it is stale) n batches later; with several stages, stale gradients add up.
+Explained share: 1 - ||predicted - true||^2 / ||true||^2; below 0, zero would have been closer.
 Images: accuracy in percent, more is better; text: bits per character, less is better. Parts 1 and
 2 are by the single-process reference, which computes what the engine computes, bit for bit.
 """
@@ -200,7 +201,7 @@ def _prediction_table(runs: Sequence[Done]) -> Iterator[str]:
         if any(word != NONE for word in words):
             rows.append([source_title(mine[0].run), *words])
     if rows:
-        yield "How good the predictions were at the end (cosine / explained variance):"
+        yield "How good the predictions were at the end (cosine / explained share):"
         yield ""
         head = [f"K = {stages}, late {window}" for stages, window in columns]
         yield from table(("source", *head), rows)

@@ -124,15 +124,16 @@ def time_to(found: Done, quality: float) -> float | None:
 
 
 def explained(found: Done) -> float | None:
-    """Share of the true gradient's variance that heads explain, the mean over interfaces."""
-    return _mean(found, lambda row: 1 - row["loss"], "loss")
+    """Share of the true gradients' squared norm that heads explain, the mean over interfaces."""
+    return _mean(found, "explained")
 
 
 def cosine(found: Done) -> float | None:
     """Cosine of predicted and true gradients, the mean over interfaces."""
-    return _mean(found, lambda row: row["cosine"], "cosine")
+    return _mean(found, "cosine")
 
 
-def _mean(found: Done, value: Any, name: str) -> float | None:
-    rows = [row for row in found.result.get("predictions", {}).values() if row.get(name)]
-    return mean(value(row) for row in rows) if rows else None
+def _mean(found: Done, name: str) -> float | None:
+    rows = found.result.get("predictions", {}).values()
+    values = [row[name] for row in rows if row.get(name) is not None]
+    return mean(values) if values else None

@@ -36,8 +36,8 @@ def text(source: str, *qualities: float | None, **rest: Any) -> dict[str, Any]:
     return connected(source, *qualities, **(model | rest))
 
 
-def predictions(cosine: float, loss: float) -> dict[str, dict[str, float]]:
-    return {"layers.0": {"cosine": cosine, "norm_ratio": 1.0, "loss": loss}}
+def predictions(cosine: float, explained: float) -> dict[str, dict[str, float]]:
+    return {"layers.0": {"cosine": cosine, "norm_ratio": 1.0, "explained": explained}}
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def results() -> list[dict[str, Any]]:
             ("stale", 1, 88.9),
             ("stale", 16, 80.0),
         ):
-            found = predictions(0.8, 0.4) if source == "cdni" else {}
+            found = predictions(0.8, 0.6) if source == "cdni" else {}
             first = quality - 5
             made.append(
                 connected(
@@ -68,7 +68,7 @@ def results() -> list[dict[str, Any]]:
                 )
             )
         made.append(
-            connected("dni", 70.0, 75.0 - shift, seed=seed, predictions=predictions(0.6, 0.9))
+            connected("dni", 70.0, 75.0 - shift, seed=seed, predictions=predictions(0.6, 0.1))
         )
         made.append(connected("dni", 70.0, 84.5 + shift, seed=seed, guard=True))
     made += [text("exact", 2.5, 2.0), text("none", 3.0, 2.9), text("stale", 2.5, 2.1, window=16)]

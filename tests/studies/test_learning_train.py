@@ -75,7 +75,7 @@ def test_heads_predict_and_lateness_matters(images: Path, tmp_path: Path) -> Non
             assert predictions == {}
         else:
             (row,) = predictions.values()
-            assert 0 < row["cosine"] < 1 and 0 < row["loss"] < 1.5
+            assert 0 < row["explained"] < row["cosine"] < 1
     assert len(set(curves)) == 3
 
 
@@ -105,7 +105,7 @@ def test_the_engine_learns_what_the_reference_learns(images: Path, tmp_path: Pat
     seconds = [row["seconds"] for row in found["curve"]]
     assert 0 < seconds[0] < seconds[1]
     (row,) = found["predictions"].values()
-    assert 0 < row["cosine"] < 1
+    assert 0 < row["explained"] < row["cosine"] < 1
 
 
 def pretend(run: Run) -> str:
