@@ -179,6 +179,19 @@ class Reference:
                     after_epoch(epoch)
         return self.record()
 
+    def predictions(self) -> dict[str, dict[str, float]]:
+        """How good the latest predicted gradients were, by interface.
+
+        Means of `cosine`, `norm_ratio` and `explained` over the latest batches and the tensors of
+        an interface; without interfaces that learn from no true gradient.
+        """
+        return {
+            interface.plan.name: mean_figures(interface.learnt)
+            for stage in self._stages
+            for interface in stage.above
+            if interface.learnt
+        }
+
     def record(self) -> Record:
         """Losses so far, and the parameters as they are."""
         parameters: dict[str, Tensor] = {}
@@ -194,19 +207,6 @@ class Reference:
             for key, value in head.head.named_parameters()
         }
         return Record(list(self.losses), parameters, heads)
-
-    def predictions(self) -> dict[str, dict[str, float]]:
-        """How good the latest predicted gradients were, by interface.
-
-        Means of `cosine`, `norm_ratio` and `explained` over the latest batches and the tensors of
-        an interface; without interfaces that learn from no true gradient.
-        """
-        return {
-            interface.plan.name: mean_figures(interface.learnt)
-            for stage in self._stages
-            for interface in stage.above
-            if interface.learnt
-        }
 
     def _epoch(self, epoch: int, total: int) -> None:
         with self._stages[0].own_random_numbers():
