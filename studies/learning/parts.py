@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from studies.learning.runs import Model, Run
+from studies.learning.runs import CHARACTER_EPOCH_STEPS, Model, Run
 
 PARTS = ("1", "2", "3")
 GRID = (3e-4, 1e-3, 3e-3)
@@ -42,14 +42,14 @@ class Sizes:
     connected_epochs: int = 8
     convolutional_epochs: int = 3
     residual_epochs: int = 3
-    character_epochs: int = 12
+    character_epochs: int = 8
     sparse_epochs: int = 24
     depths: tuple[int, ...] = (3, 4, 5, 6)
     convolutions: tuple[int, ...] = (3, 4)
     transformers: tuple[int, ...] = (4, 6)
     time_width: int = 512
     samples: int | None = None
-    epoch_steps: int = 250
+    epoch_steps: int = CHARACTER_EPOCH_STEPS
 
     def epochs(self, model: Model) -> int:
         """Of backprop's runs, and so of all others."""

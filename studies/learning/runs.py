@@ -22,7 +22,7 @@ BATCH: Mapping[str, int] = {
 }
 TRAIN_SAMPLES = 60_000
 HELD_OUT = 10_000
-CHARACTER_EPOCH_STEPS = 250
+CHARACTER_EPOCH_STEPS = 375
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from examples.charlm.model import CONTEXT, VOCABULARY, WIDTH, Block
 
 BATCH = 16
 LAYERS = int(os.environ.get("DNIC_LAYERS", "4"))
-EPOCH_STEPS = int(os.environ.get("DNIC_EPOCH_STEPS", "250"))
+EPOCH_STEPS = int(os.environ.get("DNIC_EPOCH_STEPS", "375"))
 HELD_OUT = 2_000
 ALL = 10_000_000
 
