@@ -1,8 +1,9 @@
 """The bundles of the study: each model is compiled once, and its plan edited as a user edits it.
 
-Compiling asks for the cuts, so nothing is decided but names and shapes; costs are computed, not
-measured. What a run differs in stands under `train` and in the interfaces of `plan.yaml`. One key
-more is edited: `weights: seed`, so that every seed has initial weights of its own.
+Compiling asks for the cuts, so nothing is decided but names and shapes; where time matters, windows
+too, from measured costs. What a run differs in stands under `train` and in the interfaces of
+`plan.yaml`. One key more is edited: `weights: seed`, so that every seed has initial weights of its
+own.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def spec_of(run: Run) -> Any:
     """The spec of a run's model: the cuts, the link, everything else as it comes."""
     from dnic.spec import spec_from_mapping
 
-    devices: dict[str, Any] = {"count": run.stages, "costs": "analytic"}
+    costs = "measured" if run.part == "time" else "analytic"
+    devices: dict[str, Any] = {"count": run.stages, "costs": costs}
     link = LINKS[run.link].spec
     if link is not None:
         devices["links"] = {"default": dict(link)}

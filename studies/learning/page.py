@@ -221,7 +221,7 @@ def _time(runs: Sequence[Done]) -> Iterator[str]:
     yield "Two processes, a core and a thread each; one core: backprop in one process. Seconds of"
     yield "training, evaluations left out, until the mean of three evaluations is as good as"
     yield "backprop's after the epochs of part 2, the median over the seeds. All ways may train for"
-    yield "half as many epochs again."
+    yield "half as many epochs again. Where a batch is cut (DDP, 1F1B), BatchNorm sees the parts."
     yield ""
     found = list(races(runs))
     if found:
