@@ -21,6 +21,7 @@ LEFT, TOP, ACROSS, DOWN = 72.0, 34.0, 92.0, 82.0
 LEGEND_WIDTH = 240.0
 COLUMNS = 3
 DASHED = "6 4"
+MARGIN = 0.04  # of an axis, beyond the best
 LATENESS = (1, 4, 16)
 # Okabe and Ito's colours; the yellow is too light for a line. Black is backprop.
 SHOWN = ("none", "cdni", "virtual", "virtual-task", "local", "stale", "stale-weights")
@@ -139,15 +140,18 @@ def _grid(
 
 
 def _quality_axis(lines: Sequence[Line], family: Family) -> Axis:
-    """From the best down to three times as far below it as half of all points are.
+    """From a little above the best down to where four of five points are within.
 
-    A source that has learnt nothing would press all others together; it is drawn at the edge.
+    And at least to three times as far below the best as half of all points are. A source that has
+    learnt nothing would press all others together; it is drawn at the edge.
     """
     values = sorted(y for points, _, _ in lines for _, y in points)
     worst_first = values if family[1] != "characters" else values[::-1]
-    best, middle = worst_first[-1], worst_first[len(values) // 2]
-    far = best + 3 * (middle - best)
-    ends = sorted((best, max(far, values[0]) if far < best else min(far, values[-1])))
+    worst, best = worst_first[0], worst_first[-1]
+    middle, most = worst_first[len(values) // 2], worst_first[len(values) // 5]
+    depth = min(max(3 * abs(best - middle), abs(best - most)), abs(best - worst))
+    sign = 1 if family[1] != "characters" else -1
+    ends = sorted((best + sign * MARGIN * depth, best - sign * depth))
     return _even(_unit(family), ends[0], ends[1])
 
 
@@ -156,10 +160,10 @@ def _unit(family: Family) -> str:
 
 
 def _even(label: str, low: float, high: float) -> Axis:
-    """An axis with about five round ticks."""
+    """An axis with four or five round ticks, about."""
     span = (high - low) or 1.0
     high = low + span
-    step = _round_step(span / 4)
+    step = _round_step(span / 5)
     first = -int(-low // step)
     count = int((high - first * step) / step + 1e-9) + 1
     ticks = [(first + n) * step for n in range(count)]

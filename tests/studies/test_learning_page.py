@@ -13,7 +13,7 @@ from studies.learning.clock import races, target
 from studies.learning.failures import failures
 from studies.learning.goals import goals
 from studies.learning.page import page
-from studies.learning.plot import pictures
+from studies.learning.plot import _quality_axis, pictures
 from studies.learning.quality import Done, Figure, done, figure, shortfall, smoothed, time_to
 from studies.learning.runs import Run
 from studies.learning.store import Store
@@ -263,6 +263,23 @@ def test_the_pictures(results: list[dict[str, Any]]) -> None:
     # Images: five sources and backprop; text: four, as one was lost, and backprop.
     assert lines["lateness.svg"] == 6 + 5
     assert lines["clock.svg"] == 4 + 3
+
+
+def test_an_axis_shows_what_differs() -> None:
+    """Nine points between 85 and 90 and one at 10: the one is drawn at the edge."""
+    near = [85.0, 86.0, 87.0, 88.0, 89.0, 89.5, 89.8, 89.9, 90.0]
+    line = [(float(x), y) for x, y in enumerate([10.0, *near])]
+    axis = _quality_axis([(line, "", "")], FASHION)
+    assert axis.values[0] == pytest.approx(86.0)
+    assert axis.values[1] == pytest.approx(90.16)
+    assert [label for _, label in axis.ticks] == ["86", "87", "88", "89", "90"]
+    assert axis.place(10.0, 100) == 0.0
+    assert axis.place(90.16, 100) == 100.0
+    bits = [(float(x), y) for x, y in enumerate([9.0, 3.0, 2.5, 2.2, 2.1, 2.0])]
+    axis = _quality_axis([(bits, "", "")], TEXT)
+    assert axis.values[0] < 2.0 < 2.5 < axis.values[1] <= 3.0
+    flat = _quality_axis([([(0.0, 5.0)], "", "")], TEXT)
+    assert flat.values[1] - flat.values[0] == 1.0
 
 
 def test_the_committed_page_is_what_was_computed(project: Path) -> None:
