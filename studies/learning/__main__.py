@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None, program: Callable[[Run], str] =
             study = _Study(store, Path(cache), sizes, asked, program)
             failed = not (study.estimate() if asked.estimate else study.do())
     if not asked.estimate:
-        store.tidy()
+        if not asked.page:
+            store.tidy()
         write(out, store)
     return int(failed)
 

@@ -10,6 +10,7 @@ that does nothing else.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import tempfile
 from contextlib import nullcontext
@@ -95,6 +96,8 @@ def _predictions(interfaces: dict[str, dict[str, Any]]) -> dict[str, dict[str, f
 
 def main(output: str, text: str, cache: str) -> None:
     """One run; a line of JSON."""
+    # When the study is ended, so are the run's processes, and the hosts are taken down.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     run = Run.from_json(json.loads(text))
     with tempfile.TemporaryDirectory(prefix="dnic-study-") as temporary:
         told(output, lambda: timed_run(run, Path(cache), Path(temporary)))

@@ -72,14 +72,13 @@ class Jobs:
             Whether the end was reached; False after Ctrl-C.
         """
         missing = [run for run in runs if not self._store.done(run.key)]
-        estimate = Estimate(self._store)
         with self._interruptible(), self._progress() as progress:
             task = progress.add_task("", total=len(runs), completed=len(runs) - len(missing))
             for timed in (False, True):
                 todo = [run for run in missing if (run.way != "reference") == timed]
                 number = 1 if timed else self._number
                 for left in self._each(todo, number):
-                    words = estimate.words(left, number) if left else ""
+                    words = Estimate(self._store).words(left, number) if left else ""
                     progress.update(task, advance=1, description=words)
         return not self._stopped
 

@@ -1,15 +1,18 @@
 """Results of runs in a file that only grows: a line of JSON for each, so that nothing is lost.
 
 A run that is done is never run again; one that failed is, and its new line takes the place of the
-old one. A line that was cut off (the machine went down while it was written) is left out. SQLite
-would do the same, but the file is committed, and people read its changes.
+old one. A line that was cut off (the machine went down while it was written) is left out. Several
+studies may write to one file at a time. SQLite would do the same, but the file is committed, and
+people read its changes.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -28,9 +31,7 @@ class Store:
         self._path = path
         self._lock = Lock()
         self._results: dict[str, Result] = {}
-        for line in _whole_lines(path):
-            result = json.loads(line)
-            self._results[result["key"]] = result
+        self._read()
 
     def __iter__(self) -> Iterator[Result]:
         """Every run's latest result, in the order in which runs were first done."""
@@ -51,9 +52,8 @@ class Store:
     def add(self, result: Result) -> None:
         """Writes a result, down to the disk."""
         line = json.dumps(result, allow_nan=False) + "\n"
-        with self._lock:
+        with self._alone():
             self._results[result["key"]] = result
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             before = "" if _ends_well(self._path) else "\n"
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(before + line)
@@ -61,14 +61,32 @@ class Store:
                 os.fsync(file.fileno())
 
     def tidy(self) -> None:
-        """Leaves out of the file what was overtaken or cut off."""
-        with self._lock:
-            if not self._path.is_file():
-                return
+        """Leaves out of the file what was overtaken or cut off; reads what others have added."""
+        if not self._path.is_file():
+            return
+        with self._alone():
+            self._read()
             lines = [json.dumps(result, allow_nan=False) + "\n" for result in self]
             temporary = self._path.with_suffix(".new")
             temporary.write_text("".join(lines), "utf-8")
             temporary.replace(self._path)
+
+    def _read(self) -> None:
+        for line in _whole_lines(self._path):
+            result = json.loads(line)
+            self._results[result["key"]] = result
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Holds the folder, so that no other thread or process writes meanwhile."""
+        with self._lock:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            folder = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(folder)
 
 
 def _whole_lines(path: Path) -> Iterator[str]:

@@ -41,6 +41,17 @@ def test_a_failure_is_kept_and_done_again(tmp_path: Path) -> None:
     assert [json.loads(line) for line in path.read_text().splitlines()] == [A]
 
 
+def test_tidying_keeps_what_others_have_added(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    first, second = Store(path), Store(path)
+    first.add({**A, "error": "no"})
+    second.add(B)
+    first.add(A)
+    first.tidy()
+    assert list(Store(path)) == [A, B]
+    assert len(path.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize("kept", [0, 1, 10, 200, -1])
 def test_a_line_that_was_cut_off_costs_that_line_only(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "runs.jsonl"
