@@ -4,7 +4,8 @@ The engine is asynchronous; this is what it must compute all the same, bit for b
 It shares heads, their trainers and the seeds with the engine, but none of its step code: gradients
 are looked up where they are computed, and lie in a list until the step at which they are due; a
 late stage's batches go forward through copies of its weights. Use it to test the engine, and to
-study lags and heads without starting processes. No evaluation and no checkpoints.
+study lags and heads without starting processes. No checkpoints; whoever wants to evaluate the
+model does so between epochs.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import backward
-from torch.func import functional_call
 from torch.utils.data import Dataset
 
 from dnic.runtime.averaging import trained
@@ -36,7 +36,13 @@ from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import Mode
 from dnic.runtime.precision import autocast, autocast_forward
 from dnic.runtime.record import Record
-from dnic.runtime.reference_parts import PassingBatch, ReferenceInterface, ReferenceStage, Tie
+from dnic.runtime.reference_parts import (
+    PassingBatch,
+    ReferenceInterface,
+    ReferenceStage,
+    Tie,
+    mean_figures,
+)
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import random_state, replica_seed, seed_everything, stage_seed
 from dnic.runtime.setting import Setting, build_predictor, weighed
@@ -155,12 +161,18 @@ class Reference:
         rest: tuple[Any, ...] = limit, arriving, above, late, foresight, random_state(), updates
         return ReferenceStage(module, row.inputs, row.outputs, optimizer, rate, *rest)
 
-    def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
+    def run(
+        self,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> Record:
         """Trains from the beginning.
 
         Args:
             epochs: None takes the plan's.
             max_steps: end after this many steps.
+            after_epoch: called with each epoch's number when it is over; may draw random numbers.
         """
         epochs = self._plan.train.epochs if epochs is None else epochs
         total = epochs * len(self._batches)
@@ -174,7 +186,22 @@ class Reference:
         for epoch in range(1, epochs + 1):
             if self._step < total:
                 self._epoch(epoch, total)
+                if after_epoch is not None:
+                    after_epoch(epoch)
         return self.record()
+
+    def predictions(self) -> dict[str, dict[str, float]]:
+        """How good the latest predicted gradients were, by interface.
+
+        Means of `cosine`, `norm_ratio` and `explained` over the latest batches and the tensors of
+        an interface; without interfaces that learn from no true gradient.
+        """
+        return {
+            interface.plan.name: mean_figures(interface.learnt)
+            for stage in self._stages
+            for interface in stage.above
+            if interface.learnt
+        }
 
     def record(self) -> Record:
         """Losses so far, and the parameters as they are."""
@@ -223,7 +250,7 @@ class Reference:
             with stage.own_random_numbers():
                 for now in range(self._step, self._step + len(stage.open)):
                     self._backward(stage)
-                    self._update(stage, now)
+                    stage.update(now)
                 for interface in stage.above:
                     while interface.waiting:
                         interface.learn()
@@ -243,7 +270,7 @@ class Reference:
                 for tie in late:
                     while tie.waiting:
                         tie.take()
-                self._clip(stage)
+                stage.clip()
                 stage.optimizer.step()
 
     def _train_step(self, inputs: Any, target: Tensor, weight: float) -> None:
@@ -276,7 +303,7 @@ class Reference:
                 scale_gradients(stage.parameters, self._limit, norm)
         for stage in going:
             with stage.own_random_numbers():
-                self._update(stage, self._step)
+                stage.update(self._step)
         self._step += 1
 
     def _cut(self, inputs: Any, target: Tensor, weight: float) -> list[PassingBatch]:
@@ -291,7 +318,7 @@ class Reference:
     def _forward(self, stage: ReferenceStage, batch: PassingBatch) -> None:
         first = stage is self._stages[0]
         leaves = dict(enumerate(batch.taken)) if first else self._leaves(stage, batch.values)
-        output = self._called(stage, batch, tuple(leaves.values()))
+        output = stage.called(batch, tuple(leaves.values()))
         batch.given.append(leaves)
         if stage is self._stages[-1]:
             with autocast(self._plan.train.precision, torch.device("cpu")):
@@ -299,22 +326,6 @@ class Reference:
         else:
             outputs = output if isinstance(output, (tuple, list)) else (output,)
             batch.values.update(zip(stage.outputs, outputs, strict=True))
-
-    def _called(
-        self, stage: ReferenceStage, batch: PassingBatch, inputs: tuple[Tensor, ...]
-    ) -> Any:
-        if not stage.late:
-            batch.weights.append({})
-            return stage.module(*inputs)
-        foreseen = stage.foresight.weights(len(stage.open)) if stage.foresight else {}
-        copies = {
-            name: foreseen.get(name, parameter.detach().clone()).requires_grad_(
-                parameter.requires_grad
-            )
-            for name, parameter in stage.module.named_parameters()
-        }
-        batch.weights.append(copies)
-        return functional_call(stage.module, copies, inputs)
 
     def _leaves(self, stage: ReferenceStage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
         """A stage's inputs as it would receive them: contiguous, without their history."""
@@ -353,18 +364,6 @@ class Reference:
             if name in weights:
                 parameter.grad = weights[name].grad
 
-    def _update(self, stage: ReferenceStage, now: int) -> None:
-        """Update and head training of one stage."""
-        if now in stage.updates:
-            self._clip(stage)
-            stage.optimizer.step()
-            stage.learning_rate.updated()
-        else:
-            stage.learning_rate.skipped()
-        for interface in stage.above:
-            while interface.waiting and interface.due(now):
-                interface.learn()
-
     def _used(self, interface: ReferenceInterface, batch: PassingBatch) -> list[Tensor]:
         """The gradients with which a stage goes on."""
         true = batch.true(interface.plan)
@@ -384,12 +383,6 @@ class Reference:
             return [torch.zeros_like(gradient) for gradient in true]
         predicted = interface.predictor.predict(interface.sent(batch), batch.target, batch.number)
         return weighed(predicted, batch.weight)
-
-    def _clip(self, stage: ReferenceStage) -> None:
-        """Clips one stage's own gradients, where that is what the limit is of."""
-        if stage.limit is not None:
-            norm = gradient_norm(stage.parameters)
-            scale_gradients(stage.parameters, stage.limit, norm)
 
     def _tie(self, stage: ReferenceStage) -> None:
         """Gives and takes the gradients of parameters that several stages use."""

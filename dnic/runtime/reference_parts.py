@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from dnic.runtime.clipping import gradient_norm, scale_gradients
 from dnic.runtime.crossing import Returns, rounded
 from dnic.runtime.foresight import Foresight
 from dnic.runtime.lr import LearningRate
@@ -22,7 +24,7 @@ from dnic.runtime.supervision import Supervision
 from dnic.runtime.updates import Updates
 
 if TYPE_CHECKING:
-    from dnic.runtime.predictor import Predictor
+    from dnic.runtime.predictor import PredictionStatistics, Predictor
 
 
 @dataclass
@@ -63,6 +65,7 @@ class ReferenceInterface:
     returns: Returns = field(default_factory=Returns)
     waiting: deque[PassingBatch] = field(default_factory=deque)
     at_once: int = -1  # the last step that is learnt from without a lag
+    learnt: deque[PredictionStatistics] = field(default_factory=lambda: deque(maxlen=_LATEST))
 
     @property
     def names(self) -> list[str]:
@@ -99,6 +102,7 @@ class ReferenceInterface:
             figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
             if figures is not None:
                 self.supervision.learnt(figures, weight)
+                self.learnt.append(figures)
 
 
 @dataclass
@@ -123,6 +127,39 @@ class ReferenceStage:
     def parameters(self) -> list[nn.Parameter]:
         """Of its module."""
         return list(self.module.parameters())
+
+    def called(self, batch: PassingBatch, inputs: tuple[Tensor, ...]) -> Any:
+        """What the module returns, with weights that a late stage keeps for the backward pass."""
+        if not self.late:
+            batch.weights.append({})
+            return self.module(*inputs)
+        foreseen = self.foresight.weights(len(self.open)) if self.foresight else {}
+        copies = {
+            name: foreseen.get(name, parameter.detach().clone()).requires_grad_(
+                parameter.requires_grad
+            )
+            for name, parameter in self.module.named_parameters()
+        }
+        batch.weights.append(copies)
+        return functional_call(self.module, copies, inputs)
+
+    def update(self, now: int) -> None:
+        """Update, and what the predictors learn."""
+        if now in self.updates:
+            self.clip()
+            self.optimizer.step()
+            self.learning_rate.updated()
+        else:
+            self.learning_rate.skipped()
+        for interface in self.above:
+            while interface.waiting and interface.due(now):
+                interface.learn()
+
+    def clip(self) -> None:
+        """Clips its own gradients, where that is what the limit is of."""
+        if self.limit is not None:
+            norm = gradient_norm(self.parameters)
+            scale_gradients(self.parameters, self.limit, norm)
 
     def pass_by(self) -> None:
         """In place of a backward pass: true gradients come all the same, to be learnt from."""
@@ -172,6 +209,26 @@ class Tie:
     def _both(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         stages = (self.owner, self.holder)
         return zip(*(self.channel.parameters(stage.module) for stage in stages), strict=True)
+
+
+# Predictions that are remembered of an interface.
+_LATEST = 100
+
+
+def mean_figures(learnt: Collection[PredictionStatistics]) -> dict[str, float]:
+    """Means of the statistics of some predictions, of which there is at least one.
+
+    `explained` is the share of the true gradients' squared norm that the predictions leave nothing
+    of: 1 - ||predicted - true||^2 / ||true||^2, below 0 where zero would have been better.
+    """
+    cosine = torch.stack([figures.cosine for figures in learnt]).double()
+    ratio = torch.stack([figures.norm_ratio for figures in learnt]).double()
+    found = {
+        "cosine": cosine,
+        "norm_ratio": ratio,
+        "explained": 2 * ratio * cosine - ratio.square(),
+    }
+    return {name: float(values.mean()) for name, values in found.items()}
 
 
 def _gradient(leaf: Tensor) -> Tensor:
