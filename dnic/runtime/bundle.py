@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, get_args
@@ -157,6 +157,13 @@ def read_plan(path: Path) -> Plan:
         plan = _plan(content)
     check_plan(plan, path)
     return plan
+
+
+def with_replicas(bundle: Bundle, replicas: int) -> Bundle:
+    """The bundle with another number of replicas; one is never in parts."""
+    schedule = bundle.plan.schedule
+    schedule = replace(schedule, replicas=replicas, shard=schedule.shard and replicas > 1)
+    return replace(bundle, plan=replace(bundle.plan, schedule=schedule))
 
 
 def check_plan(plan: Plan, path: Path) -> None:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.loss import Loss
-from dnic.runtime.plan import HeadPlan, InterfacePlan, Size, TargetPlan
+from dnic.runtime.plan import HeadPlan, InterfacePlan, Mode, Plan, Size, TargetPlan
 from dnic.runtime.predictor import Predictor
-from dnic.runtime.registry import PredictorRequest, predictor_kind
+from dnic.runtime.registry import BUILT_IN, PredictorRequest, predictor_kind
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import head_seed
 
@@ -61,12 +61,32 @@ def build_predictor(plan: InterfacePlan, setting: Setting) -> Predictor:
         )
     )
     if setting.replicas.number > 1 and not predictor.replicated:
-        raise RuntimeFault(
-            f"{plan.gradient} does not learn in several replicas of a stage together",
-            where=f"plan.yaml: interfaces: {plan.name}",
-            expected="gradient: synthetic, or replicas: 1 under `schedule`",
-        )
+        raise _alone(plan)
     return predictor
+
+
+def check_replicated(plan: Plan, mode: Mode) -> None:
+    """Refuses predictors of dnic's own that cannot learn in replicas, before anything starts.
+
+    Whether a registered one can shows when it is built.
+
+    Raises:
+        RuntimeFault: names the interface.
+    """
+    if mode not in ("decoupled", "oracle") or plan.replicas(mode) == 1:
+        return
+    for row in plan.interfaces:
+        if row.differentiable and row.gradient in BUILT_IN:
+            if not getattr(predictor_kind(row.gradient).build, "replicated", False):
+                raise _alone(row)
+
+
+def _alone(plan: InterfacePlan) -> RuntimeFault:
+    return RuntimeFault(
+        f"{plan.gradient} does not learn in several replicas of a stage together",
+        where=f"plan.yaml: interfaces: {plan.name}",
+        expected="gradient: synthetic, or replicas: 1 under `schedule`",
+    )
 
 
 def weighed(gradients: list[Tensor], weight: float) -> list[Tensor]:

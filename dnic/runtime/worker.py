@@ -28,7 +28,7 @@ from torch.utils.data import Dataset
 from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Batches, read_dataset
 from dnic.runtime.board import Board
-from dnic.runtime.bundle import Bundle, check_stages, load_bundle
+from dnic.runtime.bundle import Bundle, check_stages, load_bundle, with_replicas
 from dnic.runtime.checkpoint import find_checkpoint, read_status
 from dnic.runtime.chunks import LOOPED, held_stages
 from dnic.runtime.clipping import connect_clipping, is_joint, parameter_share
@@ -52,6 +52,7 @@ from dnic.runtime.options import PIPELINES, WHOLE, Options, parse_options
 from dnic.runtime.place import Place, check_processes, pin_to_core
 from dnic.runtime.replicas import Replicas, connect_replicas
 from dnic.runtime.seeds import seed_everything, stage_seed
+from dnic.runtime.setting import check_replicated
 from dnic.runtime.sharding import check_sharding, shard_stage, shards
 from dnic.runtime.shared import borrowed_parameters
 from dnic.runtime.stage import check_ownership
@@ -319,21 +320,15 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
         train = replace(bundle.plan.train, precision=options.precision)
         bundle = replace(bundle, plan=replace(bundle.plan, train=train))
     if options.replicas is not None:
-        bundle = _with_replicas(bundle, options.replicas)
+        bundle = with_replicas(bundle, options.replicas)
     place = guard.place = replace(place, replicas=bundle.plan.replicas(options.mode))
     guard.run_dir = options.out
     guard.staged = options.mode not in (*WHOLE, *LOOPED)
     check_processes(place, bundle.plan, options.mode)
     check_sharding(bundle.plan, options.mode)
+    check_replicated(bundle.plan, options.mode)
     prepare_cuda(options, place)
     return Worker(bundle, options, place, guard)
-
-
-def _with_replicas(bundle: Bundle, replicas: int) -> Bundle:
-    """The bundle with another number of replicas; one is never in parts."""
-    schedule = bundle.plan.schedule
-    schedule = replace(schedule, replicas=replicas, shard=schedule.shard and replicas > 1)
-    return replace(bundle, plan=replace(bundle.plan, schedule=schedule))
 
 
 def initial_model(
