@@ -159,8 +159,10 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
-def with_replicas(bundle: Bundle, replicas: int) -> Bundle:
-    """The bundle with another number of replicas; one is never in parts."""
+def with_replicas(bundle: Bundle, replicas: int | None) -> Bundle:
+    """The bundle with another number of replicas; None: as planned. One is never in parts."""
+    if replicas is None:
+        return bundle
     schedule = bundle.plan.schedule
     schedule = replace(schedule, replicas=replicas, shard=schedule.shard and replicas > 1)
     return replace(bundle, plan=replace(bundle.plan, schedule=schedule))

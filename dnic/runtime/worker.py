@@ -319,8 +319,7 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
     if options.precision is not None:
         train = replace(bundle.plan.train, precision=options.precision)
         bundle = replace(bundle, plan=replace(bundle.plan, train=train))
-    if options.replicas is not None:
-        bundle = with_replicas(bundle, options.replicas)
+    bundle = with_replicas(bundle, options.replicas)
     place = guard.place = replace(place, replicas=bundle.plan.replicas(options.mode))
     guard.run_dir = options.out
     guard.staged = options.mode not in (*WHOLE, *LOOPED)
