@@ -373,9 +373,9 @@ class Reference:
         awaits = returns and interface.supervision.awaits and not interface.oracle
         at_hand = not returns and not interface.predictor.needs_gradients
         if returns or at_hand:
-            interface.waiting.append(batch)
-        if awaits or at_hand:
-            interface.at_once = batch.step
+            (interface.at_hand if at_hand else interface.waiting).append(batch)
+        if awaits:
+            interface.awaited = batch.step
         if interface.oracle or awaits:
             # Autograd may add to what it is given.
             return [gradient.clone() for gradient in true]

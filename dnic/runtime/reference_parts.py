@@ -64,7 +64,8 @@ class ReferenceInterface:
     supervision: Supervision
     returns: Returns = field(default_factory=Returns)
     waiting: deque[PassingBatch] = field(default_factory=deque)
-    at_once: int = -1  # the last step that is learnt from without a lag
+    at_hand: deque[PassingBatch] = field(default_factory=deque)  # to learn from without gradients
+    awaited: int = -1  # the last step whose true gradients were awaited
     learnt: deque[PredictionStatistics] = field(default_factory=lambda: deque(maxlen=_LATEST))
 
     @property
@@ -85,14 +86,24 @@ class ReferenceInterface:
     def due(self, now: int) -> bool:
         """Whether the oldest batch is to be learnt from."""
         step = self.waiting[0].step
-        return step == self.at_once or step <= now - self.window
+        return step == self.awaited or step <= now - self.window
+
+    def update(self, now: int) -> None:
+        """Learns from all that is due at a step."""
+        while self.waiting and self.due(now):
+            self.learn()
+        if self.at_hand:
+            self._learn(self.at_hand)
 
     def learn(self) -> None:
         """Trains the predictor on the oldest batch, of which all microbatches wait, if it is to."""
-        step, weight = self.waiting[0].step, self.waiting[0].weight
+        self._learn(self.waiting)
+
+    def _learn(self, batches: deque[PassingBatch]) -> None:
+        step, weight = batches[0].step, batches[0].weight
         parts = []
-        while self.waiting and self.waiting[0].step == step:
-            part = self.waiting.popleft()
+        while batches and batches[0].step == step:
+            part = batches.popleft()
             true = part.true(self.plan) if step in self.returns else None
             parts.append(Returned(self.sent(part), part.target, true))
         assert self.predictor is not None  # else nothing waits
@@ -152,8 +163,7 @@ class ReferenceStage:
         else:
             self.learning_rate.skipped()
         for interface in self.above:
-            while interface.waiting and interface.due(now):
-                interface.learn()
+            interface.update(now)
 
     def clip(self) -> None:
         """Clips its own gradients, where that is what the limit is of."""

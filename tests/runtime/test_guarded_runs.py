@@ -24,6 +24,7 @@ Run = Callable[..., Any]
 
 QUICK = {"check_every": 2, "patience": 1, "retry_after": 3, "minimum": 0.1}
 
+STRICT = {"check_every": 2, "patience": 1, "retry_after": 3, "minimum": 0.99}
 CALM = {"check_every": 2, "patience": 9}
 LEARNS_FAST = {"hidden_layers": 1, "width": 8, "context": "target", "lr": 1e-2}
 honest = HeadTrainer.learn
@@ -65,6 +66,7 @@ def turns_of(out: Path) -> dict[str, list[dict[str, Any]]]:
         ("conv2", "", 2, {"window": 2, "return_every": 2}, {"none", "predicted"}),
         ("mlp3", "synthetic stale", 1, {"window": 1}, {"none", "predicted"}),
         ("mlp2", "", 2, {"guard": CALM, "warmup_steps": 9, "warmup_until": 0.02}, {"predicted"}),
+        ("mlp3", "virtual local", 2, {"guard": STRICT, "window": 2}, {"exact"}),
     ],
 )
 def test_guarded_run_equals_reference(
