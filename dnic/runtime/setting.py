@@ -76,9 +76,10 @@ def check_replicated(plan: Plan, mode: Mode) -> None:
     if mode not in ("decoupled", "oracle") or plan.replicas(mode) == 1:
         return
     for row in plan.interfaces:
-        if row.differentiable and row.gradient in BUILT_IN:
-            if not getattr(predictor_kind(row.gradient).build, "replicated", False):
-                raise _alone(row)
+        if row.gradient not in BUILT_IN or not row.differentiable:
+            continue
+        if not getattr(predictor_kind(row.gradient).build, "replicated", False):
+            raise _alone(row)
 
 
 def _alone(plan: InterfacePlan) -> RuntimeFault:
