@@ -98,7 +98,7 @@ def _shares(graph: Graph) -> tuple[float, ...]:
 
 def _spread(points: Sequence[CutPoint], shares: Sequence[float], most: int) -> list[CutPoint]:
     """So many points at most, far from one another: tidy ones first, others where there is room."""
-    levels: dict[tuple[int, ...], list[CutPoint]] = {}
+    levels: dict[tuple[int, int, int], list[CutPoint]] = {}
     for point in points:
         untidy = (len(point.shared), len(point.differentiable), point.opened)
         levels.setdefault(untidy, []).append(point)

@@ -310,7 +310,8 @@ class _Run:
                 explained=found.explained,
                 beats_zero=found.beats_zero,
                 parameter_cosine=follows.cosine,
-                **_progress(checks),
+                progress=_progress(checks)[0],
+                progress_error=_progress(checks)[1],
                 checks=len(checks),
                 predict_us=round(mean_us(learner.predict_us), 1),
                 learn_us=round(mean_us(learner.learn_us), 1),
@@ -337,7 +338,8 @@ class _Run:
                 explained=found.explained,
                 beats_zero=found.beats_zero,
                 parameter_cosine=found.cosine,
-                **_progress(some),
+                progress=_progress(some)[0],
+                progress_error=_progress(some)[1],
                 checks=len(some),
             )
 
@@ -348,10 +350,9 @@ def _later(steps: Sequence[tuple[int, Seen]], half: int) -> list[Seen]:
     return later or [seen for _, seen in steps]
 
 
-def _progress(checks: Sequence[Check]) -> dict[str, float]:
-    """Progress and its error as a row has them; nothing where it is lost in noise."""
-    found = progress(checks)
-    return {} if found is None else {"progress": found[0], "progress_error": found[1]}
+def _progress(checks: Sequence[Check]) -> tuple[float | None, float | None]:
+    """Progress and its error as a row has them; None where they are lost in noise."""
+    return progress(checks) or (None, None)
 
 
 def _learning_rate(scheduler: PlannedLrScheduler, optimizer: torch.optim.Optimizer) -> LearningRate:
