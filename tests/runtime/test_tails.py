@@ -210,7 +210,7 @@ def test_every_tail_learns(name: str, head: str) -> None:
     task = problem(name)
     virtual, local = (built(kind, task, HEADS[head]) for kind in ("virtual", "local"))
     figures, losses = [], []
-    for tensors, target, true in steps(task, 50 if head == "sampled" else 120):
+    for tensors, target, true in steps(task, 90 if head == "sampled" else 120):
         seen = virtual.learn(tensors, target, true)
         assert seen is not None
         figures.append([float(seen.cosine), float(seen.norm_ratio)])
