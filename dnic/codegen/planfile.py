@@ -20,8 +20,8 @@ HEADER = """\
 # What dnic decided for this bundle, and why.
 #
 # Free to edit, effective at the next run: everything under `train`, and `gradient`, `head`,
-# `window`, `warmup_steps`, `message` and `return_every` of an interface. To move a cut, edit `cuts`
-# and write the bundle anew:
+# `window`, `warmup_steps`, `warmup_until`, `guard`, `message` and `return_every` of an interface.
+# To move a cut, edit `cuts` and write the bundle anew:
 #   dnic compile --plan plan.yaml -o ANOTHER_FOLDER
 """
 
@@ -59,6 +59,9 @@ _Dumper.add_representer(list, lambda d, v: _represent(d, "tag:yaml.org,2002:seq"
 def plan_text(plan: Plan) -> str:
     """The content of `plan.yaml`."""
     content = plan.model_dump(mode="json", by_alias=True)
+    for interface in content["interfaces"]:
+        if not interface["predict_weights"]:
+            del interface["predict_weights"]
     header = HEADER + SCHEDULE
     if plan.schedule == PlannedSchedule():
         del content["schedule"]

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import safetensors.torch
 from torch import Tensor, nn
@@ -29,24 +30,35 @@ RUNS = "runs"
 SEALED = ("stages.py", "model.py", "init.safetensors")
 
 
-def bundle_files(traced: TracedModel, plan: Plan, model_source: bytes) -> dict[str, bytes]:
+def bundle_files(
+    traced: TracedModel,
+    plan: Plan,
+    model_source: bytes,
+    beside: Mapping[str, bytes] = MappingProxyType({}),
+) -> dict[str, bytes]:
     """Name and content of every file but the pictures.
 
     Args:
         traced: the coarse capture.
         plan: as decided; its `files` are filled in here.
         model_source: the user's model file.
+        beside: files that it imports from its own folder.
     """
     digest = structure_digest(plan.model_dump(mode="json", by_alias=True))
     files = {
         "stages.py": stages_source(traced, plan, digest).encode(),
         "model.py": model_source,
+        **beside,
     }
     if plan.model.weights == "file":
         # One entry only: safetensors writes several in an order that changes from run to run.
         state = initial_state(traced.module)
         files["init.safetensors"] = safetensors.torch.save(state, {"format": "pt"})
-    sums = {name: hashlib.sha256(files[name]).hexdigest() for name in SEALED if name in files}
+    sums = {
+        name: hashlib.sha256(files[name]).hexdigest()
+        for name in (*SEALED, *beside)
+        if name in files
+    }
     sealed = plan.model_copy(update={"files": sums})
     files["plan.yaml"] = plan_text(sealed).encode()
     files["train.py"] = train_source(sealed).encode()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dnic.cost import DeviceProfile, Link, cost_model, load_profile
+from dnic.cost import DeviceProfile, Link, TailChoice, cost_model, load_profile
+from dnic.errors import RuntimeFault, SpecError
 from dnic.graph.graph import Graph
+from dnic.graph.shape import Shape
 from dnic.partition import InterfaceChoice, Links, PartitionRequest
+from dnic.partition.guard import PlannedGuard
 from dnic.partition.plan import (
     PlannedLrScheduler,
     PlannedNames,
@@ -12,8 +15,11 @@ from dnic.partition.plan import (
     PlannedTraining,
 )
 from dnic.partition.request import DeviceGroup
+from dnic.runtime.plan import AWAITED, HeadPlan
+from dnic.runtime.registry import predictor_kind
 from dnic.spec import InterfaceSpec, LinkSpec, Spec
 from dnic.spec.devices import GroupSpec
+from dnic.spec.guard import GuardSpec
 from dnic.spec.modelfile import ModelFile
 
 
@@ -46,6 +52,7 @@ def training_of(spec: Spec, batch_size: int) -> PlannedTraining:
         precision=spec.train.precision,
         recompute=spec.train.recompute,
         compile=spec.train.compile,
+        update_probability=spec.train.update_probability,
         seed=spec.train.seed,
     )
 
@@ -90,6 +97,7 @@ def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionReq
     # A starter spec writes every default out; the profile's own link is the better guess then.
     given = devices.links.default != LinkSpec()
     groups = _groups(devices.groups, profile, spec, graph)
+    output = _output(graph)
     return PartitionRequest(
         devices=devices.count,
         stages=None if partition.stages == "auto" else partition.stages,
@@ -110,8 +118,8 @@ def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionReq
             _link(devices.links.default) if given else None,
             {link.groups: _link(link) for link in devices.links.between},
         ),
-        default=_choice(spec.interface("default")),
-        choices={name: _choice(spec.interface(name)) for name in spec.interface_names()},
+        default=_choice(spec.interface("default"), output),
+        choices={name: _choice(spec.interface(name), output) for name in spec.interface_names()},
     )
 
 
@@ -156,7 +164,46 @@ def _link(link: LinkSpec) -> Link:
     )
 
 
-def _choice(interface: InterfaceSpec) -> InterfaceChoice:
+def _guard(guard: GuardSpec) -> PlannedGuard | None:
+    if not guard.enabled:
+        return None
+    return PlannedGuard.model_validate(guard.model_dump(exclude={"enabled"}))
+
+
+def check_sources(spec: Spec) -> None:
+    """Refuse a source of gradients that nobody has registered; the model file has been run.
+
+    Raises:
+        SpecError: names the interface, and the sources that there are.
+    """
+    for name in ("default", *spec.interface_names()):
+        interface = spec.interface(name)
+        for key, asked in (("gradient", (interface.gradient,)), ("sources", interface.sources)):
+            for source in asked:
+                if source in (*AWAITED, "auto"):
+                    continue
+                try:
+                    kind = predictor_kind(source)
+                    if interface.head.options and key == "gradient":
+                        kind.options_of(HeadPlan(options=interface.head.options))
+                except RuntimeFault as error:
+                    raise SpecError(
+                        error.problem,
+                        where=f"interfaces.{name}.{key}",
+                        expected=error.expected,
+                        hint=error.hint,
+                    ) from error
+
+
+def _output(graph: Graph) -> Shape | None:
+    """The shape of what the model returns, where that is one tensor."""
+    returned = [op for op in graph.operations if op.kind == "output"]
+    names = returned[0].inputs if returned else ()
+    found = [op.value for op in graph.operations if op.name in names]
+    return found[0].shape if len(found) == 1 and found[0] is not None else None
+
+
+def _choice(interface: InterfaceSpec, output: Shape | None) -> InterfaceChoice:
     return InterfaceChoice(
         gradient=interface.gradient,
         sources=interface.sources,
@@ -166,8 +213,15 @@ def _choice(interface: InterfaceSpec) -> InterfaceChoice:
         context=interface.head.context,
         lr=interface.head.lr,
         one_in=interface.head.one_in,
+        train_every=interface.head.train_every,
         window=interface.window,
         warmup_steps=interface.warmup_steps,
+        warmup_until=interface.warmup_until,
+        guard=_guard(interface.guard),
         message=interface.message,
         return_every=interface.return_every,
+        tail=TailChoice(interface.head.targets, interface.head.loss, output),
+        task=interface.head.task,
+        options=tuple(interface.head.options.items()),
+        predict_weights=interface.predict_weights,
     )

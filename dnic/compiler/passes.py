@@ -7,15 +7,16 @@ told of every pass and sees its result, so that progress can be shown and any va
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dnic.codegen.planfile import read_plan_file
 from dnic.codegen.write import bundle_files, check_target, staged
-from dnic.compiler.ask import device_profile, names_of, request_of, training_of
+from dnic.compiler.ask import check_sources, device_profile, names_of, request_of, training_of
 from dnic.compiler.load import Loaded, check_loss, load, target_of
 from dnic.compiler.price import price
+from dnic.compiler.probe_file import predictability_of
 from dnic.cost import Costs
 from dnic.errors import PartitionError, SpecError, VerifyError
 from dnic.graph.batch import at_batch
@@ -29,6 +30,7 @@ from dnic.proof.rung import Rung
 from dnic.proof.split import MODEL_FAILS
 from dnic.report.pictures import picture_files
 from dnic.spec import Spec
+from dnic.spec.beside import imported_beside
 from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by
 
 Observe = Callable[[str, Any], None]
@@ -75,16 +77,20 @@ def plan_model(spec: Spec, observe: Observe = silent) -> Planned:
         SpecError, TraceError, PartitionError: what was asked for cannot be done.
     """
     loaded = _seen(observe, "load", load(spec))
+    check_sources(spec)
     fine = _seen(observe, "capture", capture_fine(loaded.model, loaded.inputs))
     check_loss(loaded.source, fine)
     traced = build_graph(fine)
     training = training_of(spec, traced.batch_size)
     graph = _seen(observe, "graph", at_batch(traced, training.batch_size))
+    # Before anything is measured, which takes longer than reading a file of another model.
+    predictability = predictability_of(spec.partition.probe, traced)
     profile = device_profile(spec)
     costs, loader_us = price(spec, loaded, fine, traced, profile, training)
     costs = costs.at(graph.batch_size / traced.batch_size)
     _seen(observe, "cost", costs)
     request = request_of(spec, profile, traced)
+    request = replace(request, predictability=predictability)
     target = target_of(loaded.target, graph)
     decision = _seen(observe, "cut", decide(graph, costs, request, target, loader_us=loader_us))
     placement = decision.chosen.placement
@@ -135,7 +141,8 @@ def compile_model(
     planned = plan_model(spec, observe)
     check_runs(planned)
     source = planned.loaded.source
-    files = bundle_files(planned.coarse, planned.plan, source.path.read_bytes())
+    beside = imported_beside(source.path)
+    files = bundle_files(planned.coarse, planned.plan, source.path.read_bytes(), beside)
     files |= picture_files(planned.plan)
     _seen(observe, "emit", files)
     with staged(folder, files) as temporary:

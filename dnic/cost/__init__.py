@@ -3,7 +3,7 @@
 from dnic.cost.analytic import AnalyticModel, cost_model
 from dnic.cost.calibration import calibrate
 from dnic.cost.costs import CostModel, Costs, Crowding, SharePoint
-from dnic.cost.head import head_cost, head_features, samples_of
+from dnic.cost.head import head_cost, head_features, per_position, samples_of
 from dnic.cost.head_choice import (
     NARROWEST,
     choose_width,
@@ -17,7 +17,9 @@ from dnic.cost.link import message_us, occupancy_us, transfer_us
 from dnic.cost.measured import MeasuredModel
 from dnic.cost.optimizer import UpdateRule, update_rule, update_us
 from dnic.cost.profile import Crowded, DeviceProfile, Efficiency, Link
+from dnic.cost.returned import needs_gradients, needs_target, returned_share
 from dnic.cost.stock import is_stock, load_link, load_profile
+from dnic.cost.tail import TailChoice
 
 __all__ = [
     "NARROWEST",
@@ -33,6 +35,7 @@ __all__ = [
     "MeasuredModel",
     "SharePoint",
     "Source",
+    "TailChoice",
     "TargetSize",
     "UpdateRule",
     "calibrate",
@@ -46,7 +49,11 @@ __all__ = [
     "load_profile",
     "message_us",
     "most_left_out",
+    "needs_gradients",
+    "needs_target",
     "occupancy_us",
+    "per_position",
+    "returned_share",
     "samples_of",
     "stage_slack_us",
     "time_head",

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from math import prod
+from typing import Literal
 
 from dnic.cost.head_parts import (
     FLOAT_BYTES,
@@ -28,7 +29,7 @@ from dnic.cost.head_parts import (
 )
 from dnic.cost.optimizer import update_rule, update_us
 from dnic.cost.profile import DeviceProfile
-from dnic.cost.tail import tail_cost
+from dnic.cost.tail import TailChoice, tail_cost
 from dnic.graph.graph import Value
 from dnic.graph.shape import Shape, Size, batch_multiple, resolve
 
@@ -60,30 +61,35 @@ def head_cost(
     target: TargetSize | None = None,
     source: Source = "synthetic",
     one_in: int = 1,
+    tail: TailChoice = TailChoice(),  # noqa: B008  # frozen
 ) -> HeadCost:
     """What the heads of all `values` that cross one interface cost together.
 
-    `exact` and `stale` gradients come over the link: no head. `synthetic` heads are those of
-    `dnic.runtime.heads`. `virtual` and `local` ones are a small tail (`dnic.cost.tail`).
+    `exact` and `stale` gradients come over the link, `none` is zero: no head. `synthetic` heads are
+    those of `dnic.runtime.heads`. `virtual` and `local` ones are a small tail for all of them
+    (`dnic.cost.tail`). Sources that somebody registered are taken to cost what a synthetic head
+    does: nothing is known of them before they are built (`dnic.cost.head_time`).
 
     Args:
-        values: the differentiable tensors, the batch on one axis; each has a head of its own.
+        values: the differentiable tensors, the batch on one axis.
         batch_size: samples in a batch.
         hidden_layers: 0 to 3.
         width: of the hidden layers; None is as wide as the tensor's features.
         profile: the device.
         target: what the heads see of the targets; None without context.
         source: where the gradient comes from.
-        one_in: a synthetic head learns from one in so many samples of a batch.
+        one_in: it learns from one in so many samples of a batch.
+        tail: what a tail is scored by.
     """
     cost = HeadCost()
-    if source in ("exact", "stale"):
+    if source in ("exact", "stale", "none") or not values:
         return cost
+    if source in ("virtual", "local"):
+        kind: Literal["virtual", "local"] = "virtual" if source == "virtual" else "local"
+        given = values, batch_size, hidden_layers, width, profile, target
+        return tail_cost(*given, kind, one_in, tail)
     for value in values:
         count, sample = samples_of(value, batch_size)
-        if source != "synthetic":
-            cost += tail_cost(count, sample, hidden_layers, width, profile, target, source)
-            continue
         cost += _one_head(count, sample, hidden_layers, width, profile, target, one_in)
     return cost
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import prod
-from typing import Literal
 
 from dnic.cost.profile import DeviceProfile
 
-Source = Literal["synthetic", "virtual", "local", "stale", "exact"]
+# `exact`, `stale`, or the name of a predictor (`dnic.runtime.registry`).
+Source = str
 
 FLOAT_BYTES = 4
 _MOST_POSITION_AXES = 3

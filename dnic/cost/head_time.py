@@ -1,9 +1,9 @@
-"""What the real heads take on this machine, measured once for each shape and kind."""
+"""What the real predictors take on this machine, measured once for each shape and kind."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,13 @@ from dnic.cost.head import head_cost, samples_of
 from dnic.cost.head_parts import HeadCost, Source, TargetSize
 from dnic.cost.kept import KeptTimes
 from dnic.cost.profile import DeviceProfile
+from dnic.cost.tail import TailChoice
 from dnic.errors import DnicError
 from dnic.graph.graph import Value
 
+BUILT_IN_SOURCES = ("synthetic", "virtual", "local", "none")
 _BUDGET_US = 150_000.0
+_RATE = 5e-3
 # What runs between two uses of a head: enough to take the caches and the branch predictor from it.
 _BETWEEN_WIDTH, _BETWEEN_LAYERS = 256, 4
 
@@ -33,13 +36,15 @@ def time_head(
     threads: int = 1,
     kept: KeptTimes | None = None,
     one_in: int = 1,
+    tail: TailChoice = TailChoice(),  # noqa: B008  # frozen
 ) -> HeadCost:
-    """Like `head_cost`, but synthetic heads are built and run on this machine's CPU.
+    """Like `head_cost`, but what predicts is built and run on this machine's CPU.
 
     A batch of noise is predicted and learnt from a number of times, with other layers' work between
     as in training (without it a small head takes half as long), once for each shape and kind of
-    head; the result is kept on disk. Other sources, which have no such head, and heads
-    that cannot be built are computed. torch's random state is left as it was.
+    head; the result is kept on disk. Sources that a package registers are built and run like
+    dnic's own. What cannot be built here is computed: a tail that ends in the model's own loss, a
+    source that only the model file registers. torch's random state is left as it was.
 
     Args:
         values: the differentiable tensors that cross, the batch on one axis.
@@ -52,27 +57,48 @@ def time_head(
         threads: that one process computes with.
         kept: times that are known; None for this machine's file.
         one_in: it learns from one in so many samples of a batch.
+        tail: what a tail is scored by.
     """
-    computed = head_cost(values, batch_size, hidden_layers, width, profile, target, source, one_in)
-    if source != "synthetic" or batch_size < 1:
+    given = hidden_layers, width, profile, target, source, one_in, tail
+    computed = head_cost(values, batch_size, *given)
+    if source in ("exact", "stale", "none") or batch_size < 1 or not values:
         return computed
     known = kept or KeptTimes(threads)
-    forward_us = train_us = 0.0
-    for value in values:
-        rows, sample = samples_of(value, batch_size)
-        key = f"head-between4-{rows}-{sample}-{value.dtype}-{hidden_layers}-{width}-{target}"
-        key += f"-{one_in}"
+    # Heads are built for each tensor, whatever crosses beside it; others for all at once.
+    parts = [[value] for value in values] if source == "synthetic" else [list(values)]
+    found = [0.0, 0.0, 0.0]
+    for part in parts:
+        key = _key(part, batch_size, hidden_layers, width, target, source, one_in, tail)
         if key not in known:
+            head = part, batch_size, hidden_layers, width, target, source, one_in, tail
             try:
-                head = rows, sample, value.dtype, hidden_layers, width, target, one_in
-                times = _timed(*head, threads)
+                known.put(key, _timed(*head, threads))
             except (DnicError, RuntimeError, ValueError, TypeError, ChildFailed):
                 return computed
-            known.put(key, times)
-        forward_us += known[key][0]
-        train_us += known[key][1]
+        found = [a + b for a, b in zip(found, [*known[key], 0.0], strict=False)]
     known.save()
-    return HeadCost(computed.parameters, forward_us, train_us)
+    parameters = computed.parameters if source in BUILT_IN_SOURCES else round(found[2])
+    return HeadCost(parameters, found[0], found[1])
+
+
+def _key(
+    values: Sequence[Value],
+    batch_size: int,
+    hidden_layers: int,
+    width: int | None,
+    target: TargetSize | None,
+    source: Source,
+    one_in: int,
+    tail: TailChoice,
+) -> str:
+    """What the times of a head are kept under."""
+    if source == "synthetic":
+        rows, sample = samples_of(values[0], batch_size)
+        key = f"head-between4-{rows}-{sample}-{values[0].dtype}-{hidden_layers}-{width}-{target}"
+        return f"{key}-{one_in}"
+    shapes = [(value.shape, value.dtype) for value in values]
+    given = source, batch_size, shapes, hidden_layers, width, target, one_in
+    return f"predictor-{given}-{tail if source in ('virtual', 'local') else ''}"
 
 
 def _timed(*head: Any) -> list[float]:
@@ -90,49 +116,52 @@ def _quiet(head: Sequence[Any]) -> list[float]:
 
 
 def _time(
-    rows: int,
-    sample: tuple[int, ...],
-    dtype_name: str,
+    values: Sequence[Value],
+    batch_size: int,
     hidden_layers: int,
     width: int | None,
     target: TargetSize | None,
+    source: Source,
     one_in: int,
+    tail: TailChoice,
     threads: int,
 ) -> list[float]:
-    """Microseconds of predicting, and of learning from, one batch."""
-    from dnic.runtime.head_training import HeadTrainer
-    from dnic.runtime.heads import HeadSpec, build_head
+    """Microseconds of predicting, and of learning from, one batch; and the parameters."""
+    from dnic.runtime.plan import HeadPlan, TargetPlan, TensorSpec
+    from dnic.runtime.registry import PredictorRequest, predictor_kind
 
-    dtype: torch.dtype = getattr(torch, dtype_name)
-    spec = HeadSpec(hidden_layers, width, "none" if target is None else "target")
-    targets = None if target is None else _targets(rows, target)
-    head = build_head(
-        sample,
-        dtype,
-        spec,
-        target.classes if target else None,
-        target.shape if target else None,
-        targets.dtype if targets is not None else None,
-    )
-    trainer = HeadTrainer(head, spec.lr, one_in=one_in)
-    h = torch.randn(rows, *sample, dtype=torch.float32).to(dtype)
-    gradient = torch.randn_like(h) / rows
+    kind = predictor_kind(source)
+    options = {"targets": tail.targets, "loss": tail.loss} if "targets" in kind.options else {}
+    context: Literal["target", "none"] = "none" if target is None else "target"
+    head = HeadPlan(hidden_layers, width, context, _RATE, one_in, options=options)
+    targets = torch.zeros(batch_size) if target is None else _targets(batch_size, target)
+    planned = None
+    if target is not None:
+        dtype_name = str(targets.dtype).removeprefix("torch.")
+        planned = TargetPlan(target.shape, dtype_name, target.classes)
+    tensors = tuple(TensorSpec(v.name, v.shape, v.dtype, True) for v in values)
+    predictor = kind.build(PredictorRequest(tensors, head, planned, output=tail.output))
+    noise = [torch.randn(spec.resolve(batch_size)) for spec in tensors]
+    crossed = [x.to(getattr(torch, spec.dtype)) for x, spec in zip(noise, tensors, strict=True)]
+    gradients = [torch.randn_like(h) / batch_size for h in crossed]
+    returned = gradients if kind.needs_gradients else None
     clock = Clock(torch.device("cpu"), threads)
 
     layers = [nn.Linear(_BETWEEN_WIDTH, _BETWEEN_WIDTH) for _ in range(_BETWEEN_LAYERS)]
-    others, noise = nn.Sequential(*layers), torch.randn(_BETWEEN_WIDTH, _BETWEEN_WIDTH)
+    others, between = nn.Sequential(*layers), torch.randn(_BETWEEN_WIDTH, _BETWEEN_WIDTH)
 
     def once() -> tuple[float, float]:
-        others(noise).sum().backward()
+        others(between).sum().backward()
         start = clock()
-        trainer.predict(h, targets)
+        predictor.predict(crossed, targets, 1)
         predicted_us = clock.between(start, clock())
-        others(noise).sum().backward()
+        others(between).sum().backward()
         start = clock()
-        trainer.learn(h, targets, gradient)
+        predictor.learn(crossed, targets, returned)
         return predicted_us, clock.between(start, clock())
 
-    return [typical(times) for times in repeated(once, _BUDGET_US)]
+    parameters = sum(parameter.numel() for parameter in predictor.parameters().values())
+    return [*(typical(times) for times in repeated(once, _BUDGET_US)), float(parameters)]
 
 
 def _targets(rows: int, target: TargetSize) -> Tensor:

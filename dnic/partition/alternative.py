@@ -9,6 +9,7 @@ from typing import Literal
 from dnic.errors import PartitionError
 from dnic.partition.choose import Placement
 from dnic.partition.interfaces import Decided
+from dnic.partition.plan import PlannedInterface
 from dnic.partition.request import PartitionRequest
 from dnic.schedule import Outcome
 
@@ -53,6 +54,9 @@ MODES: dict[Name, Mode] = {
     "stale": "stale",
     "1f1b_ddp": "exact",
     "decoupled_replicas": "decoupled",
+    # The same processes with another predictor: `gradient` of their interfaces says so.
+    "virtual": "decoupled",
+    "local": "decoupled",
 }
 
 
@@ -82,6 +86,11 @@ class Alternative:
     unasked: bool = False
     own: bool = False
     decided: Decided | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def decided_interfaces(self) -> tuple[PlannedInterface, ...]:
+        """The interfaces, where they are decided."""
+        return self.decided.interfaces if self.decided is not None else ()
 
     @property
     def mode(self) -> Mode | None:

@@ -242,7 +242,7 @@ def _lateness(interfaces: Sequence[PlannedInterface], stages: int) -> list[int]:
         for row in interfaces:
             if row.source == stage and any(tensor.differentiable for tensor in row.tensors):
                 window = row.window if row.gradient == "stale" else 0
-                if row.gradient != "synthetic":
+                if not row.predicted:
                     late[stage] = max(late[stage], window + late[row.to])
     return late
 

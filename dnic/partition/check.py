@@ -102,8 +102,13 @@ def _interface_problems(interface: PlannedInterface, plan: Plan) -> Iterator[str
     needs_head = any(tensor.differentiable for tensor in interface.tensors)
     if interface.gradient == "synthetic" and needs_head and interface.head is None:
         yield f"interface {name} is synthetic and has no head"
-    if interface.gradient != "synthetic" and interface.return_every > 1:
+    waits = needs_head and not interface.predicted
+    if waits and plan.train.update_probability < 1 and plan.schedule.mode == "decoupled":
+        yield f"interface {name} waits for every gradient, and stages update by chance"
+    if not interface.predicted and interface.return_every != 1:
         yield f"interface {name} needs every gradient and gets one in {interface.return_every}"
+    if interface.predict_weights and interface.gradient != "stale":
+        yield f"interface {name} predicts weights, and its gradient is {interface.gradient}"
 
 
 def _arrival_problems(plan: Plan) -> Iterator[str]:

@@ -18,21 +18,23 @@ from dnic.cost import (
     Costs,
     HeadCost,
     fitting_head,
-    head_cost,
     message_us,
+    returned_share,
     stage_slack_us,
-    time_head,
 )
 from dnic.errors import PartitionError
 from dnic.graph.graph import Graph, Value
 from dnic.graph.shape import Shape
 from dnic.partition.cuts import CutTable, cut_points, resolve_cuts, resolve_groups
+from dnic.partition.defaults import TAILS, layers_of, return_every, source_of
 from dnic.partition.exact import DeviceClass, Option, Problem, Solution, solve_exact
-from dnic.partition.heads import head_misfit, target_size
+from dnic.partition.heads import asked_width, head_costing, source_misfit
 from dnic.partition.messages import asked_message
+from dnic.partition.penalties import penalty_of, ruled_out, settled
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.prediction import SMALLEST_WINDOW
 from dnic.partition.request import InterfaceChoice, PartitionRequest
+from dnic.partition.targets import target_size
 
 _PARAMETER_BYTES = 4
 _ADAM_COPIES = 4
@@ -132,7 +134,7 @@ def place(
     together = resolve_groups(graph, request.keep_together, "partition.keep_together")
     heads = _head_estimate(graph.batch_size, costs, wanted or request.devices, request, target)
     problem = _problem(
-        table, costs, request, purpose, wanted, fixed, together, tuple(replicas), heads
+        table, costs, request, purpose, wanted, fixed, together, tuple(replicas), heads, target
     )
     if request.shard and len(replicas) == 1:
         # Each replica holds a part of what a stage keeps.
@@ -167,6 +169,7 @@ def _problem(
     together: tuple[tuple[int, int], ...],
     replicas: tuple[int, ...],
     head: HeadEstimate,
+    target: PlannedTarget | None,
 ) -> Problem:
     n = len(table.graph.operations)
     choice = _choices_by_gap(table, request)
@@ -176,25 +179,29 @@ def _problem(
     predicted, awaited = [False] * (n + 1), [False] * (n + 1)
     preferences: list[tuple[int, ...]] = [(0,) * 6] * (n + 1)
     for gap, point in table.points.items():
-        here = choice(gap)
-        waits = bool(point.differentiable) and not _may_part(here, point.differentiable)
+        here = settled(choice(gap), gap, point.differentiable, request, target)
+        source = "stale" if here.stale else source_of(here, point.differentiable, target)
+        steps = penalty_of(gap, here, source, request)
+        part = _may_part(here, point.differentiable, target)
+        part = part and not ruled_out(gap, here, source, request)
+        waits = bool(point.differentiable) and not part
         predicted[gap] = not waits
         awaited[gap] = waits or _may_wait(here, request)
         heads = HeadCost() if waits or here.stale else head(point.differentiable, here)
         message = asked_message(point.tensors, here)
-        every = 1 if waits else here.return_every
-        returned = ceil(message.gradient_nbytes / every)
+        every = 1 if waits else return_every(source, here)
+        share = returned_share(every)
+        returned = ceil(message.gradient_nbytes * share)
         forth[gap] = message.nbytes + point.shared_nbytes
         back[gap] = returned + point.shared_nbytes
         messages_us[gap] = message_us(message.nbytes, costs.profile)
-        messages_us[gap] += message_us(message.gradient_nbytes, costs.profile) / every
+        messages_us[gap] += message_us(message.gradient_nbytes, costs.profile) * share
         if point.shared:
             messages_us[gap] += 2 * message_us(point.shared_nbytes, costs.profile)
-        head_us[gap] = heads.forward_us + heads.train_us / every
+        head_us[gap] = heads.forward_us + heads.train_us / ((every or 1) * here.train_every)
         buffers[gap] = message.nbytes * (SMALLEST_WINDOW + 1)
         head_bytes[gap] = buffers[gap] + head_memory_bytes(heads)
-        source = "stale" if here.stale else SYNTHETIC
-        penalty[gap] = round(here.penalty_of(source) / _PENALTY_UNIT)
+        penalty[gap] = round(steps.counted / _PENALTY_UNIT)
         if not point.differentiable:
             penalty[gap] = 0
         buffers[gap] += _SHARED_COPIES * point.shared_nbytes
@@ -273,14 +280,14 @@ def _sums(*columns: Sequence[float]) -> tuple[float, ...]:
     return tuple(map(sum, zip(*columns, strict=True)))
 
 
-def _may_part(choice: InterfaceChoice, values: tuple[Value, ...]) -> bool:
+def _may_part(
+    choice: InterfaceChoice, values: tuple[Value, ...], target: PlannedTarget | None
+) -> bool:
     """Whether the stages may go on without one another: a gradient is predicted, or is late."""
     if choice.stale:
         return True
-    asked = choice.gradient == SYNTHETIC or (
-        choice.gradient == "auto" and SYNTHETIC in choice.sources
-    )
-    return asked and not head_misfit(values)
+    source = source_of(choice, values, target)
+    return choice.predicts and not source_misfit(source, values, choice, target)
 
 
 def _may_wait(choice: InterfaceChoice, request: PartitionRequest) -> bool:
@@ -327,15 +334,23 @@ def _head_estimate(
         values = [Value("", shape, "float32", 0, True) for shape in shapes]
         if not values:
             return HeadCost()
-        given = values, batch_size, choice.hidden_layers
-        size = target_size(target, values) if choice.context == "target" else None
-        costing = time_head if request.timed_heads else head_cost
-        wanted, factor = (choice.width, choice.one_in), 1.0
+        source = source_of(choice, values, target)
+        if source == "none":
+            return HeadCost()
+        given = values, batch_size, layers_of(choice, source)
+        seen = choice.context == "target" or source in TAILS
+        size = target_size(target, values) if seen else None
+        costing = head_costing(source, choice, timed=request.timed_heads)
+        computed = head_costing(source, choice, timed=False)
+        wanted, factor = (asked_width(source, choice), choice.one_in), 1.0
         if "auto" in wanted:
             # Few heads are worth building: what one takes longer than computed, the others will.
-            built = costing(*given, NARROWEST, costs.profile, size).total_us
-            factor = built / head_cost(*given, NARROWEST, costs.profile, size).total_us
-        width, one_in = fitting_head(*given, *wanted, slack_us / factor, costs.profile, size)
+            narrow = None if wanted[0] is None else NARROWEST
+            built = costing(*given, narrow, costs.profile, size).total_us
+            factor = built / computed(*given, narrow, costs.profile, size).total_us
+        width, one_in = fitting_head(
+            *given, *wanted, slack_us / factor, costs.profile, size, computed
+        )
         return costing(*given, width, costs.profile, size, one_in=one_in)
 
     return lambda values, choice: estimate(tuple(value.shape for value in values), choice)

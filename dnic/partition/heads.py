@@ -1,18 +1,29 @@
-"""Which heads can be built at an interface, how wide they are, and why.
+"""Which heads and tails can be built at an interface, how wide they are, and why.
 
 A head reads activations sample by sample: the batch must lie on one axis, whichever, and not on
-several. Its targets may have any shape. Where no head can be built the gradient is awaited.
+several. Its targets may have any shape; a tail cannot do without. Where nothing can be built the
+gradient is awaited.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
-from dnic.cost import DeviceProfile, HeadCost, TargetSize, fitting_head, head_cost, time_head
+from dnic.cost import (
+    DeviceProfile,
+    HeadCost,
+    fitting_head,
+    head_cost,
+    needs_target,
+    time_head,
+)
 from dnic.graph.graph import Value
-from dnic.graph.shape import batch_multiple, resolve, text
+from dnic.graph.shape import batch_multiple, text
+from dnic.partition.defaults import TAILS, layers_of
 from dnic.partition.plan import PlannedHead, PlannedTarget
-from dnic.partition.request import InterfaceChoice
+from dnic.partition.request import Auto, InterfaceChoice
+from dnic.partition.targets import context_misfit, target_size
 
 
 def head_misfit(values: Sequence[Value]) -> str:
@@ -25,30 +36,45 @@ def head_misfit(values: Sequence[Value]) -> str:
     return ""
 
 
-def context_misfit(target: PlannedTarget | None, values: Sequence[Value]) -> str:
-    """Why heads for these tensors cannot see the targets; empty when they can."""
-    if target is None:
-        return "there are no training data to take targets from"
-    sizes = resolve(target.shape, 1)
-    if not target.shape or not batch_multiple(target.shape[0]) or 0 in sizes:
-        return f"targets {text(target.shape)} are not one for each sample"
-    if target.dtype.startswith("complex"):
-        return f"targets are {target.dtype}"
-    for value in values:
-        if not any(batch_multiple(size) for size in value.shape):
-            return f"{value.name} {text(value.shape)} has no axis of samples"
-    return ""
+def source_misfit(
+    source: str, values: Sequence[Value], choice: InterfaceChoice, target: PlannedTarget | None
+) -> str:
+    """Why a source cannot predict the gradients of these tensors; empty when it can."""
+    if source == "none":
+        return ""
+    misfit = head_misfit(values)
+    if misfit or not needs_target(source) or (source in TAILS and choice.tail.loss == "model"):
+        return misfit
+    following = [v for v in values if any(batch_multiple(size) for size in v.shape)]
+    lost = context_misfit(target, following)
+    return f"no {source} gradient for {values[0].name}: {lost}" if lost and values else ""
 
 
-def target_size(target: PlannedTarget | None, values: Sequence[Value]) -> TargetSize | None:
-    """What heads for these tensors see of the targets; None where they cannot see any."""
-    if target is None or context_misfit(target, values):
+def seen_target(
+    source: str, values: Sequence[Value], choice: InterfaceChoice, target: PlannedTarget | None
+) -> tuple[str, str]:
+    """The context of a head, and why it is less than was asked for."""
+    if source in TAILS:
+        return "target", ""
+    misfit = context_misfit(target, values)
+    return ("none", misfit) if misfit else (choice.context, "")
+
+
+def head_costing(source: str, choice: InterfaceChoice, *, timed: bool) -> Callable[..., HeadCost]:
+    """What a head of this source costs, by its shapes: computed, or built and timed."""
+    return partial(time_head if timed else head_cost, source=source, tail=choice.tail)
+
+
+def asked_width(source: str, choice: InterfaceChoice) -> int | Auto | None:
+    """The width that is asked for: a tail that is one linear map has none."""
+    if choice.width == "auto" and source in TAILS and layers_of(choice, source) == 0:
         return None
-    return TargetSize(resolve(target.shape, 1)[1:], target.classes)
+    return choice.width
 
 
 def plan_head(
     values: Sequence[Value],
+    source: str,
     choice: InterfaceChoice,
     slack_us: float,
     profile: DeviceProfile,
@@ -56,11 +82,12 @@ def plan_head(
     target: PlannedTarget | None,
     *,
     timed: bool = False,
-) -> tuple[PlannedHead, HeadCost, str]:
+) -> tuple[PlannedHead | None, HeadCost, str]:
     """The head of an interface, what it costs, and a remark where it differs from what was asked.
 
     Args:
         values: the differentiable tensors that cross.
+        source: what predicts.
         choice: what is asked for.
         slack_us: time that it may cost more than the cheapest one.
         profile: the device.
@@ -68,23 +95,34 @@ def plan_head(
         target: what training targets look like; None without training data.
         timed: whether the head is built and timed on this machine.
     """
-    misfit = context_misfit(target, values)
-    context = "none" if misfit else choice.context
-    size = target_size(target, values) if context == "target" else None
-    costing = time_head if timed else head_cost
-    given = values, batch_size, choice.hidden_layers
-    wanted = choice.width, choice.one_in
+    if source == "none":
+        return None, HeadCost(), ""
+    context, misfit = seen_target(source, values, choice, target)
+    following = [v for v in values if any(batch_multiple(size) for size in v.shape)]
+    read = following if source in TAILS else values
+    size = target_size(target, read) if context == "target" else None
+    costing = head_costing(source, choice, timed=timed)
+    layers = layers_of(choice, source)
+    given = values, batch_size, layers
+    wanted = asked_width(source, choice), choice.one_in
     width, one_in = fitting_head(*given, *wanted, slack_us, profile, size, costing)
     cost = costing(*given, width, profile, size, one_in=one_in)
-    head = PlannedHead(
-        hidden_layers=choice.hidden_layers,
-        width=width,
-        context=context,
-        lr=choice.lr,
-        one_in=one_in,
-        parameters=cost.parameters,
-        forward_us=cost.forward_us,
-        train_us=cost.train_us,
+    options = dict(choice.options_of(source))
+    if source in TAILS and choice.tail.sampled(size):
+        options["targets"] = "sampled"
+    head = PlannedHead.model_validate(
+        {
+            "hidden_layers": layers,
+            "width": width,
+            "context": context,
+            "lr": choice.lr,
+            "one_in": one_in,
+            "train_every": choice.train_every,
+            **options,
+            "parameters": cost.parameters,
+            "forward_us": cost.forward_us,
+            "train_us": cost.train_us,
+        }
     )
     lost = misfit and choice.context == "target"
     return head, cost, f"no target context: {misfit}; " if lost else ""

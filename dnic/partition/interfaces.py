@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from dnic.cost import (
     DeviceProfile,
     HeadCost,
     message_us,
+    needs_target,
+    returned_share,
     stage_slack_us,
     transfer_us,
 )
@@ -23,8 +24,10 @@ from dnic.errors import PartitionError, SpecError
 from dnic.graph.graph import Value
 from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
-from dnic.partition.heads import head_misfit, plan_head
+from dnic.partition.defaults import return_every, source_of
+from dnic.partition.heads import plan_head, source_misfit
 from dnic.partition.messages import Message, plan_message
+from dnic.partition.penalties import settled, with_penalty
 from dnic.partition.plan import (
     PlannedHead,
     PlannedInterface,
@@ -32,11 +35,11 @@ from dnic.partition.plan import (
     PlannedTensor,
 )
 from dnic.partition.prediction import Flow, limits_us, smallest_window
-from dnic.partition.request import InterfaceChoice, PartitionRequest
+from dnic.partition.reasons import why_exact, why_predicted
+from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
 from dnic.spec.nearest import nearest
 
 HeadPlan = tuple[PlannedHead | None, HeadCost, str]
-Gradient = Literal["exact", "synthetic", "stale"]
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,13 @@ def decide_interfaces(
     Raises:
         PartitionError: a predicted gradient is asked for where no head can be built.
     """
+    choices = [
+        settled(choice, placement.cuts[c.source], c.differentiable, request, target)
+        for c, choice in zip(crossings, choices, strict=True)
+    ]
     gradients = [
-        _gradient(c, choice, placement) for c, choice in zip(crossings, choices, strict=True)
+        _gradient(c, choice, placement, target)
+        for c, choice in zip(crossings, choices, strict=True)
     ]
     open_flows = _open_flows(crossings, choices, gradients, request, profile, placement)
     messages = _messages(crossings, choices, gradients, open_flows, stage_us, profile)
@@ -150,16 +158,17 @@ def decide_interfaces(
         heads: list[HeadPlan] = []
         total_us = busy_us.copy()
         for crossing, choice, gradient in zip(crossings, choices, gradients, strict=True):
-            if gradient != "synthetic":
+            if gradient in AWAITED:
                 reason = "the true gradient, as late as the window, is used without prediction"
                 if gradient == "exact":
-                    reason = _why_exact(crossing, choice, request, placement)
+                    reason = why_exact(crossing, choice, request, placement)
                 heads.append((None, HeadCost(), reason))
                 continue
             values, slack = crossing.differentiable, slack_us[crossing.source]
             heads.append(
                 plan_head(
                     values,
+                    gradient,
                     choice,
                     slack,
                     profile,
@@ -168,11 +177,12 @@ def decide_interfaces(
                     timed=request.timed_heads,
                 )
             )
-            total_us[crossing.source] += _head_us(heads[-1][1], choice)
+            every = (return_every(gradient, choice) or 1) * choice.train_every
+            total_us[crossing.source] += _head_us(heads[-1][1], every)
         return heads, total_us
 
     _, narrow_us = plan_heads([0.0] * len(busy_us))
-    sources = [c.source for c, g in zip(crossings, gradients, strict=True) if g == "synthetic"]
+    sources = [c.source for c, g in zip(crossings, gradients, strict=True) if g not in AWAITED]
     heads, total_us = plan_heads(
         [
             stage_slack_us(us, max(narrow_us)) / max(sources.count(stage), 1)
@@ -186,11 +196,20 @@ def decide_interfaces(
         )
         for i in range(len(crossings))
     )
+    interfaces = tuple(
+        with_penalty(interface, choice, request, placement)
+        for interface, choice in zip(interfaces, choices, strict=True)
+    )
     costs = tuple(cost for _, cost, _ in heads)
     return Decided(interfaces, sized, tuple(total_us), costs)
 
 
-def _gradient(crossing: Crossing, choice: InterfaceChoice, placement: Placement) -> Gradient:
+def _gradient(
+    crossing: Crossing,
+    choice: InterfaceChoice,
+    placement: Placement,
+    target: PlannedTarget | None,
+) -> str:
     """Where the gradient comes from.
 
     Across several cuts it is not waited for as soon as one of these is decoupled: waiting for the
@@ -199,12 +218,14 @@ def _gradient(crossing: Crossing, choice: InterfaceChoice, placement: Placement)
     Raises:
         PartitionError: it was asked for where no head can be built.
     """
-    misfit = head_misfit(crossing.differentiable)
-    if misfit and choice.gradient == "synthetic":
+    source = source_of(choice, crossing.differentiable, target)
+    misfit = source_misfit(source, crossing.differentiable, choice, target)
+    if misfit and choice.gradient == source:
+        expected = "real tensors with the batch on one axis"
         raise PartitionError(
             misfit,
             where=f"interfaces.{crossing.name}.gradient",
-            expected="real tensors with the batch on one axis",
+            expected=f"{expected}, and targets" if needs_target(source) else expected,
             hint="gradient: exact, or a cut elsewhere",
         )
     if not crossing.differentiable or choice.gradient == "exact":
@@ -214,46 +235,18 @@ def _gradient(crossing: Crossing, choice: InterfaceChoice, placement: Placement)
         return "exact"
     if choice.stale:
         return "stale"
-    return "exact" if misfit else "synthetic"
+    return "exact" if misfit else source
 
 
-def _head_us(cost: HeadCost, choice: InterfaceChoice) -> float:
-    """A head's time in a mean step: it learns from the gradients that come back."""
-    return cost.forward_us + cost.train_us / choice.return_every
-
-
-def _why_exact(
-    crossing: Crossing, choice: InterfaceChoice, request: PartitionRequest, placement: Placement
-) -> str:
-    if not crossing.differentiable:
-        return "nothing differentiable crosses: no gradient is needed"
-    if choice.gradient == "exact":
-        return "asked for: each step waits for the true gradient"
-    misfit = head_misfit(crossing.differentiable)
-    if misfit:
-        return f"{misfit}: each step waits for the true gradient"
-    if "pipeline" in placement.sources:
-        return "a pipeline of microbatches: each step waits for the true gradient"
-    if request.max_decoupled is not None:
-        most = request.max_decoupled
-        return f"at most {most} predicted: each step waits for the true gradient here"
-    return "waiting for the true gradient costs less here than predicting it"
-
-
-def _why_predicted(crossing: Crossing, head_us: float, stage_us: float) -> str:
-    share = head_us / stage_us if stage_us else 0.0
-    count = len(crossing.differentiable)
-    what = "1 differentiable tensor crosses; predicting its gradient instead of waiting for it"
-    if count > 1:
-        what = f"{count} differentiable tensors cross; predicting their gradients"
-        what += " instead of waiting for them"
-    return f"{what} costs {share:.1%} of stage{crossing.source}'s step"
+def _head_us(cost: HeadCost, every: int) -> float:
+    """A head's time in a mean step, if it learns from one in so many batches."""
+    return cost.forward_us + cost.train_us / every
 
 
 def _open_flows(
     crossings: Sequence[Crossing],
     choices: Sequence[InterfaceChoice],
-    gradients: Sequence[Gradient],
+    gradients: Sequence[str],
     request: PartitionRequest,
     profile: DeviceProfile,
     placement: Placement,
@@ -270,7 +263,7 @@ def _open_flows(
                 placement.groups[crossing.source], placement.groups[crossing.to], profile.link
             ),
             locked=bool(crossing.differentiable) and gradient == "exact",
-            return_every=choice.return_every if gradient == "synthetic" else 1,
+            return_every=return_every(gradient, choice),
         )
         for crossing, choice, gradient in zip(crossings, choices, gradients, strict=True)
     ]
@@ -279,7 +272,7 @@ def _open_flows(
 def _messages(
     crossings: Sequence[Crossing],
     choices: Sequence[InterfaceChoice],
-    gradients: Sequence[Gradient],
+    gradients: Sequence[str],
     flows: Sequence[Flow],
     stage_us: Sequence[float],
     profile: DeviceProfile,
@@ -288,7 +281,14 @@ def _messages(
     busy_us = _with_messages(stage_us, flows, profile)
     step_us = max(limits_us(busy_us, [flow for flow in flows if flow.locked]).values())
     return [
-        plan_message(crossing.values, choice, flow.link, step_us, apart=gradient != "exact")
+        plan_message(
+            crossing.values,
+            choice,
+            flow.link,
+            step_us,
+            flow.return_every,
+            apart=gradient != "exact",
+        )
         for crossing, choice, gradient, flow in zip(
             crossings, choices, gradients, flows, strict=True
         )
@@ -301,7 +301,7 @@ def _with_messages(
     """The stages' time with what they spend on sending and receiving."""
     busy_us = list(stage_us)
     for flow in flows:
-        back_us = message_us(flow.gradient_nbytes, profile) / flow.return_every
+        back_us = message_us(flow.gradient_nbytes, profile) * returned_share(flow.return_every)
         for stage in (flow.source, flow.to):
             busy_us[stage] += message_us(flow.nbytes, profile) + back_us
     return busy_us
@@ -325,7 +325,7 @@ def _sized(
 def _interface(
     crossing: Crossing,
     choice: InterfaceChoice,
-    gradient: Gradient,
+    gradient: str,
     flow: Flow,
     message: Message,
     planned: HeadPlan,
@@ -333,8 +333,8 @@ def _interface(
 ) -> PlannedInterface:
     head, cost, reason = planned
     if head is not None:
-        head_us = _head_us(cost, choice)
-        reason += _why_predicted(crossing, head_us, stage_us[crossing.source])
+        head_us = _head_us(cost, (flow.return_every or 1) * choice.train_every)
+        reason += why_predicted(crossing, head_us, stage_us[crossing.source])
     if message.reason:
         reason += f"; {message.reason}"
     tensors = tuple(
@@ -360,8 +360,11 @@ def _interface(
             "head": head,
             "window": flow.window,
             "warmup_steps": choice.warmup_steps,
+            "warmup_until": choice.warmup_until,
+            "guard": choice.guard or False,
             "message": message.dtype,
             "return_every": flow.return_every,
+            "predict_weights": gradient == "stale" and choice.predict_weights,
             "transfer_us": transfer_us(message.nbytes, flow.link),
             "reason": reason,
         }

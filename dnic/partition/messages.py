@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from dnic.cost import Link, occupancy_us
+from dnic.cost import Link, occupancy_us, returned_share
 from dnic.graph.graph import Value
 from dnic.partition.request import InterfaceChoice
 
@@ -46,7 +46,13 @@ def asked_message(values: Sequence[Value], choice: InterfaceChoice) -> Message:
 
 
 def plan_message(
-    values: Sequence[Value], choice: InterfaceChoice, link: Link, step_us: float, *, apart: bool
+    values: Sequence[Value],
+    choice: InterfaceChoice,
+    link: Link,
+    step_us: float,
+    return_every: int = 1,
+    *,
+    apart: bool,
 ) -> Message:
     """The message of an interface.
 
@@ -55,6 +61,7 @@ def plan_message(
         choice: what is asked for.
         link: between the two stages.
         step_us: a step, as far as the link does not limit it.
+        return_every: the gradients of every so many batches come back; 0: none.
         apart: whether the stages do not wait for one another.
     """
     whole, halved = (_message(values, dtype) for dtype in ("float32", "bfloat16"))
@@ -64,7 +71,7 @@ def plan_message(
     if choice.message == "fp32" or not apart or not float32:
         return whole
     there_us = occupancy_us(whole.nbytes, link)
-    back_us = occupancy_us(whole.gradient_nbytes, link) / choice.return_every
+    back_us = occupancy_us(whole.gradient_nbytes, link) * returned_share(return_every)
     if max(there_us, back_us) <= step_us:
         return whole
     reason = f"bf16 messages: fp32 takes {max(there_us, back_us) / 1000:.3g} ms on this link, "

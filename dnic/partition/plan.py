@@ -10,15 +10,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
 from dnic.graph.shape import Shape
-
-
-class Part(BaseModel):
-    """Base of every part of a plan: frozen, no unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+from dnic.partition.guard import DEFAULT_GUARD, PlannedGuard
+from dnic.partition.part import Part
 
 
 class PlannedNames(Part):
@@ -117,6 +113,7 @@ class PlannedTraining(Part):
         precision: of forward passes and losses; `bf16` is torch's autocast.
         recompute: whether activations are computed again in the backward pass; or which stages'.
         compile: whether `torch.compile` compiles the stages.
+        update_probability: with which each stage updates in each step of a decoupled run.
     """
 
     batch_size: int
@@ -127,6 +124,7 @@ class PlannedTraining(Part):
     precision: Literal["fp32", "bf16"] = "fp32"
     recompute: bool | tuple[int, ...] = False
     compile: bool = False
+    update_probability: float = Field(default=1.0, gt=0, le=1)
     seed: int = 0
 
 
@@ -227,15 +225,20 @@ class PlannedHead(Part):
     """The module that predicts the gradient at an interface.
 
     `width` is the rank of the hidden layers; None means full width (0 hidden layers: one linear
-    map without a bottleneck). It learns from one in `one_in` samples of a batch. `forward_us` and
-    `train_us` are predicted.
+    map without a bottleneck). It learns from one in `one_in` samples of every `train_every`-th
+    batch whose gradients come back. `forward_us` and `train_us` are predicted, of one batch.
+    Further keys are options of its kind: `task`, `targets` and `loss` of tails
+    (`dnic.runtime.tail_options`), or what a registered source knows.
     """
+
+    model_config = ConfigDict(frozen=True, extra="allow", populate_by_name=True)
 
     hidden_layers: int = Field(ge=0, le=3)
     width: int | None = None
     context: Literal["target", "none"] = "target"
     lr: float = 1e-3
     one_in: int = Field(default=1, ge=1)
+    train_every: int = Field(default=1, ge=1)
     parameters: int = 0
     forward_us: float = 0.0
     train_us: float = 0.0
@@ -244,11 +247,16 @@ class PlannedHead(Part):
 class PlannedInterface(Part):
     """The tensors that cross from one stage to another and how their gradient is obtained.
 
-    `gradient`, `head`, `window`, `warmup_steps`, `message` and `return_every` may be edited without
-    compiling again. `after` is the cut: the dotted path of the last module (or the name of the last
-    operation) before it. Targets always travel from each stage to the next, beside these tensors.
-    Wider floating tensors and their gradients travel as `message`; `nbytes` and `transfer_us` are
-    of the message forward. The true gradients of every `return_every`-th batch come back.
+    `gradient`, `head`, `window`, `warmup_steps`, `warmup_until`, `guard`, `message`, `return_every`
+    and `predict_weights` may be edited without compiling again. `after` is the cut: the dotted path
+    of the last module (or the name of the last operation) before it. Targets always travel from
+    each stage to the next, beside these tensors. Wider floating tensors and their gradients travel
+    as `message`; `nbytes` and `transfer_us` are of the message forward.
+
+    Attributes:
+        gradient: `exact`, `stale` or the name of what predicts it.
+        return_every: the true gradients of every so many batches come back; 0: none.
+        predict_weights: a stage that is late goes forward with the weights that it expects to have.
     """
 
     name: str
@@ -257,14 +265,22 @@ class PlannedInterface(Part):
     after: str
     tensors: tuple[PlannedTensor, ...]
     nbytes: int
-    gradient: Literal["exact", "synthetic", "stale"]
+    gradient: str = Field(pattern=r"^[^\W\d]\w*$")
     head: PlannedHead | None = None
     window: int = Field(default=1, ge=1)
     warmup_steps: int | Literal["auto"] = "auto"
+    warmup_until: float | None = Field(default=None, lt=1, allow_inf_nan=False)
+    guard: PlannedGuard | Literal[False] = DEFAULT_GUARD
     message: Literal["float32", "bfloat16"] = "float32"
-    return_every: int = Field(default=1, ge=1)
+    return_every: int = Field(default=1, ge=0)
+    predict_weights: bool = False
     transfer_us: float = 0.0
     reason: str = ""
+
+    @property
+    def predicted(self) -> bool:
+        """Whether its gradient is predicted, rather than waited for."""
+        return self.gradient not in ("exact", "stale")
 
 
 class PlannedShared(Part):

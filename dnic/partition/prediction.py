@@ -18,7 +18,7 @@ from math import ceil
 
 import networkx as nx
 
-from dnic.cost import Link, occupancy_us
+from dnic.cost import Link, occupancy_us, returned_share
 
 SMALLEST_WINDOW = 2
 
@@ -36,7 +36,7 @@ class Flow:
         locked: whether the source waits for the exact gradient.
         window: batches in flight at most; None where it is still to be chosen.
         what: which of the two it is, for messages.
-        return_every: the gradients of every so many batches come back.
+        return_every: the gradients of every so many batches come back; 0: none.
     """
 
     name: str
@@ -89,10 +89,11 @@ def limits_us(stage_us: Sequence[float], flows: Sequence[Flow]) -> dict[str, flo
     for flow in flows:
         if flow.locked:
             continue
-        back_us = occupancy_us(flow.gradient_nbytes, flow.link) / flow.return_every
+        back_us = occupancy_us(flow.gradient_nbytes, flow.link) * returned_share(flow.return_every)
         busiest_us = max(occupancy_us(flow.nbytes, flow.link), back_us)
         bounds[f"{flow.what} {flow.name}: transfer"] = busiest_us
-        if flow.window is not None:
+        # Where nothing comes back nobody waits for it.
+        if flow.window is not None and (flow.return_every or not flow.gradient_nbytes):
             away = round_trip_us(flow, stage_us, groups)
             bounds[f"{flow.what} {flow.name}: window"] = away / flow.window
     return bounds

@@ -12,10 +12,15 @@ from types import MappingProxyType
 from typing import Literal
 
 from dnic.cost.profile import Link
+from dnic.cost.tail import TailChoice
 from dnic.errors import PartitionError
+from dnic.partition.guard import DEFAULT_GUARD, PlannedGuard
+from dnic.partition.predictability import NO_CONTEXT, Penalty, Predictability
 from dnic.spec.spec import Schedule
 
 Auto = Literal["auto"]
+# Gradients that are waited for, on time or late: nothing predicts them.
+AWAITED = ("exact", "stale")
 
 
 @dataclass(frozen=True)
@@ -23,46 +28,81 @@ class InterfaceChoice:
     """How the gradient of one interface is to be obtained.
 
     Attributes:
-        gradient: `auto` decides.
+        gradient: `auto` decides; else `exact`, `stale` or the name of what predicts it.
         sources: what `auto` may choose from.
         penalty: for each source that predicts, the share of steps that it costs for the same
-            quality; 0 where nothing is said.
-        hidden_layers: of the head, 0 to 3.
+            quality; 0 where nothing is said, and a probe may say more.
+        hidden_layers: of the head or tail, 0 to 3; `auto` is its kind's.
         width: of its hidden layers; None is full width, `auto` fits the stage's slack.
         context: what the head sees beside the activation.
         lr: of the head's optimizer.
         one_in: it learns from one in so many samples of a batch; `auto` is all where that fits the
             stage's slack.
+        train_every: it learns whenever so many gradients have come back.
         window: batches in flight; `auto` is the smallest that does not limit, at least 2.
         warmup_steps: steps on true gradients at the start.
+        warmup_until: part of the variance, explained by the head, at which they end before.
+        guard: of the head; None for none.
         message: float32 tensors on the way; `auto` is bf16 where the link is what limits.
-        return_every: the true gradient of every so many batches comes back.
+        return_every: the true gradient of every so many batches comes back; 0: none does.
+        tail: what a tail is scored by.
+        task: weight of a virtual tail's own loss.
+        options: further keys of a head that somebody registered.
+        predict_weights: whether late stages go forward with the weights that they expect to have.
     """
 
-    gradient: Literal["auto", "exact", "synthetic", "stale"] = "auto"
-    sources: tuple[Literal["exact", "synthetic", "stale"], ...] = ("synthetic",)
+    gradient: str = "auto"
+    sources: tuple[str, ...] = ("synthetic",)
     penalty: tuple[tuple[str, float], ...] = ()
-    hidden_layers: int = 1
+    hidden_layers: int | Auto = "auto"
     width: int | Auto | None = "auto"
     context: Literal["target", "none"] = "target"
     lr: float = 1e-3
     one_in: int | Auto = "auto"
+    train_every: int = 1
     window: int | Auto = "auto"
     warmup_steps: int | Auto = "auto"
+    warmup_until: float | None = None
+    guard: PlannedGuard | None = DEFAULT_GUARD
     message: Literal["auto", "fp32", "bf16"] = "auto"
     return_every: int = 1
+    tail: TailChoice = TailChoice()  # noqa: RUF009  # frozen
+    task: float = 1.0
+    options: tuple[tuple[str, bool | int | float | str], ...] = ()
+    predict_weights: bool = False
+
+    @property
+    def predicts(self) -> bool:
+        """Whether a predicted gradient may be taken."""
+        if self.gradient == "auto":
+            return any(source not in AWAITED for source in self.sources)
+        return self.gradient not in AWAITED
+
+    @property
+    def learns_every(self) -> int:
+        """The head learns from one in so many batches."""
+        return (self.return_every or 1) * self.train_every
 
     @property
     def stale(self) -> bool:
         """Whether a decoupled interface goes on with late gradients, and no head is built."""
         if self.gradient == "auto":
-            return "stale" in self.sources and "synthetic" not in self.sources
+            return "stale" in self.sources and not self.predicts
         return self.gradient == "stale"
 
     @property
     def may_be_stale(self) -> bool:
         """Whether late gradients may be taken in place of predicted ones."""
         return self.stale or (self.gradient == "auto" and "stale" in self.sources)
+
+    def options_of(self, source: str) -> Mapping[str, bool | int | float | str]:
+        """The options of a head's own kind that differ from its defaults, as plan.yaml has them."""
+        own: dict[str, bool | int | float | str] = {}
+        if source in ("virtual", "local"):
+            own = {"task": self.task} if source == "virtual" else {}
+            own |= {"targets": self.tail.targets} if self.tail.targets != "auto" else {}
+            own |= {"loss": self.tail.loss} if self.tail.loss != "auto" else {}
+        return own | dict(self.options)
 
     def penalty_of(self, source: str) -> float:
         """The penalty of one source."""
@@ -132,6 +172,7 @@ class PartitionRequest:
         links: between devices.
         default: for every interface that `choices` does not name.
         choices: by the name of the interface, or of the module after which it is cut.
+        predictability: what a probe of the model says; None without one.
     """
 
     devices: int
@@ -152,6 +193,7 @@ class PartitionRequest:
     links: Links = field(default_factory=Links)
     default: InterfaceChoice = field(default_factory=InterfaceChoice)
     choices: Mapping[str, InterfaceChoice] = field(default_factory=lambda: MappingProxyType({}))
+    predictability: Predictability | None = None
 
     def __post_init__(self) -> None:
         """Check what can be checked without a graph.
@@ -243,6 +285,24 @@ class PartitionRequest:
     def choice_at(self, name: str) -> InterfaceChoice:
         """What is asked for the interface of that name."""
         return self.choices.get(name, self.default)
+
+    def penalty_at(self, gap: int, choice: InterfaceChoice, source: str, window: int) -> Penalty:
+        """What a source of gradients costs at a gap of the fine capture.
+
+        A penalty that the spec names counts before one that was measured.
+
+        Args:
+            gap: of the fine capture.
+            choice: what is asked for the interface there.
+            source: `synthetic`, `stale`, ...; `exact` costs nothing.
+            window: steps after which the true gradient is there.
+        """
+        said = choice.penalty_of(source)
+        if said or source == "exact" or self.predictability is None:
+            return Penalty(said, "interfaces.*.penalty of the spec" if said else "")
+        blind = source == "synthetic" and choice.context == "none"
+        found = self.predictability.penalty(gap, NO_CONTEXT if blind else source, window)
+        return found or Penalty(0.0, "")
 
     @property
     def free(self) -> bool:

@@ -8,18 +8,23 @@ from dataclasses import replace
 from math import ceil
 from typing import Literal
 
-from dnic.errors import PartitionError
+from dnic.cost import returned_share
+from dnic.errors import PartitionError, SpecError
 from dnic.partition.alternative import Alternative, Name
 from dnic.partition.choose import Placement, place
 from dnic.partition.evaluate import crossings_of, in_parts, shared_of, stage_works
 from dnic.partition.interfaces import Decided, decide_interfaces, match_choices
 from dnic.partition.plan import PlannedInterface
+from dnic.partition.request import InterfaceChoice
 from dnic.partition.setting import Setting, forced
 from dnic.schedule import CutWork, Outcome, StageWork, decoupled
 from dnic.schedule.engine_work import EngineWork
+from dnic.schedule.work import Source
 
 # A copy of a shared parameter, its gradient, and both on their way.
 SHARED_COPIES = 4
+# What else could predict, beside what a plan takes: shown with its speed.
+TAILED: tuple[Literal["virtual", "local"], ...] = ("virtual", "local")
 # Beyond these, what only shows what else there could be takes longer than all the rest.
 MOST_SIMULATED = 64
 MOST_SEARCHED = 1_000_000
@@ -75,6 +80,11 @@ def _sources(setting: Setting, placement: Placement) -> Iterator[Alternative]:
         return
     if made.outcome.how == "formula" or placement.stages <= MOST_SIMULATED:
         yield _with_source(setting, made, "stale")
+        taken = {f.gradient for f in made.decided.interfaces}
+        for name in TAILED:
+            if taken != {name}:
+                with suppress(PartitionError, SpecError):
+                    yield _with_tails(setting, made, name)
 
 
 def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternative:
@@ -102,19 +112,39 @@ def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternativ
     locked = all(f.gradient == "exact" for f in decided.interfaces if _returns(f))
     if locked:
         name = "naive" if max(placement.replicas) == 1 else "1f1b_ddp"
-    choice_at = setting.request.choice_at
     return Alternative(
         name,
         outcome,
         placement,
         windows=tuple(f.window for f in apart),
-        penalty=sum(choice_at(f.name).penalty_of(f.gradient) for f in apart),
+        penalty=sum(_penalty(setting, placement, f, f.gradient) for f in apart),
         decided=decided,
     )
 
 
+def _penalty(
+    setting: Setting, placement: Placement, interface: PlannedInterface, source: str
+) -> float:
+    """Share of further steps that a source of gradients costs at an interface."""
+    choice = setting.request.choice_at(interface.name)
+    if interface.to != interface.source + 1:
+        # A probe measures all that crosses a cut at once: it counts for the neighbours.
+        return choice.penalty_of(source)
+    gap = placement.cuts[interface.source]
+    return setting.request.penalty_at(gap, choice, source, interface.window).counted
+
+
 def _returns(interface: PlannedInterface) -> bool:
     return any(tensor.differentiable for tensor in interface.tensors)
+
+
+def _kind(interface: PlannedInterface) -> Source:
+    """What a schedule sees of a source: whether it waits, predicts, or needs no gradient."""
+    if interface.gradient == "exact" and _returns(interface):
+        return "exact"
+    if interface.gradient == "stale" and _returns(interface):
+        return "stale"
+    return "synthetic" if interface.return_every or not _returns(interface) else "local"
 
 
 def _outcome(
@@ -194,18 +224,18 @@ def _cut_works(setting: Setting, decided: Decided) -> tuple[CutWork, ...]:
     works = []
     for interface, flow, head in zip(decided.interfaces, decided.flows, decided.heads, strict=True):
         # Of a mean step: gradients that come back every k-th time weigh a k-th.
-        every = flow.return_every
-        returned = ceil(flow.gradient_nbytes / every)
-        source = interface.gradient if _returns(interface) else "synthetic"
+        every = (flow.return_every or 1) * (interface.head.train_every if interface.head else 1)
+        share = returned_share(flow.return_every)
+        returned = ceil(flow.gradient_nbytes * share)
         works.append(
             CutWork(
                 nbytes=flow.nbytes,
                 back_nbytes=returned,
                 link=flow.link,
-                source=source,
+                source=_kind(interface),
                 message_us=machine.message_us(flow.nbytes) if flow.nbytes else 0.0,
                 message_fixed_us=profile.overhead_us if flow.nbytes else 0.0,
-                back_message_us=machine.message_us(flow.gradient_nbytes) / every
+                back_message_us=machine.message_us(flow.gradient_nbytes) * share
                 if flow.gradient_nbytes
                 else 0.0,
                 predict_us=head.forward_us,
@@ -219,6 +249,30 @@ def _cut_works(setting: Setting, decided: Decided) -> tuple[CutWork, ...]:
     return tuple(works)
 
 
+def _with_tails(
+    setting: Setting, made: Alternative, name: Literal["virtual", "local"]
+) -> Alternative:
+    """The same stages with another predictor wherever `auto` was free to take one.
+
+    What it costs in quality is not known here: it must be asked for, as an interface's `gradient`.
+
+    Raises:
+        PartitionError: it cannot be built for these interfaces, or none is free.
+    """
+    request = setting.request
+
+    def with_it(choice: InterfaceChoice) -> InterfaceChoice:
+        free = choice.gradient == "auto" and choice.predicts
+        return replace(choice, sources=(name,), hidden_layers="auto") if free else choice
+
+    choices = {key: with_it(choice) for key, choice in request.choices.items()}
+    asked = replace(request, default=with_it(request.default), choices=choices)
+    found = _evaluated(replace(setting, request=asked), made.placement, name)
+    if found.name != name or not any(f.gradient == name for f in found.decided_interfaces):
+        raise PartitionError(f"no interface can have a {name} gradient")
+    return replace(found, unasked=True, decided=None)
+
+
 def _with_source(setting: Setting, made: Alternative, name: Literal["stale"]) -> Alternative:
     """The same stages with the true gradient, late, in place of every predicted one."""
     assert made.decided is not None
@@ -226,18 +280,19 @@ def _with_source(setting: Setting, made: Alternative, name: Literal["stale"]) ->
     apart = [f for f in made.decided.interfaces if f.gradient != "exact"]
     # Where only every k-th gradient came back, all of them must.
     flows = tuple(replace(flow, return_every=1) for flow in made.decided.flows)
+    returning = tuple(f.model_copy(update={"return_every": 1}) for f in made.decided.interfaces)
     cuts = tuple(
         replace(cut, source=name, predict_us=0.0, learn_us=0.0, head_bytes=0)
-        if cut.source == "synthetic"
+        if cut.source in ("synthetic", "local")
         else cut
-        for cut in _cut_works(setting, replace(made.decided, flows=flows))
+        for cut in _cut_works(setting, replace(made.decided, flows=flows, interfaces=returning))
     )
     choices = [setting.request.choice_at(f.name) for f in apart]
     return replace(
         made,
         name=name,
         outcome=_outcome(setting, made.placement, works, cuts),
-        penalty=sum(choice.penalty_of(name) for choice in choices),
+        penalty=sum(_penalty(setting, made.placement, f, name) for f in apart),
         unasked=not all(choice.may_be_stale for choice in choices),
         decided=None,
     )

@@ -5,6 +5,8 @@ from dnic.report.bench import bench_table
 from dnic.report.notes import plan_notes
 from dnic.report.partition import draw_plan, partition_diagram
 from dnic.report.planjson import plan_json
+from dnic.report.probe import probe_table
+from dnic.report.probe_picture import probe_svg
 from dnic.report.result import result_lines
 from dnic.report.tables import comparison_table, plan_table, verify_table
 
@@ -16,6 +18,8 @@ __all__ = [
     "plan_json",
     "plan_notes",
     "plan_table",
+    "probe_svg",
+    "probe_table",
     "result_lines",
     "schedule_text",
     "verdict_table",

@@ -176,22 +176,21 @@ class _Gradient:
             return ink.label(f"{name} {suffix}", place, text, color=color)
 
         late = f"g(t−{self.interface.window})"
-        if self.interface.gradient != "synthetic":
+        if not self.interface.predicted:
             text = "g(t)" if self.interface.gradient == "exact" else late
             return [above(self.left, self.right, "g", text, ink.ORANGE)]
         shown = Node(
             f"{name} head",
             head,
-            Text("head", ink.LABEL_SIZE, ink.INK),
+            Text(_what_predicts(self.interface), ink.LABEL_SIZE, ink.INK),
             HEAD_STYLE,
             "hexagon",
             ", ".join(_gradient_lines(self.interface)),
         )
-        return [
-            shown,
-            above(self.left, head.left, "predicted", "ĝ(t)", ink.BLUE),
-            above(head.right, self.right, "true", late, ink.ORANGE),
-        ]
+        predicted = above(self.left, head.left, "predicted", "ĝ(t)", ink.BLUE)
+        if not self.interface.return_every:
+            return [shown, predicted]
+        return [shown, predicted, above(head.right, self.right, "true", late, ink.ORANGE)]
 
     def edges(self) -> list[Edge]:
         """The predicted and the true gradient, or the exact one."""
@@ -212,11 +211,14 @@ class _Gradient:
         feed = ((middle, self.y - GRADIENT_DROP), (middle, head.top))
         if self.rise:
             feed = ((middle, head.top - 8), (middle, head.top))
-        return [
+        edges = [
             Edge(sender, name, feed, HEAD_FEED, tooltip="activation seen by the head"),
             Edge(name, sender, ((head.left, self.y), *left), ink.PREDICTED, tooltip="predicted"),
-            Edge(receiver, name, (*right, (head.right, self.y)), ink.TRUE, tooltip="true"),
         ]
+        if self.interface.return_every:
+            true = Edge(receiver, name, (*right, (head.right, self.y)), ink.TRUE, tooltip="true")
+            edges.append(true)
+        return edges
 
 
 def _forward(
@@ -283,10 +285,17 @@ def _gradient_lines(interface: PlannedInterface) -> list[str]:
         return ["no gradient"]
     if interface.gradient == "exact":
         return ["exact gradient", "sender waits"]
-    lines = ["synthetic gradient"]
+    gone = interface.gradient == "none"
+    lines = ["no gradient passes" if gone else f"{interface.gradient} gradient"]
     if interface.head:
         lines += head_lines(interface.head)
     return [*lines, f"window {interface.window}"]
+
+
+def _what_predicts(interface: PlannedInterface) -> str:
+    if interface.gradient == "none":
+        return "0"
+    return "tail" if interface.gradient in ("virtual", "local") else "head"
 
 
 def head_lines(head: PlannedHead) -> list[str]:

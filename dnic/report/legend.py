@@ -46,13 +46,14 @@ def legend(plan: Plan, corner: Point, width: float) -> Legend:
 
 def _entries(plan: Plan) -> list[tuple[Style, str]]:
     sources = {
-        interface.gradient
+        interface.gradient if not interface.predicted else "predicted"
         for interface in plan.interfaces
         if any(tensor.differentiable for tensor in interface.tensors)
     }
     entries = [(ink.FORWARD, "activation")] if plan.interfaces else []
-    if "synthetic" in sources:
+    if "predicted" in sources:
         entries.append((ink.PREDICTED, "predicted gradient, used at once"))
+    if any(interface.predicted and interface.return_every for interface in plan.interfaces):
         entries.append((ink.TRUE, "true gradient, later"))
     if "stale" in sources:
         entries.append((ink.TRUE, "true gradient, used late"))

@@ -1,4 +1,4 @@
-"""What a person should know of a plan beyond its table: what was kept whole, what is shared."""
+"""What a person should know of a plan beyond its table: what is kept whole, shared, unguarded."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def plan_notes(traced: TracedModel, plan: Plan) -> Iterator[str]:
         yield f"recorded as compilers see it, without {traced.compiling}"
     for line in traced.checks:
         yield f"not in the stages: the check on data at {line}"
+    yield from _guard_notes(plan)
     pairs = sorted((s.owner, s.holders, s.nbytes, s.name) for s in plan.shared)
     for (owner, holders), group in groupby(pairs, key=lambda pair: pair[:2]):
         shared = list(group)
@@ -36,3 +37,38 @@ def plan_notes(traced: TracedModel, plan: Plan) -> Iterator[str]:
             f"shared: {names}: owned by stage{owner}, copied to {others} at every step, "
             f"{nbytes} each way"
         )
+
+
+def _guard_notes(plan: Plan) -> Iterator[str]:
+    """What guards can do where the true gradient cannot be awaited."""
+    late = _late(plan)
+    sparse = plan.train.update_probability < 1
+    for interface in plan.interfaces:
+        guard = interface.guard
+        if not interface.predicted or not guard or guard.fallback == "none":
+            continue
+        if late[interface.to] > late[interface.source]:
+            why = f"the true gradients of stage{interface.to} are late"
+        elif interface.return_every > 1:
+            why = f"one true gradient in {interface.return_every} comes back"
+        elif sparse:
+            why = "stages update by chance"
+        else:
+            continue
+        yield (
+            f"guard: {interface.name} cannot go back to exact, because {why}: while its head is of "
+            "no use it goes on without a gradient"
+        )
+
+
+def _late(plan: Plan) -> list[int]:
+    """Batches by which each stage goes back later than forward."""
+    late = [0] * len(plan.stages)
+    for interface in sorted(plan.interfaces, key=lambda interface: -interface.source):
+        if interface.gradient == "synthetic" or not any(
+            t.differentiable for t in interface.tensors
+        ):
+            continue
+        window = interface.window if interface.gradient == "stale" else 0
+        late[interface.source] = max(late[interface.source], window + late[interface.to])
+    return late

@@ -5,7 +5,8 @@ this reader takes just what a run uses into frozen values and ignores the rest (
 reasons). It also answers whether the files still belong together: `structure_digest` covers what
 `stages.py` was generated from, the SHA-256 sums in `plan.yaml` cover the files themselves. What a
 person may edit (`train`, `schedule`, and each interface's `gradient`, `head`, `window`,
-`warmup_steps`, `message`, `return_every`) is in neither.
+`warmup_steps`, `warmup_until`, `guard`, `message`, `return_every`, `predict_weights`) is in
+neither.
 """
 
 from __future__ import annotations
@@ -14,26 +15,23 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import yaml
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.chunks import LOOPED, fitting_processes
-from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
+from dnic.runtime.guardplan import check_supervised, read_guard
 from dnic.runtime.plan import (
-    UNREPLICATED,
-    Gradient,
+    AWAITED,
     HeadPlan,
     InputSpec,
     InterfacePlan,
     MessageDtype,
-    Mode,
     Plan,
     SamplePlan,
-    SchedulePlan,
     SharedPlan,
     Size,
     StagePlan,
@@ -41,9 +39,12 @@ from dnic.runtime.plan import (
     TensorSpec,
     batch_multiple,
 )
-from dnic.runtime.trainplan import check_training, read_training
+from dnic.runtime.plan import PLAN_FILE as PLAN_FILE
+from dnic.runtime.registry import BUILT_IN, is_name
+from dnic.runtime.scheduleplan import PLANNED_MODES as PLANNED_MODES
+from dnic.runtime.scheduleplan import check_schedule, read_schedule
+from dnic.runtime.trainplan import check_sparse_updates, check_training, read_training
 
-PLANNED_MODES = tuple(mode for mode in get_args(Mode) if mode not in ("oracle", "alone"))
 COMPILE_AGAIN = "dnic compile --plan plan.yaml writes the generated files anew"
 
 
@@ -104,15 +105,6 @@ def load_bundle(folder: Path) -> Bundle:
     return bundle
 
 
-def with_replicas(bundle: Bundle, replicas: int | None) -> Bundle:
-    """The bundle with another number of replicas; None: as planned. One is never in parts."""
-    if replicas is None:
-        return bundle
-    schedule = bundle.plan.schedule
-    schedule = replace(schedule, replicas=replicas, shard=schedule.shard and replicas > 1)
-    return replace(bundle, plan=replace(bundle.plan, schedule=schedule))
-
-
 def check_files(bundle: Bundle) -> None:
     """Compares every file that the plan lists with its recorded SHA-256 sum.
 
@@ -167,6 +159,15 @@ def read_plan(path: Path) -> Plan:
     return plan
 
 
+def with_replicas(bundle: Bundle, replicas: int | None) -> Bundle:
+    """The bundle with another number of replicas; None: as planned. One is never in parts."""
+    if replicas is None:
+        return bundle
+    schedule = bundle.plan.schedule
+    schedule = replace(schedule, replicas=replicas, shard=schedule.shard and replicas > 1)
+    return replace(bundle, plan=replace(bundle.plan, schedule=schedule))
+
+
 def check_plan(plan: Plan, path: Path) -> None:
     """Checks what a hand edit can break and a run would only meet much later.
 
@@ -175,14 +176,20 @@ def check_plan(plan: Plan, path: Path) -> None:
     """
     for interface in plan.interfaces:
         where = f"{path}: interfaces: {interface.name}"
-        for key, value, known in (
-            ("gradient", interface.gradient, get_args(Gradient)),
-            ("message", interface.message_dtype, get_args(MessageDtype)),
-        ):
-            if value not in known:
-                raise RuntimeFault(
-                    f"{key} {value!r} is not known", where=where, expected=", ".join(known)
-                )
+        # Whether a source of another name is registered shows where the bundle trains.
+        if not is_name(interface.gradient):
+            raise RuntimeFault(
+                f"gradient {interface.gradient!r} is not known",
+                where=where,
+                expected=", ".join([*AWAITED, *BUILT_IN]),
+            )
+        known = get_args(MessageDtype)
+        if interface.message_dtype not in known:
+            raise RuntimeFault(
+                f"message {interface.message_dtype!r} is not known",
+                where=where,
+                expected=", ".join(known),
+            )
         if (
             interface.gradient == "synthetic"
             and interface.differentiable
@@ -204,62 +211,30 @@ def check_plan(plan: Plan, path: Path) -> None:
                 f"window {interface.window} is too small", where=where, expected="1 or more"
             )
         _check_returns(interface, where)
-    schedule = plan.schedule
-    if schedule.mode not in PLANNED_MODES:
-        raise RuntimeFault(
-            f"mode {schedule.mode!r} is not known",
-            where=f"{path}: schedule",
-            expected=", ".join(PLANNED_MODES),
-        )
-    if schedule.microbatches < 1 or (schedule.processes is not None and schedule.processes < 1):
-        raise RuntimeFault(
-            "processes and microbatches must be 1 or more", where=f"{path}: schedule"
-        )
-    _check_replicas(schedule, f"{path}: schedule")
-    fitting = fitting_processes(schedule.mode, len(plan.stages))
-    if schedule.mode in LOOPED and schedule.processes not in (None, *fitting):
-        raise RuntimeFault(
-            f"{schedule.mode} over {len(plan.stages)} stages does not run on {schedule.processes} "
-            "processes",
-            where=f"{path}: schedule",
-            expected=", ".join(map(str, fitting)) or "another mode",
-        )
+        check_supervised(interface, where)
+    check_schedule(plan.schedule, len(plan.stages), path)
     check_training(plan.train, len(plan.stages), path)
-
-
-def _check_replicas(schedule: SchedulePlan, where: str) -> None:
-    if schedule.replicas < 1:
-        raise RuntimeFault(
-            f"replicas {schedule.replicas} is too small", where=where, expected="1 or more"
-        )
-    if not isinstance(schedule.shard, bool):
-        raise RuntimeFault(
-            f"shard cannot be {schedule.shard!r}", where=where, expected="true or false"
-        )
-    if schedule.replicas > 1 and schedule.mode in UNREPLICATED:
-        raise RuntimeFault(
-            f"mode {schedule.mode} has no replicas of stages",
-            where=where,
-            expected="replicas: 1; or a mode of stages: decoupled, exact, stale",
-        )
-    if schedule.shard and schedule.replicas == 1:
-        raise RuntimeFault(
-            "shard divides a stage among its replicas, and there is one",
-            where=where,
-            expected="shard: false, or replicas: 2 or more",
-        )
+    check_sparse_updates(plan, path)
 
 
 def _check_returns(interface: InterfacePlan, where: str) -> None:
-    if interface.return_every < 1:
+    if interface.return_every < 0:
         raise RuntimeFault(
-            f"return_every {interface.return_every} is too small", where=where, expected="1 or more"
+            f"return_every {interface.return_every} is too small",
+            where=where,
+            expected="1 or more; 0 where no gradient is to come back",
         )
-    if interface.return_every > 1 and interface.gradient != "synthetic":
+    if interface.return_every != 1 and not interface.predicted:
         raise RuntimeFault(
             f"return_every {interface.return_every} where the gradient is {interface.gradient}",
             where=where,
             expected="return_every: 1; only a head goes on without the true gradient",
+        )
+    if interface.predict_weights and interface.gradient != "stale":
+        raise RuntimeFault(
+            f"predict_weights where the gradient is {interface.gradient}",
+            where=where,
+            expected="gradient: stale, which alone goes back with weights that have moved on",
         )
 
 
@@ -310,19 +285,21 @@ def _plan(content: Mapping[str, Any]) -> Plan:
         ),
         digest=structure_digest(content),
         files=dict(content.get("files") or {}),
-        schedule=_schedule(content.get("schedule") or {}),
+        schedule=read_schedule(content.get("schedule") or {}),
+        output=_output(content),
     )
 
 
-def _schedule(content: Mapping[str, Any]) -> SchedulePlan:
-    processes = content.get("processes")
-    return SchedulePlan(
-        mode=content.get("mode", "decoupled"),
-        processes=None if processes is None else int(processes),
-        microbatches=int(content.get("microbatches", 1)),
-        replicas=int(content.get("replicas", 1)),
-        shard=content.get("shard", False),
-    )
+def _output(content: Mapping[str, Any]) -> tuple[Size, ...] | None:
+    """The shape of the tensor that the model returns, where it is one that is known."""
+    operations = content["stages"][-1]["operations"]
+    shapes = {row["name"]: row.get("shape") for row in operations}
+    for interface in content["interfaces"]:
+        shapes.update({row["name"]: row["shape"] for row in interface["tensors"]})
+    returned = [row for row in operations if row.get("kind") == "output"]
+    names = returned[0].get("inputs") or [] if returned else []
+    shape = shapes.get(names[0]) if len(names) == 1 else None
+    return None if shape is None else tuple(shape)
 
 
 def _inputs(
@@ -368,6 +345,9 @@ def _interface(content: Mapping[str, Any]) -> InterfacePlan:
         warmup_steps="auto" if warmup == "auto" else int(warmup),
         message_dtype=content.get("message", "float32"),
         return_every=int(content.get("return_every", 1)),
+        warmup_until=content.get("warmup_until"),
+        guard=read_guard(content.get("guard")),
+        predict_weights=bool(content.get("predict_weights", False)),
     )
 
 
@@ -383,10 +363,14 @@ def _tensor(content: Mapping[str, Any]) -> TensorSpec:
 
 def _head(content: Mapping[str, Any]) -> HeadPlan:
     width = content.get("width")
+    # Sizes and times are predictions; what is left are options of the head's kind.
+    known = {row.name for row in fields(HeadPlan)} | {"parameters", "forward_us", "train_us"}
     return HeadPlan(
-        hidden_layers=int(content["hidden_layers"]),
+        hidden_layers=int(content.get("hidden_layers", 1)),
         width=None if width is None else int(width),
         context=content.get("context", "target"),
         lr=float(content.get("lr", 1e-3)),
         one_in=int(content.get("one_in", 1)),
+        train_every=int(content.get("train_every", 1)),
+        options=MappingProxyType({key: content[key] for key in content if key not in known}),
     )

@@ -20,7 +20,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dnic.runtime.links import Count, dtype_named
-from dnic.runtime.plan import Gradient, InterfacePlan, Mode, Plan, TensorSpec
+from dnic.runtime.plan import AWAITED, Gradient, InterfacePlan, Mode, Plan, TensorSpec
+from dnic.runtime.registry import predictor_kind
+from dnic.runtime.updates import EVERY_STEP, Updates, update_probability
 
 WARMUP_MOST_STEPS = 200
 WARMUP_SHARE = 0.05
@@ -37,10 +39,12 @@ class Crossings:
     Attributes:
         interfaces: each with the gradient, the messages and the returns that it has in this mode.
         late: for each stage, batches by which its backward pass is behind its forward pass.
+        foresees: for each stage, whether it goes forward with weights that it predicts.
     """
 
     interfaces: tuple[InterfacePlan, ...]
     late: tuple[int, ...]
+    foresees: tuple[bool, ...]
 
     def between(self, source: int, to: int) -> InterfacePlan | None:
         """The interface from one stage to another, if they have one."""
@@ -53,7 +57,7 @@ class Crossings:
         if interface is None:
             return _FREE_WINDOW
         behind = self.late[source] - self.late[to]
-        return max(interface.window if interface.gradient == "synthetic" else 0, behind)
+        return max(interface.window if interface.predicted else 0, behind)
 
 
 @dataclass(frozen=True)
@@ -61,19 +65,22 @@ class Returns:
     """Whose true gradients come back over an interface: all while warming up, then every k-th.
 
     Attributes:
-        every: k; batch t comes back where `t % k == 0`, t counting all batches of a run.
+        every: k; batch t comes back where `t % k == 0`, t counting all batches of a run; 0: none.
         warmup: batches at the start of the run that all come back.
+        updates: of the stage above; in other steps it has no gradient to send.
     """
 
     every: int = 1
     warmup: int = 0
+    updates: Updates = EVERY_STEP
 
     def __contains__(self, step: int) -> bool:
-        return step < self.warmup or step % self.every == 0
+        returns = step < self.warmup or (self.every > 0 and step % self.every == 0)
+        return returns and step in self.updates
 
     def count(self, first: int, sent: Count) -> Count:
         """The messages that come back for those of a phase that begins with step `first`."""
-        if self.every == 1:
+        if not sent.messages or (self.every == 1 and self.updates.probability >= 1):
             return sent
         number = sum(step in self for step in range(first, first + sent.messages))
         last = first + sent.messages - 1
@@ -84,20 +91,24 @@ class Returns:
         )
 
     @classmethod
-    def of(cls, interface: InterfacePlan, total_steps: int) -> Returns:
-        """Those of an interface in a run of so many steps."""
-        return cls(interface.return_every, warmup_steps(interface, total_steps))
+    def of(cls, interface: InterfacePlan, total_steps: int, seed: int) -> Returns:
+        """Those of an interface in a run of so many steps, and with a seed."""
+        updates = Updates(interface.update_probability, seed, interface.to)
+        return cls(interface.return_every, warmup_steps(interface, total_steps), updates)
 
 
 def crossings(plan: Plan, mode: Mode) -> Crossings:
     """The interfaces of a plan in a mode."""
-    found = [_in_mode(interface, mode) for interface in plan.interfaces]
+    probability = update_probability(plan.train, mode)
+    found = [_in_mode(interface, mode, probability) for interface in plan.interfaces]
     late = _lateness(found, len(plan.stages))
     for index, row in enumerate(found):
-        if row.gradient == "synthetic" and late[row.to] > late[row.source]:
+        if row.predicted and late[row.to] > late[row.source]:
             # A true gradient that comes later than the backward pass cannot be awaited.
-            found[index] = replace(row, warmup_steps=0)
-    return Crossings(tuple(found), late)
+            found[index] = replace(_never_waiting(row), warmup_steps=0)
+        elif row.return_every != 1 or probability < 1:
+            found[index] = _never_waiting(row)
+    return Crossings(tuple(found), late, _foresight(found, late))
 
 
 def warmup_steps(plan: InterfacePlan, total_steps: int) -> int:
@@ -114,8 +125,18 @@ def rounded(tensor: Tensor, spec: TensorSpec) -> Tensor:
     return tensor.to(dtype_named(spec.message_dtype)).to(tensor.dtype)
 
 
-def _in_mode(interface: InterfacePlan, mode: Mode) -> InterfacePlan:
+def _never_waiting(interface: InterfacePlan) -> InterfacePlan:
+    """An interface whose guard cannot have it wait: not every gradient is there to be awaited."""
+    if interface.guard is None:
+        return interface
+    return replace(interface, guard=replace(interface.guard, fallback="none"))
+
+
+def _in_mode(interface: InterfacePlan, mode: Mode, probability: float) -> InterfacePlan:
     gradient = _gradient(interface, mode)
+    returned = _return_every(interface) if mode == "decoupled" else 1
+    # Where no true gradient comes back there is nothing to judge a prediction by.
+    guarded = mode == "decoupled" and gradient not in AWAITED and returned > 0
     # The other modes are what decoupling is compared with: they send what backpropagation has.
     apart = mode in _APART
     return replace(
@@ -125,8 +146,19 @@ def _in_mode(interface: InterfacePlan, mode: Mode) -> InterfacePlan:
             _on_the_way(spec, interface.message_dtype) if apart else spec
             for spec in interface.tensors
         ),
-        return_every=interface.return_every if mode == "decoupled" else 1,
+        return_every=returned,
+        predict_weights=interface.predict_weights and gradient == "stale",
+        warmup_until=interface.warmup_until if guarded else None,
+        guard=interface.guard if guarded else None,
+        update_probability=probability,
     )
+
+
+def _return_every(interface: InterfacePlan) -> int:
+    """As planned; gradients that no predictor needs do not come back whatever a plan says."""
+    if not interface.predicted or predictor_kind(interface.gradient).needs_gradients:
+        return interface.return_every
+    return 0
 
 
 def _gradient(interface: InterfacePlan, mode: Mode) -> Gradient:
@@ -149,8 +181,18 @@ def _lateness(interfaces: Sequence[InterfacePlan], stages: int) -> tuple[int, ..
     late = [0] * stages
     for source in reversed(range(stages)):
         for row in interfaces:
-            if row.source != source or not row.differentiable or row.gradient == "synthetic":
+            if row.source != source or not row.differentiable or row.predicted:
                 continue
             window = row.window if row.gradient == "stale" else 0
             late[source] = max(late[source], window + late[row.to])
     return tuple(late)
+
+
+def _foresight(interfaces: Sequence[InterfacePlan], late: tuple[int, ...]) -> tuple[bool, ...]:
+    """Stages that are late by an interface that asks for it, and those that wait for them."""
+    found = [False] * len(late)
+    for source in reversed(range(len(late))):
+        for row in interfaces:
+            if row.source == source and row.differentiable and not row.predicted:
+                found[source] |= row.predict_weights or found[row.to]
+    return tuple(foresees and behind > 0 for foresees, behind in zip(found, late, strict=True))

@@ -24,9 +24,11 @@ from dnic.runtime.batches import Header
 from dnic.runtime.crossing import Crossings, Returns, crossings
 from dnic.runtime.groups import groups as groups
 from dnic.runtime.links import Count, Link, Receiver, Sender
+from dnic.runtime.loss import Loss
 from dnic.runtime.options import Mode
 from dnic.runtime.order import most_ahead
 from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
+from dnic.runtime.setting import Setting
 from dnic.runtime.sources import GradientSource, build_source
 
 if TYPE_CHECKING:
@@ -86,10 +88,14 @@ class InEdge:
         pair: the two stages.
         forward: where activations arrive.
         backward: where gradients leave; None without differentiable tensors.
+        seed: of the run.
     """
 
-    def __init__(self, pair: Pair, forward: Receiver, backward: Sender | None) -> None:
+    def __init__(
+        self, pair: Pair, forward: Receiver, backward: Sender | None, seed: int = 0
+    ) -> None:
         self._pair = pair
+        self._seed = seed
         self._forward = forward
         self._backward = backward
         self._returns = Returns()
@@ -106,7 +112,7 @@ class InEdge:
         self._forward.begin(self._pair.specs(header), self._pair.cut(header.count))
         if not gradients or self._backward is None or self._pair.interface is None:
             return
-        self._returns = Returns.of(self._pair.interface, total_steps)
+        self._returns = Returns.of(self._pair.interface, total_steps, self._seed)
         returned = self._returns.count(step, header.count)
         self._backward.begin(self._pair.differentiable, self._pair.cut(returned))
 
@@ -186,7 +192,7 @@ class OutEdge:
         self._forward.finish()
 
 
-def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[OutEdge]]:
+def connect(worker: Worker, transport: Transport, loss: Loss) -> tuple[list[InEdge], list[OutEdge]]:
     """The edges of a worker's stage, those below and those above."""
     plan, place, mode = worker.bundle.plan, worker.place, worker.options.mode
     stage = place.stage
@@ -215,14 +221,14 @@ def connect(worker: Worker, transport: Transport) -> tuple[list[InEdge], list[Ou
         if stage == pair.to:
             arriving = transport.receiver(forward, kept)
             leaving = transport.sender(backward, pair.back, pair.back) if returns else None
-            below.append(InEdge(pair, arriving, leaving))
+            below.append(InEdge(pair, arriving, leaving, worker.seed))
             continue
         sender = transport.sender(forward, pair.slots, kept)
         source = None
         if returns and pair.interface is not None:
             receiver = transport.receiver(backward, pair.back)
-            given = receiver, mode, plan.target, worker.device, worker.seed, late[pair.to]
-            source = build_source(pair.interface, *given, replicas=worker.replicas)
+            given = plan.target, plan.output, loss, worker.device, worker.seed, worker.replicas
+            source = build_source(pair.interface, receiver, mode, Setting(*given), late[pair.to])
         above.append(OutEdge(pair, sender, source))
     return below, above
 

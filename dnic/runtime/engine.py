@@ -15,7 +15,7 @@ order that `dnic.runtime.order` gives. All else is done once a step.
     gradient t.k            ◄──────  6  send back
                                      7  take gradients t-w  ◄─────────────  gradients t-w
                                      8  update
-                                     9  train the heads on (activation, target, gradient) t-w
+                                     9  train heads on (activation, target, gradient) t-w
 
 The gradient of batch t-w is taken at step t, never earlier because it happens to be there: what a
 run computes does not depend on the timing of its links. It is asked for as late as possible (7),
@@ -24,7 +24,10 @@ its steps are over, so that no message is left and evaluation and shutdown find 
 `w` = window there are at most `w + 1` batches past an interface; that is the number of slots at
 both ends; with gloo, receives posted ahead.
 
-An `exact` interface awaits its gradient in (4). Stages joined by such interfaces are a locked
+In a step without an update (`dnic.runtime.updates`) there is no (4) to (6) and no (8).
+
+An `exact` interface awaits its gradient in (4), and so does one whose heads warm up or that its
+guard does not trust (`dnic.runtime.guard`). Stages joined by such interfaces are a locked
 group: with one microbatch a step they run one after the other, with more they are a pipeline, in
 which a stage runs forwards ahead while it waits. Groups do not wait for one another: a window
 counts steps, whatever these are cut into. A stage with several interfaces awaits or predicts for
@@ -53,16 +56,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dnic.errors import RuntimeFault
 from dnic.runtime.batches import Header
 from dnic.runtime.cells import cut_all
-from dnic.runtime.crossing import Returns
 from dnic.runtime.edges import connect
 from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
@@ -71,33 +71,16 @@ from dnic.runtime.loss import Loss, mean_loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
 from dnic.runtime.order import StageOrder
+from dnic.runtime.passing import Microbatch, named
 from dnic.runtime.replica_trainer import ReplicaTrainer
 from dnic.runtime.shared import connect_shared
-from dnic.runtime.sources import Sent, SourceStatistics, SyntheticSource
+from dnic.runtime.source_statistics import SourceStatistics
+from dnic.runtime.sources import GradientSource, Sent
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.transport import Transport
+from dnic.runtime.turns import restore_turns, turns_of
+from dnic.runtime.updates import Updates, update_probability
 from dnic.runtime.worker import Worker
-
-
-@dataclass(frozen=True)
-class _Microbatch:
-    """What lies between a forward and its backward pass.
-
-    Attributes:
-        inputs: the stage's inputs, by name.
-        outputs: what went to the stages above; empty at the last stage.
-        target: its targets.
-        loss: its mean loss; None but at the last stage.
-        number: microbatches of the same batch.
-        weight: of the batch among those of the stage's replicas.
-    """
-
-    inputs: dict[str, Tensor]
-    outputs: dict[str, Tensor]
-    target: Tensor
-    loss: Tensor | None
-    number: int
-    weight: float
 
 
 class Engine(ReplicaTrainer):
@@ -114,15 +97,17 @@ class Engine(ReplicaTrainer):
         self.version = 0
         self._plan = worker.bundle.plan.stages[worker.place.stage]
         transport = Transport.of(worker)
-        self._below, self._above = connect(worker, transport)
+        self._below, self._above = connect(worker, transport, loss)
         self._sources = [edge.source for edge in self._above if edge.source is not None]
         self._shared = connect_shared(worker, stage, transport)
         self._ends = transport.ends
-        self._order = StageOrder(worker.bundle.plan, worker.options.mode, worker.place.stage)
+        plan, mode, index = worker.bundle.plan, worker.options.mode, worker.place.stage
+        self._order = StageOrder(plan, mode, index)
+        self._updates = Updates(update_probability(plan.train, mode), worker.seed, index)
 
     def state_dict(self) -> dict[str, Any]:
         """What this process must remember beside the model's parameters and buffers."""
-        state = super().state_dict()
+        state = super().state_dict() | {"turns": turns_of(self._sources)}
         if self._replicas.index == 0:
             state["heads"] = {source.plan.name: source.state_dict() for source in self._sources}
         return state
@@ -134,6 +119,7 @@ class Engine(ReplicaTrainer):
         heads = state.get("heads", {})  # a pipeline's checkpoint has none
         for source in self._sources:
             source.load_state_dict(heads.get(source.plan.name, {}))
+        restore_turns(self._sources, state.get("turns", {}))
 
     def head_parameters(self) -> dict[str, Tensor]:
         """Parameters of this stage's heads, by `<interface>.<tensor>.<name>`."""
@@ -179,26 +165,36 @@ class Engine(ReplicaTrainer):
     def _step(self, feed: Iterator[Batch], size: int, watch: Stopwatch) -> Tensor | None:
         number = microbatches(size, self.worker.options.microbatches)
         fed = self._cut(feed, number)
-        between: deque[_Microbatch] = deque()
+        between: deque[Microbatch] = deque()
         losses: list[Tensor] = []
         self._shared.exchange_values()  # 0
         self.optimizer.zero_grad(set_to_none=True)
         watch.lap("share")
-        for one in self._order.passes(self.step, number):
+        updates = self.step in self._updates
+        awaited = self._turn(self.step) if updates else []
+        for one in self._order.passes(self.step, number, awaited):
             if one.forward:
                 between.append(self._forward(fed, number, watch))
                 if one.microbatch == number - 1:
                     self._expect(number)
                 continue
             done = between.popleft()
-            self._backward(done, watch, last=one.microbatch == number - 1)
+            if updates:
+                self._backward(done, watch, last=one.microbatch == number - 1)
+            else:
+                self._pass_by(done, watch)
             if done.loss is not None:
                 losses.append(done.loss.detach())
-        self._settle(self.step, watch)
+        self._settle(self.step, watch, updates=updates)
         self.step += 1
         return mean_loss(losses)
 
-    def _settle(self, now: int, watch: Stopwatch) -> None:
+    def _turn(self, step: int) -> list[str]:
+        """Begins a step with an update; the interfaces whose true gradient is awaited."""
+        sources = self._sources
+        return [source.plan.name for source in sources if source.turn(step, self.version)]
+
+    def _settle(self, now: int, watch: Stopwatch, *, updates: bool = True) -> None:
         """What follows the backward passes of a batch; `now` counts on past an epoch's end."""
         self._shared.send_gradients()  # 6
         watch.lap("send back")
@@ -206,16 +202,19 @@ class Engine(ReplicaTrainer):
             source.take(now, self.version)
         self._shared.take_gradients()
         watch.lap("take")
-        self._update()  # 8
+        if updates:
+            self._update()  # 8
+            self.version += 1
+        else:
+            self.learning_rate.skipped()
         watch.lap("update")
-        self.version += 1
         for source in self._sources:  # 9
             source.learn()
         watch.lap("learn")
 
     def _forward(
         self, fed: Iterator[tuple[list[Tensor], Tensor]], number: int, watch: Stopwatch
-    ) -> _Microbatch:
+    ) -> Microbatch:
         """The forward pass of the next microbatch."""
         inputs, target = self._receive(fed, gradients=True)  # 1
         watch.lap("data" if self._first else "receive")
@@ -224,12 +223,12 @@ class Engine(ReplicaTrainer):
         watch.lap("forward")
         outputs: dict[str, Tensor] = {}
         if not self._last:
-            outputs = self._named(output)
+            outputs = named(self._plan, output)
             self._send(outputs, target)  # 3
             watch.lap("send")
-        return _Microbatch(inputs, outputs, target, loss, number, self._weight)
+        return Microbatch(inputs, outputs, target, loss, number, self._weight)
 
-    def _backward(self, done: _Microbatch, watch: Stopwatch, *, last: bool) -> None:
+    def _backward(self, done: Microbatch, watch: Stopwatch, *, last: bool) -> None:
         """The backward pass of a microbatch, which may be the `last` one of its batch."""
         if done.loss is None:
             roots, gradients = self._gradients(
@@ -247,6 +246,15 @@ class Engine(ReplicaTrainer):
             self._averaging.backward([done.loss], [share], last=last)  # 5
         watch.lap("backward")
         for below in self._below:  # 6
+            below.send_back(done.inputs, self.step)
+        watch.lap("send back")
+
+    def _pass_by(self, done: Microbatch, watch: Stopwatch) -> None:
+        """In place of the backward pass, where the stage does not update."""
+        for source in self._sources:
+            numbers = self.step, self.version, done.number, done.weight
+            source.pass_by(self._sent(source, done.outputs, done.target, *numbers))
+        for below in self._below:  # which know that no gradient comes
             below.send_back(done.inputs, self.step)
         watch.lap("send back")
 
@@ -280,17 +288,6 @@ class Engine(ReplicaTrainer):
                 targets.append(target_here)
         return {name: arrived[name] for name in self._plan.inputs}, targets[0]
 
-    def _named(self, output: Any) -> dict[str, Tensor]:
-        """The stage's outputs by name."""
-        outputs = output if isinstance(output, (tuple, list)) else (output,)
-        if len(outputs) != len(self._plan.outputs):
-            raise RuntimeFault(
-                f"{self._plan.name} returned {len(outputs)} tensors",
-                where="stages.py",
-                expected=", ".join(self._plan.outputs),
-            )
-        return dict(zip(self._plan.outputs, outputs, strict=True))
-
     def _send(self, outputs: dict[str, Tensor], target: Tensor) -> None:
         for above in self._above:
             above.send(outputs, target)
@@ -318,13 +315,22 @@ class Engine(ReplicaTrainer):
         """The outputs to go back from and their gradients, summed over the stages above."""
         sums: dict[str, Tensor] = {}
         for source in self._sources:
-            names = [spec.name for spec in source.plan.differentiable]
-            tensors = [self._kept(outputs[name].detach()) for name in names]
-            given = source.gradient(Sent(step, version, tensors, target, number, weight))
-            for name, gradient in zip(names, given, strict=True):
+            sent = self._sent(source, outputs, target, step, version, number, weight)
+            given = source.gradient(sent)
+            for spec, gradient in zip(source.plan.differentiable, given, strict=True):
+                name = spec.name
                 sums[name] = sums[name] + gradient if name in sums else gradient
         used = [name for name in sums if outputs[name].requires_grad]
         return [outputs[name] for name in used], [sums[name] for name in used]
+
+    def _sent(
+        self, source: GradientSource, outputs: dict[str, Tensor], target: Tensor, *numbers: Any
+    ) -> Sent:
+        """What went over a source's interface; the numbers are those of `Sent`."""
+        step, version, *others = numbers
+        names = [spec.name for spec in source.plan.differentiable]
+        tensors = [self._kept(outputs[name].detach()) for name in names]
+        return Sent(step, version, tensors, target, *others)
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """The tensor, or a copy if it is (a view of) an input that will be overwritten."""
@@ -344,7 +350,7 @@ class Engine(ReplicaTrainer):
                 if self._last:
                     score.add(output, target, self._loss_of(output, target))
                 else:
-                    self._send(self._named(output), target)
+                    self._send(named(self._plan, output), target)
                 for below in self._below:
                     below.release()
         self._finish()
@@ -358,8 +364,7 @@ class Engine(ReplicaTrainer):
             total = min(total, options.max_steps)
         self._order.begin(total)
         for source in self._sources:
-            if isinstance(source, SyntheticSource):
-                source.returns = source.answers.returns = Returns.of(source.plan, total)
+            source.expect(total)
             source.statistics = SourceStatistics()
         for below in self._below:
             below.begin(header, self.step, total, gradients=gradients)
@@ -383,14 +388,7 @@ class Engine(ReplicaTrainer):
         return sum(end.slots_bytes for end in self._ends)
 
     def _interface_figures(self) -> dict[str, dict[str, Any]]:
-        return {
-            source.plan.name: {
-                "gradient": source.kind,
-                "window": source.plan.window,
-                **source.statistics.summary(),
-            }
-            for source in self._sources
-        }
+        return {source.plan.name: source.figures() for source in self._sources}
 
     def _live_figures(self, loss: Tensor | None) -> dict[str, Any]:
         figures: dict[str, Any] = {"interfaces": self._interface_figures()}

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CELLS_PER_AXIS = 4
 
-_SHRINK: dict[int, Callable[[Tensor, Any], Tensor]] = {
+SHRINK: dict[int, Callable[[Tensor, Any], Tensor]] = {
     1: F.adaptive_avg_pool1d,
     2: F.adaptive_avg_pool2d,
     3: F.adaptive_avg_pool3d,
@@ -86,4 +86,4 @@ class Coarse(nn.Module):
             x = x.reshape(x.shape[0], layout.features, *layout.positions)
         else:
             x = x.reshape(x.shape[0], *layout.positions, layout.features).movedim(-1, 1)
-        return _SHRINK[len(self._cells)](x, self._cells).flatten(1)
+        return SHRINK[len(self._cells)](x, self._cells).flatten(1)

@@ -109,11 +109,56 @@ class ClassContext(Context):
         """Nothing: classes have no scale."""
 
 
-class ValueContext(Context):
-    """A linear map of real-valued (or boolean, or unbounded integer) targets.
+class Values:
+    """Real-valued (or boolean, or unbounded integer) targets, with the values of each last.
 
     `[B, T, k]` beside a sequence `[B, T, d]`, and `[B, k, H', W']` or `[B, H', W']` beside a map,
-    are mapped position by position; everything else as one vector per sample.
+    are read position by position; everything else as one vector per sample.
+
+    Args:
+        target_shape: of one sample's targets.
+        layout: of the crossing tensor.
+        dtype: of what is read; None leaves it as it is.
+
+    Attributes:
+        positions: those of the layout, or () for one vector per sample.
+        count: values of each position, or of a sample.
+    """
+
+    def __init__(
+        self, target_shape: tuple[int, ...], layout: Layout, dtype: torch.dtype | None = None
+    ) -> None:
+        positions, channels_first = layout.positions, layout.channels_first
+        rank = len(positions)
+        aligned = bool(positions) and len(target_shape) in (rank, rank + 1)
+        if aligned and not channels_first:
+            aligned = target_shape[:rank] == positions
+        self.positions = positions if aligned else ()
+        self._first = aligned and channels_first and len(target_shape) == rank + 1
+        self._lone = aligned and len(target_shape) == rank
+        values = prod(target_shape)
+        if aligned:
+            values = 1 if self._lone else target_shape[0 if self._first else -1]
+        self.count = values if aligned else min(values, MOST_VALUES)
+        self._dtype = dtype
+
+    def arranged(self, target: Tensor) -> Tensor:
+        """`[rows, values]` or `[rows, *positions, values]`: maps of another size are averaged."""
+        target = target.to(self._dtype)
+        if not self.positions:
+            flat = target.reshape(target.shape[0], -1)
+            return flat if flat.shape[1] == self.count else _averaged(flat, self.count)
+        if self._lone:
+            target = target.unsqueeze(1)
+        elif not self._first:
+            return target
+        if target.shape[2:] != self.positions:
+            target = _averaged_map(target, self.positions)
+        return target.movedim(1, -1)
+
+
+class ValueContext(Context):
+    """A linear map of real-valued targets: see `Values`.
 
     Args:
         target_shape: of one sample's targets.
@@ -129,47 +174,24 @@ class ValueContext(Context):
         width: int,
         dtype: torch.dtype,
     ) -> None:
-        positions, channels_first = layout.positions, layout.channels_first
-        rank = len(positions)
-        aligned = bool(positions) and len(target_shape) in (rank, rank + 1)
-        if aligned and not channels_first:
-            aligned = target_shape[:rank] == positions
-        super().__init__(positions if aligned else ())
+        values = Values(target_shape, layout, dtype)
+        super().__init__(values.positions)
         self._target_shape = target_shape
-        self._first = aligned and channels_first and len(target_shape) == rank + 1
-        self._lone = aligned and len(target_shape) == rank
-        values = prod(target_shape)
-        if aligned:
-            values = 1 if self._lone else target_shape[0 if self._first else -1]
-        self._values = values if aligned else min(values, MOST_VALUES)
-        self._dtype = dtype
-        self.norm = RunningNorm(self._values, -1, 2, dtype, floor=0)
-        self.linear = nn.Linear(self._values, width, dtype=dtype)
-        nn.init.normal_(self.linear.weight, std=CODE_STD / self._values**0.5)
+        self._values = values
+        self.norm = RunningNorm(values.count, -1, 2, dtype, floor=0)
+        self.linear = nn.Linear(values.count, width, dtype=dtype)
+        nn.init.normal_(self.linear.weight, std=CODE_STD / values.count**0.5)
 
     def forward(self, target: Tensor, rows: int) -> Tensor:
         """Codes `[rows, r]`, or `[rows, *positions, r]`: maps of another size are averaged."""
-        values = self._arranged(fit_rows(target, rows, self._target_shape))
+        values = self._values.arranged(fit_rows(target, rows, self._target_shape))
         code: Tensor = self.linear(self.norm(values.flatten(0, -2)))
         return code.view(*values.shape[:-1], -1)
 
     def observe(self, target: Tensor, momentum: float, average: Average | None = None) -> None:
         """Moves the running mean and variance of every value."""
-        self.norm.observe(self._arranged(target).flatten(0, -2), momentum, average)
-
-    def _arranged(self, target: Tensor) -> Tensor:
-        """The values last: `[rows, values]` or `[rows, *positions, values]`."""
-        target = target.to(self._dtype)
-        if not self.per_position:
-            flat = target.reshape(target.shape[0], -1)
-            return flat if flat.shape[1] == self._values else _averaged(flat, self._values)
-        if self._lone:
-            target = target.unsqueeze(1)
-        elif not self._first:
-            return target
-        if target.shape[2:] != self.positions:
-            target = _averaged_map(target, self.positions)
-        return target.movedim(1, -1)
+        arranged = self._values.arranged(target).flatten(0, -2)
+        self.norm.observe(arranged, momentum, average)
 
 
 def fit_rows(target: Tensor, rows: int, target_shape: tuple[int, ...]) -> Tensor:

@@ -44,12 +44,14 @@ class HeadStatistics:
     Attributes:
         cosine: of the angle between the two, over the whole batch; 0 when one of them is zero.
         norm_ratio: norm of the predicted gradient over that of the true one.
-        loss: mean squared error in normalised units; 1 for a head that predicts zero.
+        loss: mean squared error in normalised units; about 1 for a head that predicts zero.
+        zero: what a head that predicts zero has; 1 on average, if gradients are much of one size.
     """
 
     cosine: Tensor
     norm_ratio: Tensor
     loss: Tensor
+    zero: Tensor
 
 
 class HeadTrainer:
@@ -128,7 +130,7 @@ class HeadTrainer:
         true = true.to(self.head.dtype)
         self._steps += 1
         # Every walk through the gradient counts: the head learns on the core that computes.
-        square = _dot(true, true)
+        square = dot(true, true)
         average = self._replicas.weighed(weight)
         mean_square = square * (batch * batch / true.numel())
         if average is not None:
@@ -140,7 +142,7 @@ class HeadTrainer:
         predicted = self.head(h.to(self.head.dtype), target)
         known = predicted.detach()
         error = torch.addcmul(known, true, unit, value=-1)
-        products = torch.stack((_dot(known, known), _dot(known, true), _dot(error, error)))
+        products = torch.stack((dot(known, known), dot(known, true), dot(error, error)))
         statistics = _compare(products, square, unit, error.numel())
         self._optimizer.zero_grad(set_to_none=True)
         predicted.backward(error)
@@ -184,7 +186,8 @@ class HeadTrainer:
         self._steps = int(state["steps"])
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of all products of two tensors of one shape, without axes."""
     return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
@@ -210,4 +213,5 @@ def _compare(products: Tensor, square: Tensor, unit: Tensor, elements: int) -> H
     norms = products[0].sqrt(), square.sqrt()
     cosine = products[1] / (norms[0] * norms[1]).clamp(min=tiny)
     ratio = norms[0] / (norms[1] * unit).clamp(min=tiny)
-    return HeadStatistics(cosine, ratio, products[2] / elements)
+    zero = square * unit * unit / elements
+    return HeadStatistics(cosine, ratio, products[2] / elements, zero)

@@ -5,7 +5,8 @@ Numbers as in `dnic.runtime.engine`; the stage is late by L batches (`dnic.runti
     stages below                        this stage                         stages above
     ------------                        ----------                         ------------
     activation t, target t  ──────►  1  receive
-                                     2  forward t, with the weights of now
+                                     2  forward t, with the weights of now,
+                                        or those foreseen (`dnic.runtime.foresight`)
                                      3  send  ───────────────────────────►  activation t, target t
                                      4  gradient t-L: awaited  ◄──────────  gradient t-L
                                      5  backward t-L, with the weights that t-L went forward with
@@ -39,8 +40,10 @@ from dnic.errors import RuntimeFault
 from dnic.runtime.averaging import Averaging, ByHand
 from dnic.runtime.crossing import crossings
 from dnic.runtime.engine import Engine
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss
+from dnic.runtime.passing import named
 from dnic.runtime.plan import TrainPlan
 from dnic.runtime.stash import WeightStash
 from dnic.runtime.stopwatch import Stopwatch
@@ -75,8 +78,10 @@ class LateEngine(Engine):
                 where="--microbatches",
                 expected="1, or another source of gradients",
             )
-        self._late = crossings(plan, mode).late[worker.place.stage]
-        self._stash = WeightStash(stage)
+        crossed, stage_ = crossings(plan, mode), worker.place.stage
+        self._late = crossed.late[stage_]
+        foresees = crossed.foresees[stage_]
+        self._stash = WeightStash(stage, Foresight(stage, optimizer) if foresees else None)
         self._open: deque[_Open] = deque()
 
     def _averages(self, stage: nn.Module) -> Averaging:
@@ -88,9 +93,9 @@ class LateEngine(Engine):
         watch.lap("share")
         inputs, target = self._receive(self._cut(feed, 1), gradients=True)  # 1
         watch.lap("data" if self._first else "receive")
-        output, weights = self._stash.forward(tuple(inputs.values()))  # 2
+        output, weights = self._stash.forward(tuple(inputs.values()), len(self._open))  # 2
         watch.lap("forward")
-        outputs = self._named(output)
+        outputs = named(self._plan, output)
         self._send(outputs, target)  # 3
         self._expect(1)
         watch.lap("send")
@@ -108,6 +113,7 @@ class LateEngine(Engine):
         """The oldest open batch's backward pass, and the update; `now` counts on past the end."""
         batch = self._open.popleft()
         self.optimizer.zero_grad(set_to_none=True)
+        self._turn(batch.step)
         roots, gradients = self._gradients(
             batch.outputs,
             batch.target,

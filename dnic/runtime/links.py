@@ -210,7 +210,8 @@ class Sender(_End):
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Prepares a phase of `count.messages` messages of these tensors."""
         self._before, self._sent = self._before + self._sent, 0
-        self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
+        if count.messages:
+            self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
         self._specs, self._count = specs, count
         self._dtypes = [dtype_named(spec.dtype) for spec in specs]
 
@@ -268,7 +269,8 @@ class Receiver(_End):
     def begin(self, specs: tuple[TensorSpec, ...], count: Count) -> None:
         """Posts the first receives of a phase of `count.messages` messages of these tensors."""
         self._before += self._taken
-        self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
+        if count.messages:
+            self._slots.fit(specs, max(count.batch_size, count.last_batch_size))
         self._cast = [
             (place, dtype_named(spec.dtype))
             for place, spec in enumerate(specs)

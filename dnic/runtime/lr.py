@@ -8,6 +8,7 @@ epoch's training; an epoch that nothing evaluates is refused.
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -78,6 +79,17 @@ class LearningRate:
         """
         if self.scheduler is not None and self._interval == "step" and not self.needs_evaluation:
             self._step(self.scheduler)
+
+    def skipped(self) -> None:
+        """After a step without an update: all stages have the learning rate of the same step.
+
+        Raises:
+            RuntimeFault: the scheduler has an end, and this is past it.
+        """
+        with warnings.catch_warnings():
+            # Torch expects an update before the first step of a scheduler.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.updated()
 
     def trained(self, epoch: int) -> None:
         """After an epoch's last update.

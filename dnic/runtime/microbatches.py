@@ -23,12 +23,12 @@ class Returned:
     Attributes:
         tensors: the differentiable ones, without their history.
         target: the targets.
-        gradients: of the batch's mean loss, of the tensors' shapes.
+        gradients: of the batch's mean loss, of the tensors' shapes; None where none came back.
     """
 
     tensors: list[Tensor]
     target: Tensor
-    gradients: list[Tensor]
+    gradients: list[Tensor] | None
 
 
 def microbatches(batch_size: int, most: int) -> int:
@@ -50,14 +50,14 @@ def whole(specs: Sequence[TensorSpec], parts: Sequence[Returned]) -> Returned:
     tensors, gradients = [], []
     for place, spec in enumerate(specs):
         axis = following_axis(spec.shape)
-        of_parts = [part.gradients[place] for part in parts]
+        of_parts = [part.gradients[place] for part in parts if part.gradients is not None]
         if axis is None:
             tensors.append(parts[0].tensors[place])
-            gradients.append(torch.stack(of_parts).sum(0))
+            gradients += [torch.stack(of_parts).sum(0)] if of_parts else []
         else:
             tensors.append(torch.cat([part.tensors[place] for part in parts], axis))
-            gradients.append(torch.cat(of_parts, axis))
-    return Returned(tensors, torch.cat([part.target for part in parts]), gradients)
+            gradients += [torch.cat(of_parts, axis)] if of_parts else []
+    return Returned(tensors, torch.cat([part.target for part in parts]), gradients or None)
 
 
 def following_axis(shape: Sequence[Size]) -> int | None:

@@ -22,7 +22,7 @@ after all that it waits for, because a stage runs at least as far ahead as those
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -79,16 +79,25 @@ def locked(interface: InterfacePlan, mode: Mode) -> bool:
     return mode in ("exact", "oracle") or interface.gradient == "exact"
 
 
+def may_lock(interface: InterfacePlan, mode: Mode) -> bool:
+    """Whether the guard of an interface may have its gradient awaited; its source alone knows."""
+    guard = interface.guard if mode == "decoupled" and interface.return_every == 1 else None
+    return guard is not None and guard.fallback == "exact"
+
+
 def most_ahead(plan: Plan, mode: Mode) -> tuple[int, ...]:
-    """How many forwards each stage runs ahead at most; more interfaces wait while warming up."""
-    return ahead(plan, lambda row: locked(row, mode) or row.warmup_steps != 0)
+    """How many forwards each stage runs ahead at most: while warming up, or for their guards."""
+    return ahead(
+        plan, lambda row: locked(row, mode) or row.warmup_steps != 0 or may_lock(row, mode)
+    )
 
 
 class StageOrder:
     """The passes of one stage, step by step.
 
     While the heads of an interface warm up its gradient is awaited like an exact one; stages below
-    run further ahead. Every process knows when that ends.
+    run further ahead. Every process knows when that ends at the latest. Where an interface has a
+    guard only its own source knows when it waits; stages that wait below it run ahead as if it did.
 
     Args:
         plan: the stages and their interfaces.
@@ -106,11 +115,29 @@ class StageOrder:
         """Takes over how long the run is, of which warming up may be a part."""
         self._warmup = {row.name: warmup_steps(row, total_steps) for row in self._plan.interfaces}
 
-    def passes(self, step: int, microbatches: int) -> tuple[Pass, ...]:
-        """The passes of a step, counted from the run's first."""
+    def passes(
+        self, step: int, microbatches: int, awaited: Collection[str] = ()
+    ) -> tuple[Pass, ...]:
+        """The passes of a step, counted from the run's first.
+
+        Args:
+            step: which.
+            microbatches: of its batch.
+            awaited: interfaces of this stage whose gradient is awaited in this step, beside those
+                of which all processes know.
+        """
         if microbatches == 1:
             return passes(0, 1)
-        found = ahead(
-            self._plan, lambda row: locked(row, self._mode) or step < self._warmup[row.name]
-        )
-        return passes(found[self._stage], microbatches)
+
+        def waits(row: InterfacePlan) -> bool:
+            return locked(row, self._mode) or step < self._warmup[row.name]
+
+        # What other stages' guards have decided is not known here: at least as far as they might.
+        most = ahead(self._plan, lambda row: waits(row) or may_lock(row, self._mode))
+        following = [
+            most[row.to] + AHEAD_OF_EACH
+            for row in self._plan.interfaces
+            if row.source == self._stage and row.differentiable
+            if waits(row) or row.name in awaited
+        ]
+        return passes(max(following, default=0), microbatches)

@@ -7,14 +7,17 @@ times, pictures and reasons are left out here. `dnic.runtime.bundle` reads it fr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.chunks import LOOPED, fitting_processes, usual_processes
 
 Size = int | str
-Gradient = Literal["exact", "synthetic", "stale"]
+# One of these two, or the name of a predictor (`dnic.runtime.registry`).
+Gradient = str
+AWAITED = ("exact", "stale")
 Precision = Literal["fp32", "bf16"]
 Interval = Literal["step", "epoch"]
 Mode = Literal[
@@ -32,6 +35,7 @@ Mode = Literal[
     "alone",
 ]
 MessageDtype = Literal["float32", "bfloat16"]
+Fallback = Literal["exact", "none"]
 Key = str | int
 Path = tuple[Key, ...]
 
@@ -60,13 +64,43 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class HeadPlan:
-    """The head of a synthetic interface; it learns from one in so many samples of each batch."""
+    """What predicts the gradients of an interface: a head, a tail, or what a plug-in brings.
 
-    hidden_layers: int
-    width: int | None
-    context: Literal["target", "none"]
-    lr: float
+    Attributes:
+        hidden_layers, width: of its networks; a width of None is full.
+        context: what a head sees beside the activation.
+        lr: its learning rate.
+        one_in: it learns from one in so many samples of each batch.
+        train_every: it learns from every so many batches whose gradients come back.
+        options: further keys, as its kind knows them.
+    """
+
+    hidden_layers: int = 1
+    width: int | None = None
+    context: Literal["target", "none"] = "target"
+    lr: float = 1e-3
     one_in: int = 1
+    train_every: int = 1
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True)
+class GuardPlan:
+    """When an interface does without its head (`dnic.runtime.guard`).
+
+    Attributes:
+        check_every: learnt batches of one check.
+        patience: failed checks in a row after which the head is not used.
+        retry_after: steps until it is tried again; twice as many every further time.
+        minimum: part of the true gradient's variance that a head must explain more than.
+        fallback: `exact` waits for the true gradient, `none` goes on with the gradient zero.
+    """
+
+    check_every: int = 50
+    patience: int = 3
+    retry_after: int = 500
+    minimum: float = 0.0
+    fallback: Fallback = "exact"
 
 
 @dataclass(frozen=True)
@@ -76,7 +110,14 @@ class InterfacePlan:
     Attributes:
         message_dtype: of wider floating tensors and their gradients on the way; `float32` sends
             all as they are.
-        return_every: the true gradient of every so many batches comes back.
+        return_every: the true gradient of every so many batches comes back; 0: of none, once the
+            interface has warmed up.
+        predict_weights: whether a stage that is late goes forward with the weights that it expects
+            to have when it goes back (`stale` alone).
+        warmup_until: part of the true gradient's variance at which a head has warmed up before its
+            time; None: when its steps are over.
+        guard: of the head; None: it is used whatever it is worth.
+        update_probability: of the stage above, in the mode of a run (`dnic.runtime.crossing`).
     """
 
     name: str
@@ -89,6 +130,15 @@ class InterfacePlan:
     warmup_steps: int | Literal["auto"]
     message_dtype: MessageDtype = "float32"
     return_every: int = 1
+    warmup_until: float | None = None
+    guard: GuardPlan | None = None
+    update_probability: float = 1.0
+    predict_weights: bool = False
+
+    @property
+    def predicted(self) -> bool:
+        """Whether a predictor yields its gradient, rather than waiting for it."""
+        return self.gradient not in AWAITED
 
     @property
     def differentiable(self) -> tuple[TensorSpec, ...]:
@@ -129,6 +179,7 @@ class TrainPlan:
         precision: of the forward passes.
         recompute: which stages compute their activations again in the backward pass.
         compile: whether `torch.compile` compiles the stages.
+        update_probability: of each stage in each step of a decoupled run (`dnic.runtime.updates`).
     """
 
     batch_size: int
@@ -141,6 +192,7 @@ class TrainPlan:
     precision: Precision = "fp32"
     recompute: bool | tuple[int, ...] = False
     compile: bool = False
+    update_probability: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -224,7 +276,10 @@ class SharedPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The part of `plan.yaml` that a run needs."""
+    """The part of `plan.yaml` that a run needs.
+
+    `output` is the shape of the model's output; None where that is no single tensor.
+    """
 
     model: str
     samples: SamplePlan
@@ -237,6 +292,7 @@ class Plan:
     digest: str
     files: Mapping[str, str]
     schedule: SchedulePlan = SchedulePlan()
+    output: tuple[Size, ...] | None = None
 
     def processes(self, mode: Mode) -> int:
         """Processes that a run in a mode takes when nothing else is asked."""

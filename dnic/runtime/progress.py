@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from dnic.runtime.guard import INSTEAD, told
+
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
@@ -49,7 +51,10 @@ class Progress:
             self._display = None
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """One line about an epoch that is over."""
+        """One line about an epoch that is over, after one for each change at an interface."""
+        for name, row in record.get("interfaces", {}).items():
+            for turn in row.get("turns", ()):
+                self.say(told(name, turn))
         self.say(f"epoch {record['epoch']}/{self._epochs}  {line(record)}")
 
     def say(self, text: str) -> None:
@@ -69,6 +74,8 @@ def line(figures: Mapping[str, Any]) -> str:
         words = [name]
         if row.get("cosine") is not None:
             words.append(f"cosine {row['cosine']:.2f}")
+        if row.get("regime") in INSTEAD:
+            words.append(f"({INSTEAD[row['regime']]})")
         if row.get("lateness") is not None:
             words.append(f"late {row['lateness']:.1f}")
         if len(words) > 1:

@@ -4,19 +4,19 @@ The engine is asynchronous; this is what it must compute all the same, bit for b
 It shares heads, their trainers and the seeds with the engine, but none of its step code: gradients
 are looked up where they are computed, and lie in a list until the step at which they are due; a
 late stage's batches go forward through copies of its weights. Use it to test the engine, and to
-study lags and heads without starting processes. No evaluation and no checkpoints.
+study lags and heads without starting processes. No checkpoints; whoever wants to evaluate the
+model does so between epochs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import backward
-from torch.func import functional_call
 from torch.utils.data import Dataset
 
 from dnic.runtime.averaging import trained
@@ -25,6 +25,7 @@ from dnic.runtime.bundle import Bundle, check_stages
 from dnic.runtime.cells import cut_all
 from dnic.runtime.clipping import gradient_norm, joined_norm, planned_limits, scale_gradients
 from dnic.runtime.crossing import Crossings, Returns, crossings, rounded
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.forward import sent_dtypes
 from dnic.runtime.inputs import Inputs
 from dnic.runtime.loss import Loss, total_loss
@@ -35,16 +36,21 @@ from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.options import Mode
 from dnic.runtime.precision import autocast, autocast_forward
 from dnic.runtime.record import Record
-from dnic.runtime.reference_parts import PassingBatch, ReferenceInterface, ReferenceStage, Tie
+from dnic.runtime.reference_parts import (
+    PassingBatch,
+    ReferenceInterface,
+    ReferenceStage,
+    Tie,
+    mean_figures,
+)
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import random_state, replica_seed, seed_everything, stage_seed
+from dnic.runtime.setting import Setting, build_predictor, weighed
 from dnic.runtime.shared import borrowed_parameters, channels
-from dnic.runtime.sources import build_trainers
 from dnic.runtime.stage import check_ownership
+from dnic.runtime.supervision import Supervision
+from dnic.runtime.updates import Updates, update_probability
 from dnic.runtime.worker import initial_model
-
-if TYPE_CHECKING:
-    pass
 
 
 class Reference:
@@ -136,29 +142,37 @@ class Reference:
         above = []
         for plan in sorted(crossed.interfaces, key=lambda plan: plan.to):
             if plan.source == index and plan.differentiable:
-                heads, oracle = [], False
-                if plan.gradient == "synthetic":
-                    heads = build_trainers(plan, self._plan.target, cpu, self._seed, self._replicas)
-                    oracle = mode == "oracle"
+                predictor, oracle = None, False
+                if plan.predicted:
+                    of_plan = self._plan.target, self._plan.output
+                    setting = Setting(*of_plan, self._loss, cpu, self._seed, self._replicas)
+                    predictor, oracle = build_predictor(plan, setting), mode == "oracle"
+                supervision = Supervision(plan, self._replicas)
                 window = 1 if oracle else plan.window + crossed.late[plan.to]
-                above.append(ReferenceInterface(plan, oracle, window, heads))
+                above.append(ReferenceInterface(plan, oracle, window, predictor, supervision))
         row, late = self._plan.stages[index], crossed.late[index]
-        rows = [plan for plan in crossed.interfaces if plan.to == index]
-        arriving = {spec.name: spec for plan in rows for spec in plan.tensors}
-        names = row.inputs, row.outputs
+        below = [plan for plan in crossed.interfaces if plan.to == index]
+        arriving = {spec.name: spec for plan in below for spec in plan.tensors}
         rate = planned_learning_rate(train, optimizer)
         if rate.needs_evaluation:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
-        return ReferenceStage(
-            module, *names, optimizer, rate, limit, arriving, above, late, random_state()
-        )
+        foresight = Foresight(module, optimizer) if crossed.foresees[index] else None
+        updates = Updates(update_probability(train, mode), self._seed, index)
+        rest: tuple[Any, ...] = limit, arriving, above, late, foresight, random_state(), updates
+        return ReferenceStage(module, row.inputs, row.outputs, optimizer, rate, *rest)
 
-    def run(self, epochs: int | None = None, max_steps: int | None = None) -> Record:
+    def run(
+        self,
+        epochs: int | None = None,
+        max_steps: int | None = None,
+        after_epoch: Callable[[int], None] | None = None,
+    ) -> Record:
         """Trains from the beginning.
 
         Args:
             epochs: None takes the plan's.
             max_steps: end after this many steps.
+            after_epoch: called with each epoch's number when it is over; may draw random numbers.
         """
         epochs = self._plan.train.epochs if epochs is None else epochs
         total = epochs * len(self._batches)
@@ -166,12 +180,28 @@ class Reference:
         for stage in self._stages:
             stage.module.train()
             for interface in stage.above:
+                interface.supervision.begin(total)
                 if not interface.oracle:
-                    interface.returns = Returns.of(interface.plan, total)
+                    interface.returns = Returns.of(interface.plan, total, self._seed)
         for epoch in range(1, epochs + 1):
             if self._step < total:
                 self._epoch(epoch, total)
+                if after_epoch is not None:
+                    after_epoch(epoch)
         return self.record()
+
+    def predictions(self) -> dict[str, dict[str, float]]:
+        """How good the latest predicted gradients were, by interface.
+
+        Means of `cosine`, `norm_ratio` and `explained` over the latest batches and the tensors of
+        an interface; without interfaces that learn from no true gradient.
+        """
+        return {
+            interface.plan.name: mean_figures(interface.learnt)
+            for stage in self._stages
+            for interface in stage.above
+            if interface.learnt
+        }
 
     def record(self) -> Record:
         """Losses so far, and the parameters as they are."""
@@ -181,13 +211,22 @@ class Reference:
         for name, kept in self._names.tied.items():
             parameters[name] = parameters[kept]
         heads = {
-            f"{interface.plan.name}.{name}.{key}": value.detach()
+            f"{interface.plan.name}.{key}": value.detach()
             for stage in self._stages
             for interface in stage.above
-            for name, head in zip(interface.names, interface.heads, strict=False)
-            for key, value in head.head.named_parameters()
+            if interface.predictor is not None
+            for key, value in interface.predictor.parameters().items()
         }
         return Record(list(self.losses), parameters, heads)
+
+    def turns(self) -> dict[str, list[dict[str, Any]]]:
+        """What the guard of each interface with heads has changed, as a run's records have it."""
+        return {
+            interface.plan.name: interface.supervision.figures()["turns"]
+            for stage in self._stages
+            for interface in stage.above
+            if interface.predictor is not None
+        }
 
     def _epoch(self, epoch: int, total: int) -> None:
         with self._stages[0].own_random_numbers():
@@ -211,7 +250,7 @@ class Reference:
             with stage.own_random_numbers():
                 for now in range(self._step, self._step + len(stage.open)):
                     self._backward(stage)
-                    self._update(stage, now)
+                    stage.update(now)
                 for interface in stage.above:
                     while interface.waiting:
                         interface.learn()
@@ -231,7 +270,7 @@ class Reference:
                 for tie in late:
                     while tie.waiting:
                         tie.take()
-                self._clip(stage)
+                stage.clip()
                 stage.optimizer.step()
 
     def _train_step(self, inputs: Any, target: Tensor, weight: float) -> None:
@@ -250,7 +289,10 @@ class Reference:
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
                 if len(stage.open) > stage.late:
-                    self._backward(stage)
+                    if self._step in stage.updates:
+                        self._backward(stage)
+                    else:
+                        stage.pass_by()
                     going.append(stage)
                 else:
                     for tie in self._ties:
@@ -261,7 +303,7 @@ class Reference:
                 scale_gradients(stage.parameters, self._limit, norm)
         for stage in going:
             with stage.own_random_numbers():
-                self._update(stage, self._step)
+                stage.update(self._step)
         self._step += 1
 
     def _cut(self, inputs: Any, target: Tensor, weight: float) -> list[PassingBatch]:
@@ -276,7 +318,7 @@ class Reference:
     def _forward(self, stage: ReferenceStage, batch: PassingBatch) -> None:
         first = stage is self._stages[0]
         leaves = dict(enumerate(batch.taken)) if first else self._leaves(stage, batch.values)
-        output = self._called(stage, batch, tuple(leaves.values()))
+        output = stage.called(batch, tuple(leaves.values()))
         batch.given.append(leaves)
         if stage is self._stages[-1]:
             with autocast(self._plan.train.precision, torch.device("cpu")):
@@ -284,19 +326,6 @@ class Reference:
         else:
             outputs = output if isinstance(output, (tuple, list)) else (output,)
             batch.values.update(zip(stage.outputs, outputs, strict=True))
-
-    def _called(
-        self, stage: ReferenceStage, batch: PassingBatch, inputs: tuple[Tensor, ...]
-    ) -> Any:
-        if not stage.late:
-            batch.weights.append({})
-            return stage.module(*inputs)
-        copies = {
-            name: parameter.detach().clone().requires_grad_(parameter.requires_grad)
-            for name, parameter in stage.module.named_parameters()
-        }
-        batch.weights.append(copies)
-        return functional_call(stage.module, copies, inputs)
 
     def _leaves(self, stage: ReferenceStage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
         """A stage's inputs as it would receive them: contiguous, without their history."""
@@ -311,7 +340,10 @@ class Reference:
     def _backward(self, stage: ReferenceStage) -> None:
         """Backward of one stage's oldest batch; the stages above have done theirs."""
         stage.optimizer.zero_grad(set_to_none=True)
-        for batch in stage.open.popleft():
+        parts = stage.open.popleft()
+        for interface in stage.above:
+            interface.turn(parts[0].step)
+        for batch in parts:
             if stage is self._stages[-1]:
                 # The mean of the parts' means is the batch's.
                 backward([batch.loss], [torch.full_like(batch.loss, batch.weight / batch.number)])
@@ -332,38 +364,25 @@ class Reference:
             if name in weights:
                 parameter.grad = weights[name].grad
 
-    def _update(self, stage: ReferenceStage, now: int) -> None:
-        """Update and head training of one stage."""
-        self._clip(stage)
-        stage.optimizer.step()
-        stage.learning_rate.updated()
-        for interface in stage.above:
-            while interface.waiting:
-                step = interface.waiting[0].step
-                if step > now - (0 if step < interface.returns.warmup else interface.window):
-                    break
-                interface.learn()
-
     def _used(self, interface: ReferenceInterface, batch: PassingBatch) -> list[Tensor]:
         """The gradients with which a stage goes on."""
         true = batch.true(interface.plan)
-        if not interface.heads:
+        if interface.predictor is None:
             return true
-        if batch.step in interface.returns:
-            interface.waiting.append(batch)
-        if interface.oracle or batch.step < interface.returns.warmup:
+        returns = batch.step in interface.returns
+        awaits = returns and interface.supervision.awaits and not interface.oracle
+        at_hand = not returns and not interface.predictor.needs_gradients
+        if returns or at_hand:
+            (interface.at_hand if at_hand else interface.waiting).append(batch)
+        if awaits:
+            interface.awaited = batch.step
+        if interface.oracle or awaits:
             # Autograd may add to what it is given.
             return [gradient.clone() for gradient in true]
-        return [
-            head.predict(tensor, batch.target, batch.number, batch.weight)
-            for head, tensor in zip(interface.heads, interface.sent(batch), strict=True)
-        ]
-
-    def _clip(self, stage: ReferenceStage) -> None:
-        """Clips one stage's own gradients, where that is what the limit is of."""
-        if stage.limit is not None:
-            norm = gradient_norm(stage.parameters)
-            scale_gradients(stage.parameters, stage.limit, norm)
+        if interface.supervision.regime == "none":
+            return [torch.zeros_like(gradient) for gradient in true]
+        predicted = interface.predictor.predict(interface.sent(batch), batch.target, batch.number)
+        return weighed(predicted, batch.weight)
 
     def _tie(self, stage: ReferenceStage) -> None:
         """Gives and takes the gradients of parameters that several stages use."""

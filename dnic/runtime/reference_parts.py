@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from dnic.runtime.clipping import gradient_norm, scale_gradients
 from dnic.runtime.crossing import Returns, rounded
+from dnic.runtime.foresight import Foresight
 from dnic.runtime.lr import LearningRate
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import InterfacePlan, TensorSpec
 from dnic.runtime.seeds import random_state, restore_random_state
 from dnic.runtime.shared import Channel, take_gradient
+from dnic.runtime.supervision import Supervision
+from dnic.runtime.updates import Updates
 
 if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadTrainer
+    from dnic.runtime.predictor import PredictionStatistics, Predictor
 
 
 @dataclass
@@ -50,14 +55,18 @@ class PassingBatch:
 
 @dataclass
 class ReferenceInterface:
-    """An interface with its heads, and the batches whose true gradient is not due yet."""
+    """An interface with its predictor, and the batches from which that has not learnt yet."""
 
     plan: InterfacePlan
     oracle: bool
     window: int
-    heads: list[HeadTrainer]
+    predictor: Predictor | None
+    supervision: Supervision
     returns: Returns = field(default_factory=Returns)
     waiting: deque[PassingBatch] = field(default_factory=deque)
+    at_hand: deque[PassingBatch] = field(default_factory=deque)  # to learn from without gradients
+    awaited: int = -1  # the last step whose true gradients were awaited
+    learnt: deque[PredictionStatistics] = field(default_factory=lambda: deque(maxlen=_LATEST))
 
     @property
     def names(self) -> list[str]:
@@ -68,16 +77,43 @@ class ReferenceInterface:
         """What crossed, without its history."""
         return [batch.values[name].detach() for name in self.names]
 
+    def turn(self, step: int) -> None:
+        """Begins a step with an update."""
+        if self.supervision.turn(step) and not self.oracle:
+            while self.waiting:
+                self.learn()
+
+    def due(self, now: int) -> bool:
+        """Whether the oldest batch is to be learnt from."""
+        step = self.waiting[0].step
+        return step == self.awaited or step <= now - self.window
+
+    def update(self, now: int) -> None:
+        """Learns from all that is due at a step."""
+        while self.waiting and self.due(now):
+            self.learn()
+        if self.at_hand:
+            self._learn(self.at_hand)
+
     def learn(self) -> None:
-        """Trains the heads on the oldest batch, of which all microbatches wait."""
-        step, weight = self.waiting[0].step, self.waiting[0].weight
+        """Trains the predictor on the oldest batch, of which all microbatches wait, if it is to."""
+        self._learn(self.waiting)
+
+    def _learn(self, batches: deque[PassingBatch]) -> None:
+        step, weight = batches[0].step, batches[0].weight
         parts = []
-        while self.waiting and self.waiting[0].step == step:
-            part = self.waiting.popleft()
-            parts.append(Returned(self.sent(part), part.target, part.true(self.plan)))
-        batch = whole(self.plan.differentiable, parts)
-        for head, tensor, true in zip(self.heads, batch.tensors, batch.gradients, strict=True):
-            head.learn(tensor, batch.target, true, weight)
+        while batches and batches[0].step == step:
+            part = batches.popleft()
+            true = part.true(self.plan) if step in self.returns else None
+            parts.append(Returned(self.sent(part), part.target, true))
+        assert self.predictor is not None  # else nothing waits
+        if self.supervision.learns():
+            batch = whole(self.plan.differentiable, parts)
+            self.predictor.weight = weight
+            figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
+            if figures is not None:
+                self.supervision.learnt(figures, weight)
+                self.learnt.append(figures)
 
 
 @dataclass
@@ -93,13 +129,54 @@ class ReferenceStage:
     arriving: dict[str, TensorSpec]
     above: list[ReferenceInterface]
     late: int
+    foresight: Foresight | None
     random: dict[str, Any]
+    updates: Updates
     open: deque[list[PassingBatch]] = field(default_factory=deque)  # forward, not yet back
 
     @property
     def parameters(self) -> list[nn.Parameter]:
         """Of its module."""
         return list(self.module.parameters())
+
+    def called(self, batch: PassingBatch, inputs: tuple[Tensor, ...]) -> Any:
+        """What the module returns, with weights that a late stage keeps for the backward pass."""
+        if not self.late:
+            batch.weights.append({})
+            return self.module(*inputs)
+        foreseen = self.foresight.weights(len(self.open)) if self.foresight else {}
+        copies = {
+            name: foreseen.get(name, parameter.detach().clone()).requires_grad_(
+                parameter.requires_grad
+            )
+            for name, parameter in self.module.named_parameters()
+        }
+        batch.weights.append(copies)
+        return functional_call(self.module, copies, inputs)
+
+    def update(self, now: int) -> None:
+        """Update, and what the predictors learn."""
+        if now in self.updates:
+            self.clip()
+            self.optimizer.step()
+            self.learning_rate.updated()
+        else:
+            self.learning_rate.skipped()
+        for interface in self.above:
+            interface.update(now)
+
+    def clip(self) -> None:
+        """Clips its own gradients, where that is what the limit is of."""
+        if self.limit is not None:
+            norm = gradient_norm(self.parameters)
+            scale_gradients(self.parameters, self.limit, norm)
+
+    def pass_by(self) -> None:
+        """In place of a backward pass: true gradients come all the same, to be learnt from."""
+        for batch in self.open.popleft():
+            for interface in self.above:
+                if batch.step in interface.returns:
+                    interface.waiting.append(batch)
 
     @contextmanager
     def own_random_numbers(self) -> Iterator[None]:
@@ -142,6 +219,26 @@ class Tie:
     def _both(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
         stages = (self.owner, self.holder)
         return zip(*(self.channel.parameters(stage.module) for stage in stages), strict=True)
+
+
+# Predictions that are remembered of an interface.
+_LATEST = 100
+
+
+def mean_figures(learnt: Collection[PredictionStatistics]) -> dict[str, float]:
+    """Means of the statistics of some predictions, of which there is at least one.
+
+    `explained` is the share of the true gradients' squared norm that the predictions leave nothing
+    of: 1 - ||predicted - true||^2 / ||true||^2, below 0 where zero would have been better.
+    """
+    cosine = torch.stack([figures.cosine for figures in learnt]).double()
+    ratio = torch.stack([figures.norm_ratio for figures in learnt]).double()
+    found = {
+        "cosine": cosine,
+        "norm_ratio": ratio,
+        "explained": 2 * ratio * cosine - ratio.square(),
+    }
+    return {name: float(values.mean()) for name, values in found.items()}
 
 
 def _gradient(leaf: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from numpy.random import SeedSequence
 _STAGE_STREAM = 1
 _EPOCH_STREAM = 2
 _HEAD_STREAM = 3
+_PART_STREAM = 4
+_UPDATE_STREAM = 5
 
 
 def seed_everything(seed: int) -> None:
@@ -50,6 +52,16 @@ def head_seed(seed: int, source: int, to: int, tensor: int) -> int:
     with heads and without.
     """
     return _mixed(seed, _HEAD_STREAM, source, to, tensor)
+
+
+def update_draw(seed: int, stage: int, step: int) -> float:
+    """A number from 0 to 1, below 1, that decides whether a stage updates in a step."""
+    return _mixed(seed, _UPDATE_STREAM, stage, step) / 2**63
+
+
+def part_seed(seed: int, part: int) -> int:
+    """The seed of one part of something that has a seed of its own."""
+    return _mixed(seed, _PART_STREAM, part)
 
 
 def random_state() -> dict[str, Any]:

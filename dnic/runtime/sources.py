@@ -1,10 +1,11 @@
 """Where the gradient at an interface comes from: awaited, predicted, or both.
 
 One object for each interface that a stage sends differentiable tensors over. The engine calls
-`gradient` before the backward pass of every microbatch; in every step `take` (before the update)
-and `learn` (after it); at the end of an epoch `drain`. Heads predict for each microbatch and learn
-once a step, on the whole batch: what they learn, and how fast, does not depend on how batches are
-cut. `torch.distributed.pipelining` knows only awaited gradients.
+`turn` at the start of every step; `gradient` before the backward pass of every microbatch (in a
+step without update `pass_by`); in every step `take` (before the update) and `learn` (after it); at
+the end of an epoch `drain`. Predictors (`dnic.runtime.predictor`) predict for each microbatch and
+learn once a step, on the whole batch: what they learn, and how fast, does not depend on how batches
+are cut. `torch.distributed.pipelining` knows only awaited gradients.
 
 Synthetic gradients: Jaderberg et al. 2016, arXiv 1608.05343, sections 2 and 3; the lag between
 activation and true gradient is fixed here, so that a run does not depend on its links' timing.
@@ -14,9 +15,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,16 +24,15 @@ from torch import Tensor
 from dnic.runtime.answers import Answers
 from dnic.runtime.crossing import Returns
 from dnic.runtime.crossing import warmup_steps as warmup_steps
-from dnic.runtime.links import Count, Receiver, dtype_named
+from dnic.runtime.links import Count, Receiver
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.options import Mode
-from dnic.runtime.plan import InterfacePlan, TargetPlan
-from dnic.runtime.seeds import head_seed
-from dnic.runtime.source_statistics import SourceStatistics as SourceStatistics
-
-if TYPE_CHECKING:
-    from dnic.runtime.head_training import HeadTrainer
-    from dnic.runtime.replicas import Replicas
+from dnic.runtime.plan import InterfacePlan
+from dnic.runtime.predictor import Predictor
+from dnic.runtime.replicas import Replicas
+from dnic.runtime.setting import Setting, build_predictor, weighed
+from dnic.runtime.source_statistics import SourceStatistics
+from dnic.runtime.supervision import Supervision
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,7 @@ class GradientSource(ABC):
     def __init__(self, plan: InterfacePlan, returned: Receiver) -> None:
         self.plan = plan
         self.statistics = SourceStatistics()
+        self.supervision: Supervision | None = None  # where there are heads
         self.answers = Answers(returned)  # told when all messages of a step have left
         self._returned = returned
 
@@ -84,6 +84,24 @@ class GradientSource(ABC):
         self.answers.begin()
         self._returned.begin(self.plan.differentiable, count.cut(microbatches))
 
+    def expect(self, total_steps: int) -> None:
+        """Takes over how long the run is, of which warming up may be a part."""
+        if self.supervision is not None:
+            self.supervision.begin(total_steps)
+
+    def turn(self, step: int, version: int) -> bool:
+        """Begins a step with an update; whether its true gradients are awaited."""
+        return True
+
+    def pass_by(self, sent: Sent) -> None:
+        """In place of `gradient`, in a step in which the stage does not update."""
+        raise RuntimeError("a stage that waits for gradients updates in every step")
+
+    def figures(self) -> dict[str, Any]:
+        """For the epoch's record."""
+        figures = {"gradient": self.kind, "window": self.plan.window, **self.statistics.summary()}
+        return figures if self.supervision is None else figures | self.supervision.figures()
+
     @abstractmethod
     def gradient(self, sent: Sent) -> list[Tensor]:
         """Gradients with which the stage goes on, in the order of `sent.tensors`."""
@@ -94,7 +112,7 @@ class GradientSource(ABC):
 
     @abstractmethod
     def learn(self) -> None:
-        """Trains the heads on the gradient that was taken last."""
+        """Trains the predictor, where there is one, with what it is to learn at this step."""
 
     @abstractmethod
     def drain(self, version: int) -> None:
@@ -102,15 +120,15 @@ class GradientSource(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """State of each head's trainer by tensor name."""
+        """State of the predictor, if there is one."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; tensors without an entry start anew."""
+        """Restores what `state_dict` returned; what has no entry starts anew."""
 
     @abstractmethod
     def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the heads by `<tensor>.<name>`."""
+        """Parameters of the predictor, by its names for them."""
 
 
 class ExactSource(GradientSource):
@@ -166,46 +184,76 @@ class StaleSource(ExactSource):
     kind = "stale"
 
 
-class SyntheticSource(GradientSource):
-    """Predicts the gradient; the true one arrives `window` steps later and trains the heads.
+class PredictedSource(GradientSource):
+    """Predicts the gradient; the true one arrives `window` steps later and trains the predictor.
 
-    During the first batches of a run it waits like `ExactSource`, and the heads learn in the same
-    step. After that the gradients of those batches arrive that `returns` names; no others are sent.
+    During the first batches of a run, and where its guard says so, it waits like `ExactSource`, and
+    the predictor learns in the same step. Else the gradients of those batches arrive that `returns`
+    names; no others are sent. A predictor that needs none learns from the batch at hand.
 
     Args:
         late: batches by which the stage above is late itself.
+        seed: of the run.
+        replicas: of the stage, whose guards decide together.
     """
-
-    kind = "synthetic"
 
     def __init__(
         self,
         plan: InterfacePlan,
         returned: Receiver,
-        trainers: Sequence[HeadTrainer],
+        predictor: Predictor,
         *,
         late: int = 0,
+        seed: int = 0,
+        replicas: Replicas | None = None,
     ) -> None:
         super().__init__(plan, returned)
+        self.kind = plan.gradient
         self.returns = Returns(plan.return_every)
-        self._trainers = trainers
+        self.supervision = self._supervised = Supervision(plan, replicas)
+        self._seed = seed
+        self.predictor = predictor
         self._window = plan.window + late
         self._pending: deque[Sent] = deque()
         self._due: list[tuple[Sent, list[Tensor]]] = []  # the microbatches of one step
+        self._at_hand: list[Sent] = []  # the same, of predictors that learn without gradients
+
+    def expect(self, total_steps: int) -> None:
+        """Takes over how long the run is."""
+        super().expect(total_steps)
+        self.returns = self.answers.returns = Returns.of(self.plan, total_steps, self._seed)
 
     def begin(self, count: Count, step: int, microbatches: int) -> None:
         """Posts the receives of an epoch: of those gradients that are sent."""
         super().begin(self.returns.count(step, count), step, microbatches)
 
+    def turn(self, step: int, version: int) -> bool:
+        """Whether the true gradients are awaited; then those that are under way come first."""
+        awaits = self._supervised.turn(step)
+        if awaits:
+            self.drain(version)
+        return awaits
+
     def gradient(self, sent: Sent) -> list[Tensor]:
-        """Predicted gradients; the true ones while warming up."""
-        if sent.step < self.returns.warmup:
+        """Predicted gradients; the true ones while it waits for them."""
+        returns = sent.step in self.returns
+        if returns and self._supervised.awaits:
             gradients = self._returned.receive()
             self._due.append((replace(sent, target=sent.target.clone()), gradients))
             return _copies(gradients)
+        if not self.predictor.needs_gradients:
+            sent = replace(sent, target=sent.target.clone())
+            self._at_hand.append(sent)
+        elif returns:
+            self._pending.append(replace(sent, target=sent.target.clone()))
+        if self._supervised.regime == "none":
+            return [torch.zeros_like(tensor) for tensor in sent.tensors]
+        return self._predict(sent)
+
+    def pass_by(self, sent: Sent) -> None:
+        """Notes that a true gradient will come all the same, and when."""
         if sent.step in self.returns:
             self._pending.append(replace(sent, target=sent.target.clone()))
-        return self._predict(sent)
 
     def take(self, step: int, version: int) -> None:
         """Waits for the gradient of the batch `window` steps ago."""
@@ -215,24 +263,27 @@ class SyntheticSource(GradientSource):
             self.statistics.late(version - self._due[0][0].version)
 
     def learn(self) -> None:
-        """One step of every head on the gradients that `take` got."""
-        if not self._due:
-            return
-        batch = whole(
-            self.plan.differentiable,
-            [Returned(sent.tensors, sent.target, given) for sent, given in self._due],
-        )
-        share = 1.0 / len(self._trainers)
-        for trainer, tensor, gradient in zip(
-            self._trainers, batch.tensors, batch.gradients, strict=True
-        ):
-            figures = trainer.learn(tensor, batch.target, gradient, self._due[0][0].weight)
-            self.statistics.cosine = self.statistics.cosine + figures.cosine * share
-            self.statistics.norm_ratio = self.statistics.norm_ratio + figures.norm_ratio * share
-        self.statistics.learned += 1
+        """One step of learning from what `take` got, and one from the batch at hand."""
+        if self._due:
+            parts = [Returned(sent.tensors, sent.target, given) for sent, given in self._due]
+            self._learn(parts, self._due[0][0].weight)
+        if self._at_hand:  # another batch, where a step without an update was passed by
+            parts = [Returned(sent.tensors, sent.target, None) for sent in self._at_hand]
+            self._learn(parts, self._at_hand[0].weight)
         for _ in self._due:
             self._returned.release()
         self._due.clear()
+        self._at_hand.clear()
+
+    def _learn(self, parts: list[Returned], weight: float) -> None:
+        if not self._supervised.learns():
+            return
+        batch = whole(self.plan.differentiable, parts)
+        self.predictor.weight = weight
+        figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
+        if figures is not None:
+            self._supervised.learnt(figures, weight)
+            self.statistics.add(figures)
 
     def drain(self, version: int) -> None:
         """Takes the gradients of the last `window` batches, in order."""
@@ -241,47 +292,46 @@ class SyntheticSource(GradientSource):
             self.learn()
 
     def state_dict(self) -> dict[str, Any]:
-        """State of each head's trainer by tensor name."""
-        return {
-            spec.name: trainer.state_dict()
-            for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True)
-        }
+        """The predictor's state; marked with its kind where that is not `synthetic`."""
+        state = self.predictor.state_dict()
+        return state if self.plan.gradient == "synthetic" or not state else {self._mark: state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; tensors without an entry start anew."""
-        for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True):
-            if spec.name in state:
-                trainer.load_state_dict(state[spec.name])
+        """Restores what `state_dict` returned; the state of another kind is left alone."""
+        if self.plan.gradient == "synthetic":
+            self.predictor.load_state_dict(state)
+        elif self._mark in state:
+            self.predictor.load_state_dict(state[self._mark])
 
     def parameters(self) -> dict[str, Tensor]:
-        """Parameters of the heads by `<tensor>.<name>`."""
-        return {
-            f"{spec.name}.{name}": parameter
-            for spec, trainer in zip(self.plan.differentiable, self._trainers, strict=True)
-            for name, parameter in trainer.head.named_parameters()
-        }
+        """The predictor's parameters, by its names for them."""
+        return self.predictor.parameters()
+
+    @property
+    def _mark(self) -> str:
+        return f"({self.plan.gradient})"  # no tensor is called so
 
     def _predict(self, sent: Sent) -> list[Tensor]:
-        return [
-            trainer.predict(tensor, sent.target, sent.microbatches, sent.weight)
-            for trainer, tensor in zip(self._trainers, sent.tensors, strict=True)
-        ]
+        return weighed(
+            self.predictor.predict(sent.tensors, sent.target, sent.microbatches), sent.weight
+        )
 
 
-class OracleSource(SyntheticSource):
-    """Heads predict and learn one step late, but the stage is given the true gradient.
+class OracleSource(PredictedSource):
+    """Predicts and learns one step late, but the stage is given the true gradient.
 
-    The third rung of the proof ladder: with the machinery of a synthetic interface at window 1,
+    The third rung of the proof ladder: with the machinery of a predicted interface at window 1,
     training must equal exact training bit for bit.
     """
 
-    kind = "oracle"
-
-    def __init__(
-        self, plan: InterfacePlan, returned: Receiver, trainers: Sequence[HeadTrainer]
-    ) -> None:
-        super().__init__(plan, returned, trainers)
+    def __init__(self, plan: InterfacePlan, returned: Receiver, predictor: Predictor) -> None:
+        super().__init__(plan, returned, predictor)
+        self.kind = "oracle"
         self._true: deque[list[Tensor]] = deque()
+
+    def turn(self, step: int, version: int) -> bool:
+        """The true gradients are awaited; those of the step before are here already."""
+        return True
 
     def gradient(self, sent: Sent) -> list[Tensor]:
         """The true gradients; the predicted ones are computed and dropped."""
@@ -308,15 +358,7 @@ def _copies(gradients: list[Tensor]) -> list[Tensor]:
 
 
 def build_source(
-    plan: InterfacePlan,
-    returned: Receiver,
-    mode: Mode,
-    target: TargetPlan | None,
-    device: torch.device,
-    seed: int,
-    late: int = 0,
-    *,
-    replicas: Replicas | None = None,
+    plan: InterfacePlan, returned: Receiver, mode: Mode, setting: Setting, late: int = 0
 ) -> GradientSource:
     """The source of an interface.
 
@@ -324,11 +366,11 @@ def build_source(
         plan: the interface as it is in this mode (`dnic.runtime.crossing`).
         returned: where its true gradients arrive.
         mode: of the run.
-        target: what the targets are; None when nothing is known of them.
-        device: where the heads live.
-        seed: of the run.
+        setting: what predictors are built with.
         late: batches by which the stage above is late.
-        replicas: of the stage, whose heads learn together; None for no others.
+
+    Raises:
+        RuntimeFault: no such predictor can be built for this interface.
     """
     source: GradientSource
     if plan.gradient == "exact":
@@ -336,44 +378,11 @@ def build_source(
     elif plan.gradient == "stale":
         source = StaleSource(plan, returned)
     else:
-        trainers = build_trainers(plan, target, device, seed, replicas)
+        predictor = build_predictor(plan, setting)
         if mode == "oracle":
-            source = OracleSource(plan, returned, trainers)
+            source = OracleSource(plan, returned, predictor)
         else:
-            source = SyntheticSource(plan, returned, trainers, late=late)
+            given, seed = (plan, returned, predictor), setting.seed
+            source = PredictedSource(*given, late=late, seed=seed, replicas=setting.replicas)
     source.answers = Answers(returned, late)
     return source
-
-
-def build_trainers(
-    plan: InterfacePlan,
-    target: TargetPlan | None,
-    device: torch.device,
-    seed: int,
-    replicas: Replicas | None = None,
-) -> list[HeadTrainer]:
-    """A head with its trainer for every differentiable tensor of a synthetic interface."""
-    from dnic.runtime.head_axis import batch_axis
-    from dnic.runtime.head_training import HeadTrainer
-    from dnic.runtime.heads import HeadSpec, build_head
-
-    head = plan.head
-    if head is None:
-        raise ValueError("a synthetic interface without a head")  # check_plan has refused it
-    spec = HeadSpec(hidden_layers=head.hidden_layers, width=head.width, context=head.context)
-    trainers = []
-    for number, tensor in enumerate(plan.differentiable):
-        axis, sample_shape = batch_axis(tensor.shape)
-        built = build_head(
-            sample_shape,
-            dtype_named(tensor.dtype),
-            spec,
-            target.classes if target else None,
-            target.sample_shape if target else None,
-            dtype_named(target.dtype) if target else None,
-            seed=head_seed(seed, plan.source, plan.to, number),
-        )
-        trainers.append(
-            HeadTrainer(built.to(device), head.lr, axis, replicas=replicas, one_in=head.one_in)
-        )
-    return trainers

@@ -24,24 +24,36 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from dnic.runtime.foresight import Foresight
+
 
 class WeightStash:
     """The weights of one stage, in the versions that its batches need.
 
     Args:
         module: the stage; its optimizer, too, holds the module's own parameters.
+        foresight: what weights to go forward with; None: those of now.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, foresight: Foresight | None = None) -> None:
         self._module = module
+        self._foresight = foresight
         self._parameters = dict(module.named_parameters())
-        self._lent = False  # whether a graph may hold the parameters' present memory
+        self._lent: set[str] = set()  # parameters whose present memory a graph may hold
 
-    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[object, Mapping[str, Tensor]]:
-        """The module's output, and the weights that its graph leads back to."""
-        self._lent = True
+    def forward(
+        self, inputs: tuple[Tensor, ...], updates: int = 0
+    ) -> tuple[object, Mapping[str, Tensor]]:
+        """The module's output, and the weights that its graph leads back to.
+
+        Args:
+            inputs: of the module.
+            updates: that are made before the one that these inputs are for.
+        """
+        foreseen = self._foresight.weights(updates) if self._foresight is not None else {}
+        self._lent |= self._parameters.keys() - foreseen.keys()
         weights = {
-            name: parameter.data.requires_grad_(parameter.requires_grad)
+            name: foreseen.get(name, parameter.data).requires_grad_(parameter.requires_grad)
             for name, parameter in self._parameters.items()
         }
         return functional_call(self._module, weights, inputs), weights
@@ -54,9 +66,8 @@ class WeightStash:
 
     def keep(self) -> None:
         """Gives the parameters memory of their own: they are about to be changed in place."""
-        if not self._lent:
-            return
-        for parameter in self._parameters.values():
+        for name in self._lent:
+            parameter = self._parameters[name]
             if parameter.requires_grad:
                 parameter.data = parameter.data.clone(memory_format=torch.preserve_format)
-        self._lent = False
+        self._lent.clear()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.plan import Interval, LrSchedulerPlan, Precision, TrainPlan
+from dnic.runtime.plan import Interval, LrSchedulerPlan, Plan, Precision, TrainPlan
 
 
 def read_training(content: Mapping[str, Any]) -> TrainPlan:
@@ -29,6 +29,7 @@ def read_training(content: Mapping[str, Any]) -> TrainPlan:
         precision=content.get("precision", "fp32"),
         recompute=tuple(recompute) if isinstance(recompute, list) else recompute,
         compile=content.get("compile", False),
+        update_probability=content.get("update_probability", 1.0),
     )
 
 
@@ -68,9 +69,41 @@ def check_training(train: TrainPlan, stages: int, path: Path) -> None:
             where=where,
             expected=f"true, false or a list of stages, each from 0 to {stages - 1}",
         )
+    if not (_is_positive(train.update_probability) and train.update_probability <= 1):
+        raise RuntimeFault(
+            f"update_probability cannot be {train.update_probability!r}",
+            where=where,
+            expected="a number above 0, and at most 1",
+        )
     if not isinstance(train.compile, bool):
         raise RuntimeFault(
             f"compile cannot be {train.compile!r}", where=where, expected="true or false"
+        )
+
+
+def check_sparse_updates(plan: Plan, path: Path) -> None:
+    """Checks that stages that update by chance are stages that nobody waits for.
+
+    Raises:
+        RuntimeFault: an interface waits for every gradient, or stages share parameters.
+    """
+    if plan.train.update_probability == 1:
+        return
+    where = f"{path}: train: update_probability"
+    for interface in plan.interfaces:
+        if interface.differentiable and interface.gradient in ("exact", "stale"):
+            raise RuntimeFault(
+                f"{interface.name} waits for the gradient of every batch ({interface.gradient}), "
+                "which a stage that updates by chance does not have",
+                where=where,
+                expected="1.0, or predicted gradients at all interfaces",
+            )
+    if plan.shared:
+        raise RuntimeFault(
+            f"stages that share parameters ({plan.shared[0].name}) update in every step",
+            where=where,
+            expected="1.0",
+            hint="keep_together in the spec's `partition` joins the modules that share it",
         )
 
 

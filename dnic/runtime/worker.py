@@ -52,6 +52,7 @@ from dnic.runtime.options import PIPELINES, WHOLE, Options, parse_options
 from dnic.runtime.place import Place, check_processes, pin_to_core
 from dnic.runtime.replicas import Replicas, connect_replicas
 from dnic.runtime.seeds import seed_everything, stage_seed
+from dnic.runtime.setting import check_replicated
 from dnic.runtime.sharding import check_sharding, shard_stage, shards
 from dnic.runtime.shared import borrowed_parameters
 from dnic.runtime.stage import check_ownership
@@ -324,6 +325,7 @@ def start(folder: Path, arguments: list[str], place: Place, guard: Guard) -> Wor
     guard.staged = options.mode not in (*WHOLE, *LOOPED)
     check_processes(place, bundle.plan, options.mode)
     check_sharding(bundle.plan, options.mode)
+    check_replicated(bundle.plan, options.mode)
     prepare_cuda(options, place)
     return Worker(bundle, options, place, guard)
 

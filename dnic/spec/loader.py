@@ -24,7 +24,7 @@ _PROFILE_SUFFIXES = (".yaml", ".yml", ".json")
 
 
 def load_spec(path: Path | str) -> Spec:
-    """The spec in a YAML file; `model.file` and the path of a profile are made relative to it.
+    """The spec in a YAML file; the paths in it are made relative to it.
 
     Raises:
         SpecError: no such file, no YAML, or keys and values that no spec has. All problems at once,
@@ -37,6 +37,10 @@ def load_spec(path: Path | str) -> Spec:
         spec = overlay(
             spec, Spec(model=model.model_copy(update={"file": path.parent / model.file}))
         )
+    probe = spec.partition.probe
+    if probe is not None:
+        partition = spec.partition.model_copy(update={"probe": path.parent / probe})
+        spec = overlay(spec, Spec(partition=partition))
     profile = devices.profile
     if "/" in profile or profile.endswith(_PROFILE_SUFFIXES):
         found = str(path.parent / profile)

@@ -19,12 +19,15 @@ from dnic.spec.expect import (
     Count,
     CountOrAuto,
     CountOrNone,
-    Rate,
+    NotNegative,
     StepsOrAuto,
     complaint,
     expected,
     shown,
 )
+from dnic.spec.guard import GuardSection, GuardSpec
+from dnic.spec.head import HeadSpec as HeadSpec
+from dnic.spec.nearest import nearest
 from dnic.spec.optimizer import OptimizerSpec
 from dnic.spec.scheduler import SchedulerSpec
 from dnic.spec.section import Section, overlay
@@ -96,12 +99,27 @@ def _stage_numbers(value: object) -> object:
     return tuple(sorted(set(numbers)))
 
 
+def _gradient(value: object) -> str:
+    """A source's name. Whether one that is not dnic's is registered shows with the model file."""
+    if value in GRADIENTS:
+        return str(value)
+    if not isinstance(value, str) or not value.isidentifier() or nearest(value, GRADIENTS):
+        raise ValueError
+    return value
+
+
+def _source(value: object) -> str:
+    if value == "auto":
+        raise ValueError
+    return _gradient(value)
+
+
 Precision = Literal["fp32", "bf16"]
-Gradient = Literal["auto", "exact", "synthetic", "stale"]
-Source = Literal["exact", "synthetic", "stale"]
+# What dnic brings; others are registered (`dnic.runtime.registry`), by a package or the model file.
+SOURCES = ("exact", "synthetic", "virtual", "local", "none", "stale")
+GRADIENTS = ("auto", *SOURCES)
 Message = Literal["auto", "fp32", "bf16"]
 # What a bundle can run as; `backprop` is the undivided model on one device.
-Context = Literal["target", "none"]
 Schedule = Literal[
     "auto",
     "decoupled",
@@ -172,6 +190,10 @@ class TrainSpec(Section):
     compile: Annotated[Annotated[bool, Field(strict=True)], expected("true or false")] = Field(
         default=False, description="torch.compile every stage"
     )
+    update_probability: Annotated[
+        Annotated[float, Field(strict=True, gt=0, le=1)],
+        expected("a number above 0, and at most 1"),
+    ] = Field(default=1.0, description="of each stage in each step, in decoupled runs")
     seed: Annotated[
         Annotated[int, Field(strict=True, ge=0, lt=2**32)],
         expected("a whole number from 0 to 4294967295"),
@@ -212,6 +234,10 @@ class PartitionSpec(Section):
     keep_together: Annotated[tuple[tuple[str, ...], ...], BeforeValidator(_groups)] = Field(
         default=(), description="groups of modules, each in one stage: [[embed, head]]"
     )
+    probe: Annotated[
+        Annotated[Path, BeforeValidator(_file)] | None,
+        expected("the path of a probe.json, relative to this spec"),
+    ] = Field(default=None, description="what dnic probe wrote: how well gradients are predicted")
 
     @model_validator(mode="after")
     def _stages_fit_cuts(self) -> Self:
@@ -224,25 +250,6 @@ class PartitionSpec(Section):
         return self
 
 
-class HeadSpec(Section):
-    """The module that predicts the gradient at an interface."""
-
-    hidden_layers: Annotated[
-        Annotated[int, Field(strict=True, ge=0, le=3)], expected("a whole number from 0 to 3")
-    ] = Field(default=1, description="0 to 3; 0 is one linear map")
-    width: CountOrAuto = Field(
-        default="auto", description="of a hidden layer; auto: what fits the slack"
-    )
-    context: Annotated[Context, expected("target or none", get_args(Context))] = Field(
-        default="target", description="what it sees beside the activation: target or none"
-    )
-    lr: Rate = Field(default=1e-3, description="its own learning rate")
-    one_in: CountOrAuto = Field(
-        default="auto",
-        description="learns from one in so many samples; auto: what fits the slack",
-    )
-
-
 class PenaltySpec(Section):
     """Steps that a source of gradients costs at a cut, as a share of all steps: 0.05 is 5% more."""
 
@@ -251,6 +258,16 @@ class PenaltySpec(Section):
         Field(strict=True, ge=0, le=10, allow_inf_nan=False),
         expected("a number from 0 to 10: 0.05 for 5% more steps"),
     ] = Field(default=0.0, description="of a predicted gradient: 0.05 is 5% more steps")
+    virtual: Annotated[
+        float,
+        Field(strict=True, ge=0, le=10, allow_inf_nan=False),
+        expected("a number from 0 to 10: 0.05 for 5% more steps"),
+    ] = Field(default=0.0, description="of a virtual tail's gradient")
+    local: Annotated[
+        float,
+        Field(strict=True, ge=0, le=10, allow_inf_nan=False),
+        expected("a number from 0 to 10: 0.05 for 5% more steps"),
+    ] = Field(default=0.0, description="of a local loss")
     stale: Annotated[
         float,
         Field(strict=True, ge=0, le=10, allow_inf_nan=False),
@@ -265,16 +282,16 @@ class InterfaceSpec(Section):
     """
 
     gradient: Annotated[
-        Gradient,
-        expected(
-            "one of auto, exact, synthetic, stale",
-            get_args(Gradient),
-            later=("virtual", "local"),
-        ),
-    ] = Field(default="auto", description="auto, exact (wait), synthetic (predict) or stale (late)")
+        Annotated[str, BeforeValidator(_gradient)],
+        expected(f"one of {', '.join(GRADIENTS)}, or a registered source", GRADIENTS),
+    ] = Field(default="auto", description="auto, exact, synthetic, virtual, local, none, stale")
     head: HeadSpec = Field(default=HeadSpec(), description="predicts the gradient")
     sources: tuple[
-        Annotated[Source, expected("exact, synthetic or stale", get_args(Source))], ...
+        Annotated[
+            Annotated[str, BeforeValidator(_source)],
+            expected(f"one of {', '.join(SOURCES)}, or a registered source", SOURCES),
+        ],
+        ...,
     ] = Field(default=("synthetic",), description="what auto may take; exact makes a locked group")
     penalty: PenaltySpec = Field(
         default=PenaltySpec(), description="more steps for the same quality, by source"
@@ -285,6 +302,16 @@ class InterfaceSpec(Section):
     warmup_steps: StepsOrAuto = Field(
         default="auto", description="steps on true gradients first; auto: 5% of all, at most 200"
     )
+    warmup_until: Annotated[
+        Annotated[float, Field(strict=True, lt=1, allow_inf_nan=False)] | None,
+        expected("a number below 1, or null: 0.1 for a tenth of the gradient's variance"),
+    ] = Field(
+        default=None,
+        description="or until the head explains this part: 0.1 is a tenth",
+    )
+    guard: GuardSection = Field(
+        default=GuardSpec(), description="does without a head that is of no use"
+    )
     message: Annotated[
         Message,
         expected(
@@ -292,13 +319,16 @@ class InterfaceSpec(Section):
             {name: name for name in get_args(Message)} | {"float32": "fp32", "bfloat16": "bf16"},
         ),
     ] = Field(default="auto", description="auto, fp32 or bf16: of tensors on the way")
-    return_every: Count = Field(
-        default=1, description="send the true gradient of every so many batches back"
+    return_every: Annotated[NotNegative, expected("a whole number of at least 0")] = Field(
+        default=1, description="send the true gradient of every so many batches back; 0: none"
+    )
+    predict_weights: Annotated[Annotated[bool, Field(strict=True)], expected("true or false")] = (
+        Field(default=False, description="stale: forward with the weights expected by then")
     )
 
     @model_validator(mode="after")
     def _returns_fit_gradient(self) -> Self:
-        if self.return_every > 1 and self.gradient in ("exact", "stale"):
+        if self.return_every != 1 and self.gradient in ("exact", "stale"):
             raise complaint(
                 f"{{}} is {self.return_every} where the gradient is {self.gradient}",
                 expected="1; only a predicted gradient does without the true one",

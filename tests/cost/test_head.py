@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from dnic.cost import (
     HeadCost,
     Link,
+    TailChoice,
     TargetSize,
     head_cost,
     head_features,
     head_time,
     load_profile,
     message_us,
+    needs_gradients,
     occupancy_us,
     time_head,
     transfer_us,
@@ -24,6 +29,10 @@ from dnic.cost import (
 from dnic.cost.kept import KeptTimes
 from dnic.graph.graph import Value
 from dnic.runtime.heads import HeadSpec, build_head
+from dnic.runtime.plan import HeadPlan, TargetPlan, TensorSpec
+from dnic.runtime.predictor import PredictionStatistics, Predictor
+from dnic.runtime.registry import PredictorRequest, predictor_kind, register
+from dnic.runtime.tail_sampled import DRAWN
 
 CPU = load_profile("cpu-core")
 
@@ -133,22 +142,80 @@ def test_a_tail_by_hand() -> None:
     device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e6, "bytes_per_s": 1e30})
     target = TargetSize((7,), 10)
     forward_us = 2 * 20 * 7 * (64 * 8 + 8 * 10)
-    local = head_cost([value("B", 7, 64)], 20, 1, 8, device, target, "local")
-    virtual = head_cost([value("B", 7, 64)], 20, 1, 8, device, target, "virtual")
-    assert local.forward_us == virtual.forward_us == pytest.approx(3 * forward_us)
-    assert local.train_us == pytest.approx(0)
+    given = [value("B", 7, 64)], 20, 1, 8, device, target
+    local, virtual = (head_cost(*given, source) for source in ("local", "virtual"))
+    assert virtual.forward_us == pytest.approx(2 * forward_us)
     assert virtual.train_us == pytest.approx(6 * forward_us)
+    assert local.forward_us == pytest.approx(3 * forward_us)
+    assert local.train_us == pytest.approx(0)
     assert local.parameters == virtual.parameters == 2 * 64 + (64 + 1) * 8 + (8 + 1) * 10
+    part = head_cost(*given, "local", one_in=4)
+    assert (part.forward_us, part.train_us) == pytest.approx((2 * forward_us, forward_us / 2))
+    assert head_cost(*given, "none") == HeadCost()
 
 
-def test_a_tail_sees_the_mean_where_one_target_stands_for_a_sample() -> None:
+def test_a_tail_sees_cells_where_one_target_stands_for_a_sample() -> None:
     device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e6, "bytes_per_s": 1e30})
     one = head_cost([value("B", 64, 9, 9)], 20, 0, None, device, TargetSize((), 10), "local")
-    assert one.forward_us == pytest.approx(3 * 2 * 20 * 64 * 10)
+    assert one.forward_us == pytest.approx(3 * 2 * 20 * 64 * 16 * 10)
     regression = head_cost([value("B", 64)], 20, 0, None, device, TargetSize((3, 5), None), "local")
     assert regression.forward_us == pytest.approx(3 * 2 * 20 * 64 * 15)
-    blind = head_cost([value("B", 64)], 20, 0, 8, device, None, "local")
-    assert blind.forward_us == pytest.approx(3 * 2 * 20 * 64 * 8)
+
+
+def test_a_sample_of_many_classes_costs_what_is_drawn() -> None:
+    device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e6, "bytes_per_s": 1e30})
+    given = [value("B", 64, 128)], 8, 0, None, device, TargetSize((64,), 50_000), "local"
+    sampled = head_cost(*given)
+    full = head_cost(*given, tail=TailChoice(targets="full"))
+    assert sampled.forward_us == pytest.approx(3 * 2 * 8 * 64 * 128 * (DRAWN + 1))
+    assert full.forward_us == pytest.approx(3 * 2 * 8 * 64 * 128 * 50_000)
+    assert full.parameters == sampled.parameters
+
+
+TAILED = [
+    [value("B", 64)],
+    [value("B", 7, 64)],
+    [value("B", 64, 100)],
+    [value("B", 8, 8, 8)],
+    [value("B", 64, 32, 40)],
+    [value("B", 5000)],
+    [value("3*B", 64, 40, 32)],
+    [value(7, "B", 64)],
+    [value("B", 20, 32), value("B", 7, 32)],
+    [value("B", 16), value("B", 64, 16, 16)],
+    [value(64, 100), value("B", 7, 64)],
+]
+AIMS = [
+    TargetSize((), 10),
+    TargetSize((7,), 5),
+    TargetSize((7,), 3000),
+    TargetSize((2, 3), 5),
+    TargetSize((64,), 50),
+    TargetSize((), None),
+    TargetSize((64, 3), None),
+    TargetSize((5000,), None),
+    TargetSize((32, 40), 7),
+    TargetSize((3, 32, 40), None),
+]
+
+
+@pytest.mark.parametrize("values", TAILED)
+def test_parameters_are_those_of_the_real_tail(values: list[Value]) -> None:
+    tensors = tuple(TensorSpec(v.name, v.shape, v.dtype, True) for v in values)
+    for target, (layers, width) in itertools.product(AIMS, [(0, None), (0, 8), (1, 8), (3, 8)]):
+        planned = TargetPlan(target.shape, "int64" if target.classes else "float32", target.classes)
+        request = PredictorRequest(tensors, HeadPlan(layers, width), planned)
+        real = predictor_kind("local").build(request)
+        cost = head_cost(values, 4, layers, width, CPU, target, "local")
+        assert cost.parameters == sum(p.numel() for p in real.parameters().values())
+
+
+def test_a_tail_that_ends_in_the_models_output() -> None:
+    choice = TailChoice(loss="model", output=("B", 7, 50))
+    cost = head_cost(
+        [value("B", 7, 64)], 4, 0, None, CPU, TargetSize((7,), 50), "local", tail=choice
+    )
+    assert cost.parameters == 2 * 64 + 65 * 50
 
 
 @pytest.mark.parametrize("target", [None, TargetSize((), 10), TargetSize((3,), None)])
@@ -172,8 +239,48 @@ def test_heads_that_cannot_be_built_are_computed(tmp_path: Path) -> None:
     whole = Value("h", ("B", 8), "int64", 0, True)
     kept = KeptTimes(path=tmp_path / "times.json")
     assert time_head([whole], 4, 1, 8, CPU, kept=kept) == head_cost([whole], 4, 1, 8, CPU)
-    virtual = time_head([value("B", 8)], 4, 1, 8, CPU, source="virtual", kept=kept)
-    assert virtual == head_cost([value("B", 8)], 4, 1, 8, CPU, source="virtual")
+    choice = TailChoice(loss="model", output=("B", 3))
+    given = [value("B", 8)], 4, 1, 8, CPU, TargetSize((), 3)
+    virtual = time_head(*given, source="virtual", kept=kept, tail=choice)
+    assert virtual == head_cost(*given, source="virtual", tail=choice)
+    assert time_head(*given, source="nobody_knows", kept=kept) == head_cost(*given)
+
+
+@register("of_a_test", needs_gradients=False)
+class OfATest(Predictor):
+    def __init__(self, request: PredictorRequest) -> None:
+        self.weight = torch.zeros(5, len(request.tensors))
+
+    def predict(self, tensors: list[Tensor], target: Tensor, microbatches: int) -> list[Tensor]:
+        return [torch.zeros_like(tensor) for tensor in tensors]
+
+    def learn(
+        self, tensors: list[Tensor], target: Tensor, gradients: list[Tensor] | None
+    ) -> PredictionStatistics | None:
+        assert gradients is None
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+    def parameters(self) -> dict[str, Tensor]:
+        return {"weight": self.weight}
+
+
+@pytest.mark.parametrize(("source", "parameters"), [("virtual", 65 * 10), ("of_a_test", 5)])
+def test_any_source_is_built_and_timed(
+    source: str, parameters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head_time, "_BUDGET_US", 500.0)
+    kept = KeptTimes(path=tmp_path / "times.json")
+    one = time_head([value("B", 64)], 4, 0, None, CPU, TargetSize((), 10), source, kept=kept)
+    assert one.forward_us > 0
+    assert one.train_us > 0
+    assert one.parameters == parameters
+    assert needs_gradients(source) is (source == "virtual")
 
 
 def test_links() -> None:

@@ -39,6 +39,8 @@ ALL = {
     "zero_bubble",
     "decoupled",
     "stale",
+    "virtual",
+    "local",
 }
 
 

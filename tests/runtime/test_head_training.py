@@ -91,6 +91,7 @@ def test_statistics_compare_the_prediction_before_the_step() -> None:
     assert torch.isclose(statistics.norm_ratio, predicted.norm() / g.norm(), rtol=1e-4)
     scale = twin._mean_square.sqrt() / BATCH
     assert torch.isclose(statistics.loss, F.mse_loss(predicted / scale, g / scale), rtol=1e-4)
+    assert torch.isclose(statistics.zero, (g / scale).square().mean(), rtol=1e-4)
 
 
 def test_a_gradient_of_zero_is_harmless() -> None:

@@ -109,18 +109,19 @@ def test_heads_learn_from_what_comes_back(bundle: Make, reference: Run) -> None:
     made = reference(folder)
     made.run()
     (interface,) = made._stages[0].above
-    assert [head._steps for head in interface.heads] == [6]
+    assert [head._steps for head in interface.predictor._trainers] == [6]
 
 
 @pytest.mark.parametrize(
     ("keys", "problem"),
     [
         ({"message": "fp16"}, "message 'fp16' is not known"),
-        ({"return_every": 0}, "return_every 0 is too small"),
+        ({"return_every": -1}, "return_every -1 is too small"),
         ({"return_every": 2, "gradient": "exact"}, "return_every 2 where the gradient is exact"),
         ({"return_every": 2, "gradient": "stale"}, "return_every 2 where the gradient is stale"),
         ({"head": {"hidden_layers": 1, "width": 4, "one_in": 0}}, "one_in 0 is too small"),
-        ({"gradient": "virtual"}, "gradient 'virtual' is not known"),
+        ({"gradient": "auto"}, "gradient 'auto' is not known"),
+        ({"predict_weights": True}, "predict_weights where the gradient is synthetic"),
     ],
 )
 def test_edits_that_cannot_be(bundle: Make, keys: dict[str, Any], problem: str) -> None:

@@ -111,6 +111,8 @@ def test_one_line() -> None:
         "test loss 0.5000  test accuracy 98.77%"
     )
     assert line({}) == ""
+    guarded = {"cut": ROW | {"regime": "exact"}, "other": {"regime": "predicted"}}
+    assert line({"interfaces": guarded}) == "cut cosine 0.50 (waits for the true gradient) late 2.0"
 
 
 def test_plain_lines_where_there_is_no_terminal(
@@ -122,10 +124,17 @@ def test_plain_lines_where_there_is_no_terminal(
     progress.update(5, {})
     progress.end()
     progress.epoch({"epoch": 1, "train_loss": 1.0})
+    turn = {"step": 7, "regime": "none", "explained": -0.5, "again": 9}
+    progress.epoch({"epoch": 2, "interfaces": {"cut": {"turns": [turn]}}})
     Progress(shown=False, epochs=3).epoch({"epoch": 1})
     monkeypatch.setenv("DNIC_PROGRESS", "none")
     Progress(shown=True, epochs=3).epoch({"epoch": 1})
-    assert capsys.readouterr().out == "epoch 1/3  loss 1.0000\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "epoch 1/3  loss 1.0000",
+        "from step 7 on cut goes on without a gradient: the head is of no use "
+        "(it explains -50% of the true gradient), and is tried again at step 9",
+        "epoch 2/3  ",
+    ]
 
 
 class Terminal(io.StringIO):

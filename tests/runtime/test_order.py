@@ -14,7 +14,15 @@ from dnic.runtime.edges import Pair, pairs
 from dnic.runtime.links import Count
 from dnic.runtime.options import Mode
 from dnic.runtime.order import StageOrder, ahead, locked, most_ahead, passes
-from dnic.runtime.plan import InterfacePlan, Plan, SamplePlan, StagePlan, TensorSpec, TrainPlan
+from dnic.runtime.plan import (
+    GuardPlan,
+    InterfacePlan,
+    Plan,
+    SamplePlan,
+    StagePlan,
+    TensorSpec,
+    TrainPlan,
+)
 
 Edge = tuple[int, int]
 
@@ -263,8 +271,48 @@ class Run:
         return sum(wire.sent + wire.taken + wire.posted for wire in wires)
 
 
+@dataclass
+class GuardedRun(Run):
+    """The same with interfaces that only their sources know to wait, in some steps."""
+
+    guarded: dict[Edge, set[int]] = field(default_factory=dict)
+    next: dict[Edge, int] = field(default_factory=dict)  # batch whose gradient is not taken yet
+
+    def stage(self, index: int) -> Iterator[None]:
+        below = [(pair.source, pair.to) for pair in self.pairs if pair.to == index]
+        above = [(pair.source, pair.to) for pair in self.pairs if pair.source == index]
+        order = StageOrder(self.plan, self.mode, index)
+        order.begin(self.steps)
+        for step in range(self.steps):
+            awaited = [edge for edge in above if edge in self.back and self.waits(edge, step)]
+            for edge in awaited:
+                yield from self.take(edge, step - 1)
+            names = [self.rows[edge].name for edge in awaited]
+            for one in order.passes(step, self.microbatches, names):
+                yield from (self.forth if one.forward else self.home)(below, above, step)
+            for edge in self.back.keys() & above:
+                if edge in awaited:
+                    self.next[edge] = step + 1
+                    self.back[edge].posted += self.microbatches
+                else:
+                    yield from self.take(edge, step - self.rows[edge].window)
+        for edge in self.back.keys() & above:
+            yield from self.take(edge, self.steps - 1)
+
+    def waits(self, edge: Edge, step: int) -> bool:
+        return super().waits(edge, step) or step in self.guarded.get(edge, ())
+
+    def take(self, edge: Edge, last: int) -> Iterator[None]:
+        """Takes and learns the gradients of all batches up to one."""
+        while self.next.get(edge, 0) <= last:
+            for _ in range(self.microbatches):
+                yield from self.receive(self.back[edge])
+            self.back[edge].posted += self.microbatches
+            self.next[edge] = self.next.get(edge, 0) + 1
+
+
 @st.composite
-def plans(draw: st.DrawFn) -> Plan:
+def plans(draw: st.DrawFn, guarded: bool = False) -> Plan:
     stages = draw(st.integers(2, 5))
     rows = []
     for source in range(stages):
@@ -278,6 +326,7 @@ def plans(draw: st.DrawFn) -> Plan:
                         window=draw(st.integers(1, 3)),
                         warmup_steps=draw(st.sampled_from([0, 2])),
                         differentiable=draw(st.integers(0, 3)) > 0,
+                        guard=GuardPlan() if guarded and draw(st.booleans()) else None,
                     )
                 )
     return plan_of(stages, *rows)
@@ -298,6 +347,39 @@ def test_no_plan_waits_in_a_circle(plan: Plan, mode: Mode, microbatches: int, fi
         # Where a gradient comes back, every receive stands before its message is sent.
         assert wire.always_posted
         assert run.there[edge].always_posted
+
+
+@settings(max_examples=300, deadline=None)
+@given(plans(guarded=True), st.integers(1, 7), st.integers(0, 4), st.data())
+def test_no_guard_makes_a_circle(
+    plan: Plan, microbatches: int, first: int, data: st.DataObject
+) -> None:
+    """Whatever guards decide, and whenever: nobody but the interface's own source is told."""
+    guarded = {
+        (row.source, row.to): data.draw(st.sets(st.integers(0, 6)))
+        for row in plan.interfaces
+        if row.guard is not None and row.gradient == "synthetic"
+    }
+    run = GuardedRun(plan, "decoupled", microbatches, steps=7, guarded=guarded)
+    assert run.ends(first)
+    for edge, wire in run.back.items():
+        assert wire.sent == wire.taken == 7 * microbatches
+        assert wire.always_posted
+        assert run.there[edge].always_posted
+
+
+def test_a_stage_runs_ahead_as_far_as_guards_above_it_may() -> None:
+    plan = plan_of(4, interface(0, 1), interface(1, 2, "synthetic", guard=GuardPlan()), CHAIN[2])
+
+    def line_of(stage: int, *awaited: str) -> str:
+        order = StageOrder(plan, "decoupled", stage)
+        order.begin(10)
+        return " ".join(map(str, order.passes(0, 7, awaited)))
+
+    assert line_of(0) == "F0 F1 F2 F3 F4 F5 F6 B0 B1 B2 B3 B4 B5 B6"
+    assert line_of(1) == "F0 B0 F1 B1 F2 B2 F3 B3 F4 B4 F5 B5 F6 B6"
+    assert line_of(1, "cut12") == "F0 F1 F2 F3 F4 B0 F5 B1 F6 B2 B3 B4 B5 B6"
+    assert line_of(2) == "F0 F1 F2 B0 F3 B1 F4 B2 F5 B3 F6 B4 B5 B6"
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4, 6])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -22,6 +23,7 @@ from dnic.runtime.plan import Mode, TensorSpec
 from dnic.runtime.record import Record, read_record
 from dnic.runtime.reference_replicas import ReplicatedReference
 from dnic.runtime.replicas import Replicas
+from dnic.runtime.setting import check_replicated
 from dnic.runtime.sharding import check_sharding, shard_stage
 
 if TYPE_CHECKING:
@@ -387,6 +389,32 @@ def test_what_cannot_lie_in_parts(
         return
     with pytest.raises(RuntimeFault, match=problem):
         check_sharding(plan, mode)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "mode", "refused"),
+    [
+        ("virtual", "decoupled", True),
+        ("local", "decoupled", True),
+        ("virtual", "oracle", True),
+        ("none", "decoupled", False),
+        ("synthetic", "decoupled", False),
+        ("virtual", "exact", False),
+        ("local", "stale", False),
+    ],
+)
+def test_what_does_not_learn_in_replicas(
+    bundle: Make, gradient: str, mode: Any, refused: bool
+) -> None:
+    plan = load_bundle(bundle("mlp2", plan_keys=keys())).plan
+    rows = tuple(replace(row, gradient=gradient) for row in plan.interfaces)
+    plan = replace(plan, interfaces=rows)
+    if not refused:
+        check_replicated(plan, mode)
+        return
+    with pytest.raises(RuntimeFault, match=f"{gradient} does not learn in several replicas"):
+        check_replicated(plan, mode)
+    check_replicated(replace(plan, schedule=replace(plan.schedule, replicas=1)), mode)
 
 
 def test_a_parameter_without_axes_cannot_lie_in_parts() -> None:

@@ -46,7 +46,8 @@ def test_nothing_is_all_defaults(text: str) -> None:
     assert (spec.partition.stages, spec.partition.cuts) == ("auto", "auto")
     assert spec.partition.keep_together == ()
     head = spec.interface("anything").head
-    assert (head.hidden_layers, head.width, head.context, head.lr) == (1, "auto", "target", 1e-3)
+    assert (head.hidden_layers, head.width) == ("auto", "auto")
+    assert (head.context, head.lr) == ("target", 1e-3)
 
 
 def test_a_spec_is_frozen() -> None:

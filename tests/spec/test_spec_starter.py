@@ -73,12 +73,23 @@ _head = _maybe(
     width=_count_or_auto,
     context=st.sampled_from(["target", "none"]),
     lr=_rate,
+    train_every=_count,
+)
+_guard = _maybe(
+    enabled=st.booleans(),
+    check_every=_count,
+    patience=_count,
+    retry_after=_count,
+    minimum=st.floats(-9, 0.99),
+    fallback=st.sampled_from(["exact", "none"]),
 )
 _interface = _maybe(
-    gradient=st.sampled_from(["auto", "exact", "synthetic", "stale"]),
+    gradient=st.sampled_from(["auto", "exact", "virtual", "none", "stale"]),
     head=_head,
     window=_count_or_auto,
     warmup_steps=st.integers(0, 1000) | st.just("auto"),
+    warmup_until=st.none() | st.floats(0, 0.99),
+    guard=_guard,
     message=st.sampled_from(["auto", "fp32", "bf16"]),
 )
 _specs = _maybe(

@@ -1,0 +1,95 @@
+"""What `gradient: auto` takes: one table, by what crosses and how late the true gradient comes.
+
+Which source learns best is not known at compile time; what is known is what a study has shown for
+interfaces of a kind. The first row of the table that applies, and whose source the spec lets `auto`
+take, decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from dnic.cost import TargetSize, needs_gradients, per_position, samples_of
+from dnic.cost.head_parts import channels_first, layout_of
+from dnic.graph.graph import Value
+from dnic.partition.plan import PlannedTarget
+from dnic.partition.request import AWAITED, InterfaceChoice
+from dnic.partition.targets import target_size
+
+Kind = Literal["vector", "sequence", "map", "positions"]
+SMALLEST_LATENESS = 2
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A row of the table.
+
+    Attributes:
+        kind: of the interface; `positions`: every position has a target of its own.
+        late: least updates by which true gradients are late.
+        source: what to take.
+    """
+
+    kind: Kind
+    late: int
+    source: str
+
+
+TABLE = (
+    Rule("positions", 0, "synthetic"),
+    Rule("sequence", 0, "synthetic"),
+    Rule("map", 0, "synthetic"),
+    Rule("vector", 0, "synthetic"),
+)
+# Hidden layers where a plan leaves them open: a head bends once, a tail is one linear map.
+LAYERS = {"virtual": 0, "local": 0}
+HEAD_LAYERS = 1
+TAILS = ("virtual", "local")
+
+
+def kind_of(values: Sequence[Value], target: TargetSize | None) -> Kind:
+    """What crosses an interface: as its first tensor that has positions is read."""
+    for value in values:
+        _, sample = samples_of(value, 1)
+        if target is not None and per_position(target, sample):
+            return "positions"
+        if layout_of(sample)[1]:
+            return "map" if channels_first(sample) else "sequence"
+    return "vector"
+
+
+def source_of(
+    choice: InterfaceChoice, values: Sequence[Value], target: PlannedTarget | None
+) -> str:
+    """What predicts the gradients of an interface whose stages do not wait for one another.
+
+    Args:
+        choice: what is asked for.
+        values: the differentiable tensors that cross.
+        target: what training targets look like.
+    """
+    if choice.gradient not in ("auto", *AWAITED):
+        return choice.gradient
+    predicted = [source for source in choice.sources if source not in AWAITED]
+    kind = kind_of(values, target_size(target, values))
+    late = SMALLEST_LATENESS if choice.window == "auto" else choice.window
+    for rule in sorted(TABLE, key=lambda rule: -rule.late):
+        if rule.kind == kind and late >= rule.late and rule.source in predicted:
+            return rule.source
+    return predicted[0] if predicted else "synthetic"
+
+
+def return_every(source: str, choice: InterfaceChoice) -> int:
+    """Of how many batches one's true gradients come back; 0 where nothing needs them."""
+    if source in AWAITED:
+        return 1
+    return choice.return_every if needs_gradients(source) else 0
+
+
+def layers_of(choice: InterfaceChoice, source: str) -> int:
+    """Hidden layers of a head or tail: as asked for, or its kind's."""
+    if choice.hidden_layers != "auto":
+        return choice.hidden_layers
+    return LAYERS.get(source, HEAD_LAYERS)

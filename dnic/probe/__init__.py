@@ -1,0 +1,1 @@
+"""How well gradients can be predicted at every candidate cut: one short run, measured."""

@@ -1,0 +1,86 @@
+"""What a plan says of an interface's heads beside their build: when they are used, when they learn.
+
+Read and checked here: `warmup_until`, `guard`, and `train_every` of the head. A plan that does not
+speak of a guard has one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import get_args
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.plan import Fallback, GuardPlan, InterfacePlan
+
+
+def read_guard(content: object) -> GuardPlan | None:
+    """The key `guard` of an interface; None: no guard.
+
+    Args:
+        content: `false`, or a mapping; None where the plan says nothing.
+
+    Raises:
+        TypeError, ValueError: it is something else, or has unknown keys.
+    """
+    if content is False:
+        return None
+    if content is None or content is True:
+        return GuardPlan()
+    if not isinstance(content, Mapping):
+        raise TypeError(f"guard cannot be {content!r}")
+    known = [field.name for field in fields(GuardPlan)]
+    for key in content:
+        if key not in known:
+            raise ValueError(f"guard has no key {key!r}, only {', '.join(known)}")
+    return GuardPlan(**content)
+
+
+def check_supervised(interface: InterfacePlan, where: str) -> None:
+    """Checks what a hand edit can break.
+
+    Raises:
+        RuntimeFault: names the key and the values that it may take.
+    """
+    until = interface.warmup_until
+    if until is not None and not (_is_number(until) and until <= 1):
+        raise RuntimeFault(
+            f"warmup_until cannot be {until!r}", where=where, expected="at most 1, or null"
+        )
+    head = interface.head
+    if head is not None and head.train_every < 1:
+        raise RuntimeFault(
+            f"train_every {head.train_every} is too small",
+            where=f"{where}: head",
+            expected="1 to learn whenever a gradient comes back, 4 for every fourth",
+        )
+    if interface.guard is not None:
+        _check_guard(interface.guard, f"{where}: guard")
+
+
+def _check_guard(guard: GuardPlan, where: str) -> None:
+    for key in ("check_every", "patience", "retry_after"):
+        value = getattr(guard, key)
+        if type(value) is not int or value < 1:
+            raise RuntimeFault(f"{key} cannot be {value!r}", where=where, expected="1 or more")
+    if not (_is_number(guard.minimum) and guard.minimum < 1):
+        raise RuntimeFault(
+            f"minimum cannot be {guard.minimum!r}",
+            where=where,
+            expected="a number below 1: the part of the variance to be explained",
+        )
+    fallback: str = guard.fallback
+    if fallback not in get_args(Fallback):
+        late = "a stage cannot become late during a run, so late gradients are no fallback"
+        raise RuntimeFault(
+            f"fallback {fallback!r} is not known",
+            where=where,
+            expected=", ".join(get_args(Fallback)),
+            hint=late if fallback == "stale" else "",
+        )
+
+
+def _is_number(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]

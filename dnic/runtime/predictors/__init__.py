@@ -1,0 +1,1 @@
+"""The kinds of predictors that dnic brings, one a file: see `dnic.runtime.registry`."""

@@ -1,0 +1,101 @@
+"""`synthetic`: a head for every tensor, trained on its true gradient.
+
+Jaderberg et al. 2016, arXiv 1608.05343, section 2: a direct regressor, by default with the targets
+as context (`dnic.runtime.heads`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from dnic.runtime.head_axis import batch_axis
+from dnic.runtime.head_training import HeadTrainer
+from dnic.runtime.heads import HeadSpec, build_head
+from dnic.runtime.links import dtype_named
+from dnic.runtime.plan import TensorSpec
+from dnic.runtime.predictor import PredictionStatistics, Predictor
+from dnic.runtime.registry import PredictorRequest, predictor_kind, register
+
+
+@register("synthetic", needs_target=False)
+class Synthetic(Predictor):
+    """Heads, and their trainers.
+
+    Args:
+        request: what for.
+
+    Raises:
+        RuntimeFault: no head can be built for one of the tensors.
+    """
+
+    needs_target: ClassVar[bool] = False
+    replicated: ClassVar[bool] = True
+
+    def __init__(self, request: PredictorRequest) -> None:
+        predictor_kind("synthetic").options_of(request.head)
+        self._names = [spec.name for spec in request.tensors]
+        self._trainers = [
+            _trainer(request, spec, request.seed_of(number))
+            for number, spec in enumerate(request.tensors)
+        ]
+
+    def predict(self, tensors: list[Tensor], target: Tensor, microbatches: int) -> list[Tensor]:
+        """Each head's prediction; zero until it has learnt."""
+        return [
+            trainer.predict(tensor, target, microbatches)
+            for trainer, tensor in zip(self._trainers, tensors, strict=True)
+        ]
+
+    def learn(
+        self, tensors: list[Tensor], target: Tensor, gradients: list[Tensor] | None
+    ) -> PredictionStatistics | None:
+        """One step of every head; nothing without gradients."""
+        if gradients is None:
+            return None
+        found = [
+            trainer.learn(tensor, target, gradient, self.weight)
+            for trainer, tensor, gradient in zip(self._trainers, tensors, gradients, strict=True)
+        ]
+        columns = zip(*((f.cosine, f.norm_ratio, f.loss, f.zero) for f in found), strict=True)
+        return PredictionStatistics(*(torch.stack(column).mean() for column in columns))
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of each head's trainer, by the name of its tensor."""
+        return {
+            name: trainer.state_dict()
+            for name, trainer in zip(self._names, self._trainers, strict=True)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned; tensors without an entry start anew."""
+        for name, trainer in zip(self._names, self._trainers, strict=True):
+            if name in state:
+                trainer.load_state_dict(state[name])
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Parameters of the heads by `<tensor>.<name>`."""
+        return {
+            f"{tensor}.{name}": parameter
+            for tensor, trainer in zip(self._names, self._trainers, strict=True)
+            for name, parameter in trainer.head.named_parameters()
+        }
+
+
+def _trainer(request: PredictorRequest, tensor: TensorSpec, seed: int) -> HeadTrainer:
+    plan, target = request.head, request.target
+    axis, sample_shape = batch_axis(tensor.shape)
+    head = build_head(
+        sample_shape,
+        dtype_named(tensor.dtype),
+        HeadSpec(hidden_layers=plan.hidden_layers, width=plan.width, context=plan.context),
+        target.classes if target else None,
+        target.sample_shape if target else None,
+        dtype_named(target.dtype) if target else None,
+        seed=seed,
+    )
+    made = head.to(request.device)
+    return HeadTrainer(made, plan.lr, axis, replicas=request.replicas, one_in=plan.one_in)

@@ -1,0 +1,95 @@
+"""What predictors are built with, and the predictor of an interface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dnic.errors import RuntimeFault
+from dnic.runtime.loss import Loss
+from dnic.runtime.plan import HeadPlan, InterfacePlan, Mode, Plan, Size, TargetPlan
+from dnic.runtime.predictor import Predictor
+from dnic.runtime.registry import BUILT_IN, PredictorRequest, predictor_kind
+from dnic.runtime.replicas import Replicas
+from dnic.runtime.seeds import head_seed
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all predictors of a run are built with.
+
+    Attributes:
+        target: what the targets are; None when nothing is known of them.
+        output: planned shape of the model's output, where it is one tensor.
+        loss: the model file's.
+        device: where predictors live.
+        seed: of the run.
+        replicas: of the stage, which learn together.
+    """
+
+    target: TargetPlan | None
+    output: tuple[Size, ...] | None
+    loss: Loss
+    device: torch.device
+    seed: int
+    replicas: Replicas = Replicas()  # noqa: RUF009  # frozen
+
+
+def build_predictor(plan: InterfacePlan, setting: Setting) -> Predictor:
+    """What predicts the gradients of an interface.
+
+    Raises:
+        RuntimeFault: there is no such kind, it cannot be built for this interface, or it cannot
+            learn in several replicas of a stage together.
+    """
+    kind = predictor_kind(plan.gradient)
+    tensors = range(len(plan.differentiable))
+    seeds = tuple(head_seed(setting.seed, plan.source, plan.to, number) for number in tensors)
+    predictor = kind.build(
+        PredictorRequest(
+            tensors=plan.differentiable,
+            head=plan.head or HeadPlan(),
+            target=setting.target,
+            loss=setting.loss,
+            output=setting.output,
+            device=setting.device,
+            seed=seeds[0],
+            seeds=seeds,
+            replicas=setting.replicas,
+        )
+    )
+    if setting.replicas.number > 1 and not predictor.replicated:
+        raise _alone(plan)
+    return predictor
+
+
+def check_replicated(plan: Plan, mode: Mode) -> None:
+    """Refuses predictors of dnic's own that cannot learn in replicas, before anything starts.
+
+    Whether a registered one can shows when it is built.
+
+    Raises:
+        RuntimeFault: names the interface.
+    """
+    if mode not in ("decoupled", "oracle") or plan.replicas(mode) == 1:
+        return
+    for row in plan.interfaces:
+        if row.gradient not in BUILT_IN or not row.differentiable:
+            continue
+        if not getattr(predictor_kind(row.gradient).build, "replicated", False):
+            raise _alone(row)
+
+
+def _alone(plan: InterfacePlan) -> RuntimeFault:
+    return RuntimeFault(
+        f"{plan.gradient} does not learn in several replicas of a stage together",
+        where=f"plan.yaml: interfaces: {plan.name}",
+        expected="gradient: synthetic, or replicas: 1 under `schedule`",
+    )
+
+
+def weighed(gradients: list[Tensor], weight: float) -> list[Tensor]:
+    """Predictions for a replica's share of a batch, whose loss is multiplied by a weight."""
+    return gradients if weight == 1 else [gradient * weight for gradient in gradients]

@@ -1,0 +1,264 @@
+"""The study as a page for people: goals, the paper's tables, sources, time, what did not work.
+
+Everything is computed from the store. Words that only a person can find are in
+`docs/learning/notes.md`, which is put in where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from studies.learning.clock import WAYS, races
+from studies.learning.failures import failures
+from studies.learning.figures import (
+    NONE,
+    error_words,
+    families_in,
+    family_of,
+    named,
+    quality_words,
+    short_words,
+    source_title,
+    table,
+)
+from studies.learning.goals import backprop, goals
+from studies.learning.links import LINKS
+from studies.learning.parts import GRID, PROBABILITY, Family
+from studies.learning.quality import Done, cosine, done, explained, figure, select, shortfall
+from studies.learning.sources import SOURCES
+from studies.learning.store import Result
+from studies.learning.tuned import rates, tuned_rate
+from studies.process import ROOT
+
+NOTES = ROOT / "docs" / "learning" / "notes.md"
+TIME_COLUMNS = (
+    "way",
+    "window",
+    "samples/s",
+    "at the end",
+    "to backprop's quality",
+    "over one core",
+)
+LEGEND = """\
+AdamW for all; the learning rate is the one at which backprop is best on a held-out part of the
+training set, and falls to nearly nothing along a cosine (part 3: it stays). Equal epochs or steps
+for all sources; heads and tails have an Adam of their own at 0.001. Mean ± standard deviation over
+the seeds, on the test set after the last step. K: stages. Late n: a true gradient reaches the head
+(or the stage, where it is stale) n batches later; with several stages, stale gradients add up.
+Explained share: 1 - ||predicted - true||^2 / ||true||^2; below 0, zero would have been closer.
+Images: accuracy in percent, more is better; text: bits per character, less is better. Parts 1 and
+2 are by the single-process reference, which computes what the engine computes, bit for bit.
+"""
+
+
+def page(results: Iterable[Result], notes: Path = NOTES) -> str:
+    """The study as Markdown.
+
+    Args:
+        results: of the store.
+        notes: text that is put in; none where there is no such file.
+    """
+    found = list(results)
+    runs = done(found)
+    lines = ["# Learning", "", *_made_with(found), "", *LEGEND.splitlines(), ""]
+    if notes.is_file():
+        lines += [notes.read_text("utf-8").strip(), ""]
+    judged = [list(row) for row in goals(runs)]
+    lines += ["## Goals", "", *table(("what", "goal", "measured"), judged), ""]
+    lines += ["## 1. The paper's tables", "", *_paper(runs)]
+    lines += ["## 2. Sources", "", *_sources(runs)]
+    lines += ["## 3. Time to quality", "", *_time(runs)]
+    lines += ["## 4. What did not work", "", *failures(found), ""]
+    lines += ["## Learning rates", "", *_rates(found, runs), ""]
+    return "\n".join(lines)
+
+
+def _made_with(results: Sequence[Result]) -> Iterator[str]:
+    if not results:
+        yield "Not run yet: `make study`."
+        return
+    versions = {tuple(result["versions"].items()) for result in results}
+    words = ["; ".join(", ".join(f"{n} {v}" for n, v in each) for each in sorted(versions))]
+    dates = sorted({result["date"] for result in results})
+    words.append(dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}")
+    seeds = sorted({result["run"]["seed"] for result in results})
+    words.append(f"seeds {', '.join(map(str, seeds))}")
+    hours = sum(result["seconds"] for result in results) / 3600
+    words.append(f"{len(results)} runs, {hours:.1f} hours of them")
+    yield "`make study`, which goes on where it was left; the data are in"
+    yield "[`learning/runs.jsonl`](learning/runs.jsonl), a line for each run, by these commands:"
+    yield ""
+    yield from (f"    {command}" for command in sorted({r["command"] for r in results}))
+    yield ""
+    yield f"{'; '.join(words)}."
+
+
+def _paper(runs: Sequence[Done]) -> Iterator[str]:
+    here = select(runs, part="paper")
+    yield "Every layer is a stage; no warm-up; linear heads. Test error in percent, as in Jaderberg"
+    yield "et al. 2016 (arXiv 1608.05343), table 1: no backprop means that no gradient crosses"
+    yield "between layers. Each layer's gradient comes one update late."
+    yield ""
+    ordinary = [found for found in here if found.run.update_probability == 1]
+    columns = ("none", "exact", "dni", "cdni")
+    rows = [
+        [
+            named(family),
+            *(
+                error_words(figure(select(_of(ordinary, family), source=source)))
+                for source in columns
+            ),
+        ]
+        for family in families_in(ordinary)
+    ]
+    yield from table(("model", "no backprop", "backprop", "DNI", "cDNI"), rows)
+    yield ""
+    sparse = [found for found in here if found.run.update_probability < 1]
+    yield f"Sparse updates: each layer updates in a step with probability {PROBABILITY}, by itself."
+    yield ""
+    rows = [
+        [
+            named(family),
+            str(_of(sparse, family)[0].run.epochs),
+            *(
+                error_words(figure(select(_of(sparse, family), source=source)))
+                for source in ("dni", "cdni")
+            ),
+        ]
+        for family in families_in(sparse)
+    ]
+    yield from table(("model", "epochs", "DNI", "cDNI"), rows)
+    yield ""
+
+
+def _of(runs: Sequence[Done], family: Family) -> list[Done]:
+    return [found for found in runs if family_of(found.run) == family]
+
+
+def _sources(runs: Sequence[Done]) -> Iterator[str]:
+    here = select(runs, part="sources")
+    families = families_in(here)
+    if families:
+        yield "![Quality by lateness and source](learning/lateness.svg)"
+        yield ""
+        yield "![Quality by epoch and source, two stages](learning/curves.svg)"
+        yield ""
+    for family in families:
+        cells = _of(here, family)
+        exact = backprop(runs, family)
+        reached = quality_words(figure(exact), family)
+        steps = f"{exact[0].run.steps:,} steps" if exact else "steps unknown"
+        yield f"### {named(family)}"
+        yield ""
+        yield f"Backprop: **{reached}** ({steps})."
+        yield ""
+        yield from _quality_table(cells, family, exact)
+        yield ""
+        yield from _prediction_table(cells)
+
+
+def _columns(runs: Sequence[Done]) -> list[tuple[int, int]]:
+    return sorted({(found.run.stages, found.run.window) for found in runs})
+
+
+def _rows(runs: Sequence[Done]) -> list[tuple[str, bool]]:
+    """Sources and whether they had a guard, in the order of the sources."""
+    present = {(found.run.source, found.run.guard) for found in runs}
+    return [(s, g) for s in SOURCES for g in (False, True) if (s, g) in present and s != "exact"]
+
+
+def _quality_table(runs: Sequence[Done], family: Family, exact: Sequence[Done]) -> Iterator[str]:
+    columns = _columns(runs)
+    rows = []
+    for source, guard in _rows(runs):
+        mine = select(runs, source=source, guard=guard)
+        cells = [select(mine, stages=stages, window=window) for stages, window in columns]
+        words = [_quality_cell(cell, family, exact) for cell in cells]
+        rows.append([source_title(mine[0].run), *words])
+    head = [f"K = {stages}, late {window}" for stages, window in columns]
+    yield from table(("source", *head), rows)
+    yield ""
+    yield "In brackets: worse than backprop by so much. What cannot be late stands under late 1."
+
+
+def _quality_cell(cell: Sequence[Done], family: Family, exact: Sequence[Done]) -> str:
+    reached = figure(cell)
+    if reached is None:
+        return NONE if not cell else "lost"
+    short = shortfall(cell, exact)
+    words = quality_words(reached, family)
+    return words if short is None else f"{words} ({short_words(short, family)})"
+
+
+def _prediction_table(runs: Sequence[Done]) -> Iterator[str]:
+    columns = _columns(runs)
+    rows = []
+    for source, guard in _rows(runs):
+        mine = select(runs, source=source, guard=guard)
+        cells = [select(mine, stages=stages, window=window) for stages, window in columns]
+        words = [_prediction_cell(cell) for cell in cells]
+        if any(word != NONE for word in words):
+            rows.append([source_title(mine[0].run), *words])
+    if rows:
+        yield "How good the predictions were at the end (cosine / explained share):"
+        yield ""
+        head = [f"K = {stages}, late {window}" for stages, window in columns]
+        yield from table(("source", *head), rows)
+        yield ""
+
+
+def _prediction_cell(cell: Sequence[Done]) -> str:
+    pairs = [(cosine(found), explained(found)) for found in cell]
+    known = [(c, e) for c, e in pairs if c is not None and e is not None]
+    if not known:
+        return NONE
+    means = [sum(values) / len(known) for values in zip(*known, strict=True)]
+    return f"{means[0]:.2f} / {means[1]:.2f}"
+
+
+def _time(runs: Sequence[Done]) -> Iterator[str]:
+    yield "Two processes, a core and a thread each; one core: backprop in one process. Seconds of"
+    yield "training, evaluations left out, until the mean of three evaluations is as good as"
+    yield "backprop's after the epochs of part 2, the median over the seeds. All ways may train for"
+    yield "half as many epochs again. Where a batch is cut (DDP, 1F1B), BatchNorm sees the parts."
+    yield ""
+    found = list(races(runs))
+    if found:
+        yield "![Quality by the clock](learning/clock.svg)"
+        yield ""
+    for race in found:
+        one = race.seconds.get("backprop")
+        rows = []
+        for way, listed in race.runs.items():
+            seconds = race.seconds[way]
+            speed = [entry.result["samples_per_s"] for entry in listed]
+            reached = figure(listed)
+            source = listed[0].run.source if way == "decoupled" else ""
+            rows.append(
+                [
+                    WAYS[way] + (f" ({SOURCES[source].title})" if source else ""),
+                    str(listed[0].result["window"]) if way in ("stale", "decoupled") else NONE,
+                    f"{sum(speed) / len(speed):,.0f}",
+                    quality_words(reached, race.family),
+                    "never" if seconds is None else f"{seconds:.3g} s",
+                    NONE if seconds is None or not one else f"{seconds / one:.2f}",
+                ]
+            )
+        yield f"### {named(race.family)}, {LINKS[race.link].title}"
+        yield ""
+        yield from table(TIME_COLUMNS, rows)
+        yield ""
+
+
+def _rates(results: Sequence[Result], runs: Sequence[Done]) -> Iterator[str]:
+    yield "Backprop's quality on held-out training data after the same epochs, one seed; the best"
+    yield "rate (bold) is kept for every source and depth."
+    yield ""
+    rows = []
+    for family in families_in(runs, part="tuning"):
+        tried, chosen = rates(results, family), tuned_rate(results, family)
+        words = [f"{tried[rate]:.3f}" if rate in tried else NONE for rate in GRID]
+        best = [f"**{w}**" if r == chosen else w for r, w in zip(GRID, words, strict=True)]
+        rows.append([named(family), *best])
+    yield from table(("model", *(f"{rate:g}" for rate in GRID)), rows)

@@ -1,0 +1,266 @@
+"""The lists of runs of each part of the study, in the order in which they are done.
+
+Sizes are chosen so that parts 1 and 2 take six to seven hours on two cores (`--estimate` measures).
+What does not depend on lateness is run once. Learning rates are those that `tuning` found best for
+backprop, the same for every source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from studies.learning.runs import CHARACTER_EPOCH_STEPS, Model, Run
+
+PARTS = ("1", "2", "3")
+GRID = (3e-4, 1e-3, 3e-3)
+PROBABILITY = 0.2
+FAR = 16
+# Epochs of part 3 over those of backprop in part 2, whose end sets the quality to reach.
+TIME_FACTOR = 1.5
+
+# For what a learning rate is found; the deepest model of a family stands for all.
+Family = tuple[str, Model, int, int]  # data, model, layers, width
+Rate = Callable[[Family], float]
+Best = Callable[[Family, int], str | None]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the study is.
+
+    Attributes:
+        seeds: of every run.
+        epochs: of each model, and of sparse updates, which need more.
+        depths: of the paper's connected nets and of its convolutional ones.
+        transformers: their depths; the first one is studied in full.
+        samples, epoch_steps: as in `Run`.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    connected_epochs: int = 8
+    convolutional_epochs: int = 3
+    residual_epochs: int = 3
+    character_epochs: int = 8
+    sparse_epochs: int = 16
+    depths: tuple[int, ...] = (3, 4, 5, 6)
+    convolutions: tuple[int, ...] = (3, 4)
+    transformers: tuple[int, ...] = (4, 6)
+    time_width: int = 512
+    samples: int | None = None
+    epoch_steps: int = CHARACTER_EPOCH_STEPS
+
+    def epochs(self, model: Model) -> int:
+        """Of backprop's runs, and so of all others."""
+        return int(getattr(self, f"{model.removesuffix('s')}_epochs"))
+
+    def run(self, family: Family, **rest: Any) -> Run:
+        """A run of a model of a family, as large as all are."""
+        data, model, layers, width = family
+        given = {"layers": layers, "width": width, "epochs": self.epochs(model)} | rest
+        small: dict[str, Any] = {"samples": self.samples, "epoch_steps": self.epoch_steps}
+        return Run(data=data, model=model, **(small | given))
+
+
+FULL = Sizes()
+# To see every part work: minutes of data become seconds.
+QUICK = Sizes(
+    seeds=(0,),
+    connected_epochs=1,
+    convolutional_epochs=1,
+    residual_epochs=1,
+    character_epochs=1,
+    sparse_epochs=1,
+    depths=(3,),
+    convolutions=(3,),
+    transformers=(4,),
+    time_width=64,
+    samples=512,
+    epoch_steps=4,
+)
+
+# Sources and their latenesses at each (model, stages) of part 2, the first one of a model in full.
+# A source whose gradients cannot be late has one entry.
+Wanted = Mapping[str, tuple[int, ...]]
+FULL_SET: Wanted = {
+    **dict.fromkeys(("none", "local", "dni", "dni-hidden", "cdni-hidden"), (1,)),
+    **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights"), (1, 4, FAR)),
+    "virtual": (1, FAR),
+}
+SMALL_SET: Wanted = {
+    **dict.fromkeys(("none", "local", "virtual"), (1,)),
+    **dict.fromkeys(("cdni", "virtual-task", "stale"), (1, FAR)),
+    "stale-weights": (FAR,),
+}
+# Models of which a run takes minutes: fewer in between.
+MAPS_SET: Wanted = {
+    **dict.fromkeys(("none", "local", "dni", "cdni-hidden", "virtual"), (1,)),
+    **dict.fromkeys(("virtual-task", "stale"), (1, 4, FAR)),
+    **dict.fromkeys(("cdni", "stale-weights"), (1, FAR)),
+}
+TEXT_SET: Wanted = {
+    **dict.fromkeys(("none", "local", "dni-hidden", "cdni", "cdni-hidden", "virtual"), (1,)),
+    **dict.fromkeys(("virtual-task", "stale"), (1, 4, FAR)),
+    "stale-weights": (1, FAR),
+}
+SMALL_TEXT_SET: Wanted = {
+    **dict.fromkeys(("none", "local"), (1,)),
+    **dict.fromkeys(("virtual-task", "stale"), (1, FAR)),
+    "stale-weights": (FAR,),
+}
+DEEP_SET: Wanted = dict.fromkeys(("local", "virtual-task"), (1,))
+# With the guard: what was worse than no gradient, or nearly, before there was one.
+GUARDED: Mapping[Model, tuple[str, ...]] = {
+    "connected": ("dni", "dni-hidden"),
+    "residual": ("dni",),
+    "characters": ("dni-hidden", "cdni-hidden"),
+}
+
+
+def tuning(sizes: Sizes, families: Iterable[Family]) -> Iterator[Run]:
+    """Backprop at each learning rate of the grid, on training data alone."""
+    for family in families:
+        for lr in GRID:
+            yield sizes.run(
+                family, part="tuning", stages=2, source="exact", window=1, lr=lr, seed=0
+            )
+
+
+def tuned_as(run: Run, sizes: Sizes) -> Family:
+    """The family whose learning rate a run has: of the same model at its usual depth."""
+    layers = {
+        "connected": max(sizes.depths),
+        "convolutional": max(sizes.convolutions),
+        "residual": residual()[2],
+        "characters": transformer(sizes)[2],
+    }
+    return run.data, run.model, layers[run.model], run.width
+
+
+def wide(sizes: Sizes) -> Family:
+    """The connected net of part 3: at 256 wide a step is too short to be worth a message."""
+    return "fashion", "connected", max(sizes.depths), sizes.time_width
+
+
+def _deepest(sizes: Sizes) -> tuple[tuple[Model, int], ...]:
+    return ("connected", max(sizes.depths)), ("convolutional", max(sizes.convolutions))
+
+
+def residual() -> Family:
+    """Six blocks on Fashion-MNIST."""
+    return "fashion", "residual", 6, 256
+
+
+def transformer(sizes: Sizes) -> Family:
+    """The transformer that is studied in full."""
+    return "text", "characters", sizes.transformers[0], 256
+
+
+def paper(sizes: Sizes, rate: Rate) -> Iterator[Run]:
+    """Part 1: every layer decoupled, no warm-up, as in the paper."""
+    for data in ("mnist", "fashion"):
+        for model, deepest in _deepest(sizes):
+            lr = rate((data, model, deepest, 256))
+            depths = sizes.depths if model == "connected" else sizes.convolutions
+            for seed in sizes.seeds:
+                for layers in depths:
+                    for source in ("exact", "none", "dni", "cdni"):
+                        yield sizes.run(
+                            (data, model, layers, 256),
+                            part="paper",
+                            stages=layers,
+                            source=source,
+                            window=1,
+                            lr=lr,
+                            seed=seed,
+                            warmup_steps=0,
+                        )
+        yield from _sparse(sizes, data, rate((data, "connected", max(sizes.depths), 256)))
+
+
+def _sparse(sizes: Sizes, data: str, lr: float) -> Iterator[Run]:
+    """Each layer updates with a probability of 0.2; more epochs, as there are fewer updates."""
+    layers = max(sizes.depths)
+    for seed in sizes.seeds:
+        for source in ("dni", "cdni"):
+            yield sizes.run(
+                (data, "connected", layers, 256),
+                part="paper",
+                stages=layers,
+                source=source,
+                window=1,
+                lr=lr,
+                seed=seed,
+                warmup_steps=0,
+                epochs=sizes.sparse_epochs,
+                update_probability=PROBABILITY,
+            )
+
+
+def sources(sizes: Sizes, rate: Rate) -> Iterator[Run]:
+    """Part 2: every source at several numbers of stages and latenesses."""
+    connected: Family = ("fashion", "connected", max(sizes.depths), 256)
+    whole = transformer(sizes)
+    cells: list[tuple[Family, int, Wanted]] = [
+        (connected, 2, FULL_SET),
+        *((connected, stages, SMALL_SET) for stages in (4, 6) if stages <= connected[2]),
+        (residual(), 2, MAPS_SET),
+        *((residual(), stages, SMALL_SET) for stages in (4, 6)),
+        (whole, 2, TEXT_SET),
+        (whole, 4, SMALL_TEXT_SET),
+    ]
+    for layers in sizes.transformers[1:]:
+        cells += [(("text", "characters", layers, 256), stages, DEEP_SET) for stages in (2, 4)]
+    for seed in sizes.seeds:
+        seen: set[Family] = set()
+        for family, stages, wanted in cells:
+            lr = rate(whole if family[1] == "characters" else family)
+            common = {"part": "sources", "lr": lr, "seed": seed}
+            if family not in seen:
+                seen.add(family)
+                yield sizes.run(family, stages=2, source="exact", window=1, **common)
+            for source, windows in wanted.items():
+                for window in windows:
+                    yield sizes.run(family, stages=stages, source=source, window=window, **common)
+            if stages == 2 and wanted is not DEEP_SET:
+                yield from _guarded(sizes, family, common)
+
+
+def _guarded(sizes: Sizes, family: Family, common: dict[str, Any]) -> Iterator[Run]:
+    """Sources that can be worse than nothing, with the guard."""
+    for source in GUARDED[family[1]]:
+        yield sizes.run(family, stages=2, source=source, window=1, guard=True, **common)
+
+
+def time(sizes: Sizes, rate: Rate, best: Best) -> Iterator[Run]:
+    """Part 3: two processes, timed; `best(family, lateness)` is the best head of part 2."""
+    large = wide(sizes)
+    narrow: Family = (*large[:3], 256)
+    for seed in sizes.seeds:
+        for family, studied in ((large, narrow), (transformer(sizes),) * 2):
+            run = sizes.run(
+                family,
+                part="time",
+                stages=2,
+                source="exact",
+                window=0,
+                lr=rate(family),
+                seed=seed,
+                way="backprop",
+            )
+            run = replace(run, epochs=max(1, round(run.epochs * TIME_FACTOR)))
+            yield run
+            for link, lateness in (("loopback", 1), ("20ms-1gbit", FAR)):
+                yield replace(run, way="ddp", link=link)
+                yield replace(run, way="exact", link=link)
+                yield replace(run, way="stale", source="stale", link=link)
+                source = best(studied, lateness)
+                if source is not None:
+                    yield replace(run, way="decoupled", source=source, link=link)
+
+
+def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:
+    """Each run once; with `only` those whose key holds one of these words."""
+    unique = list(dict.fromkeys(runs))
+    return [run for run in unique if not only or any(word in run.key for word in only)]

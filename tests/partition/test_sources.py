@@ -1,0 +1,152 @@
+"""Which source predicts an interface's gradients, what it costs, and what it sends back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from dnic.cost import DeviceProfile, TailChoice, TargetSize, cost_model
+from dnic.errors import PartitionError
+from dnic.graph.graph import Graph, Value
+from dnic.partition import (
+    InterfaceChoice,
+    PartitionRequest,
+    Plan,
+    choose_cuts,
+    decide,
+    defaults,
+    make_plan,
+)
+from dnic.partition.check import check_plan
+from dnic.partition.defaults import Rule, kind_of, layers_of, source_of
+from dnic.partition.plan import PlannedOptimizer, PlannedTarget, PlannedTraining
+
+Chain = Callable[..., Graph]
+LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
+LAYERS = [1_000_000_000] * 6
+
+
+def planned(
+    graph: Graph, device: DeviceProfile, target: PlannedTarget | None = LABELS, **choice: object
+) -> Plan:
+    costs = cost_model(graph, device)
+    request = PartitionRequest(2, stages=2, default=InterfaceChoice(**choice))  # type: ignore[arg-type]
+    cuts = choose_cuts(graph, costs, request)
+    training = PlannedTraining(batch_size=graph.batch_size, epochs=1, optimizer=PlannedOptimizer())
+    return make_plan(graph, graph, costs, cuts, request, training, target)
+
+
+@pytest.mark.parametrize(
+    ("gradient", "layers", "every"),
+    [("synthetic", 1, 1), ("virtual", 0, 1), ("local", 0, 0), ("none", None, 0)],
+)
+def test_what_is_asked_for_is_planned(
+    gradient: str, layers: int | None, every: int, chain: Chain, device: DeviceProfile
+) -> None:
+    plan = planned(chain(LAYERS), device, gradient=gradient)
+    (interface,) = plan.interfaces
+    assert (interface.gradient, interface.return_every) == (gradient, every)
+    assert (interface.head.hidden_layers if interface.head else None) == layers
+    if interface.head is not None:
+        assert interface.head.forward_us > 0
+        assert (interface.head.model_extra or {}).get("task") == (
+            1.0 if gradient == "virtual" else None
+        )
+    by_list = planned(chain(LAYERS), device, gradient="auto", sources=(gradient,))
+    assert by_list.interfaces == plan.interfaces
+
+
+def test_options_reach_the_plan(chain: Chain, device: DeviceProfile) -> None:
+    tail = TailChoice(targets="sampled")
+    plan = planned(
+        chain(LAYERS), device, gradient="virtual", task=0.25, tail=tail, hidden_layers=2, width=4
+    )
+    head = plan.interfaces[0].head
+    assert head is not None
+    assert (head.hidden_layers, head.width) == (2, 4)
+    assert head.model_extra == {"task": 0.25, "targets": "sampled"}
+
+
+def test_many_classes_are_sampled_and_the_plan_says_so(chain: Chain, device: DeviceProfile) -> None:
+    many = PlannedTarget(shape=("B",), dtype="int64", classes=50_000)
+    plans = [
+        planned(chain(LAYERS), device, many, gradient="local", tail=TailChoice(targets=targets))
+        for targets in ("auto", "full")
+    ]
+    heads = [plan.interfaces[0].head for plan in plans]
+    assert heads[0] is not None and heads[1] is not None
+    assert heads[0].model_extra == {"targets": "sampled"}
+    assert heads[1].model_extra == {"targets": "full"}
+    assert heads[0].forward_us < heads[1].forward_us
+    assert plans[0].prediction.step_us <= plans[1].prediction.step_us
+
+
+def test_a_tail_without_targets_is_refused(chain: Chain, device: DeviceProfile) -> None:
+    with pytest.raises(
+        PartitionError, match=r"no virtual gradient for .*: there are no training data"
+    ):
+        planned(chain(LAYERS), device, None, gradient="virtual")
+    (interface,) = planned(chain(LAYERS), device, None, sources=("virtual",)).interfaces
+    assert interface.gradient == "exact"
+
+
+def test_a_plan_that_returns_nothing_to_who_waits_is_wrong(
+    chain: Chain, device: DeviceProfile
+) -> None:
+    plan = planned(chain(LAYERS), device, gradient="exact")
+    for update in ({"return_every": 0}, {"predict_weights": True}):
+        wrong = plan.interfaces[0].model_copy(update=update)
+        with pytest.raises(PartitionError, match="the plan is wrong: interface"):
+            check_plan(plan.model_copy(update={"interfaces": (wrong,)}))
+
+
+def test_weights_are_predicted_where_asked(chain: Chain, device: DeviceProfile) -> None:
+    plan = planned(chain(LAYERS), device, gradient="stale", predict_weights=True)
+    assert plan.interfaces[0].predict_weights
+    plan = planned(chain(LAYERS), device, gradient="synthetic", predict_weights=True)
+    assert not plan.interfaces[0].predict_weights
+
+
+def test_other_predictors_are_listed_with_their_speed(chain: Chain, device: DeviceProfile) -> None:
+    graph = chain(LAYERS)
+    found = decide(graph, cost_model(graph, device), PartitionRequest(2), LABELS).found
+    by_name = {alternative.name: alternative for alternative in found}
+    for name in ("virtual", "local"):
+        assert by_name[name].mode == "decoupled"
+        assert by_name[name].runs
+        assert not by_name[name].eligible
+    assert by_name["local"].outcome.link_bytes[0][1] == 0
+    assert by_name["virtual"].outcome.link_bytes[0][1] > 0
+
+
+def test_the_table_decides_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = Value("h", ("B", 64), "float32", 0, True)
+    choice = InterfaceChoice(sources=("synthetic", "virtual", "local"))
+    assert source_of(choice, [value], LABELS) == "synthetic"
+    table = (Rule("vector", 0, "local"), Rule("vector", 4, "virtual"), Rule("map", 0, "synthetic"))
+    monkeypatch.setattr(defaults, "TABLE", table)
+    assert source_of(choice, [value], LABELS) == "local"
+    assert source_of(replace(choice, window=4), [value], LABELS) == "virtual"
+    assert source_of(replace(choice, window=4, sources=("local",)), [value], LABELS) == "local"
+    assert source_of(replace(choice, gradient="synthetic"), [value], LABELS) == "synthetic"
+    assert layers_of(choice, "virtual") == 0
+    assert layers_of(replace(choice, hidden_layers=3), "virtual") == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "target", "kind"),
+    [
+        (("B", 64), TargetSize((), 10), "vector"),
+        (("B", 7, 64), TargetSize((), 10), "sequence"),
+        (("B", 7, 64), TargetSize((7,), 10), "positions"),
+        (("B", 8, 16, 16), TargetSize((), 10), "map"),
+        (("B", 8, 16, 16), TargetSize((16, 16), 10), "positions"),
+        (("B", 8, 16, 16), None, "map"),
+    ],
+)
+def test_kinds_of_interfaces(
+    shape: tuple[int | str, ...], target: TargetSize | None, kind: str
+) -> None:
+    assert kind_of([Value("h", shape, "float32", 0, True)], target) == kind

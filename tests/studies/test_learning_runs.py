@@ -1,0 +1,151 @@
+"""What the study runs: keys that stay, lists that compare like with like."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from studies.learning import parts
+from studies.learning.parts import FAR, FULL, QUICK, Family, chosen
+from studies.learning.runs import Run, cuts
+from studies.learning.sources import DECOUPLED, SOURCES
+from tests.studies.conftest import small
+
+RATES = {"connected": 1e-3, "convolutional": 2e-3, "residual": 3e-3, "characters": 4e-3}
+
+
+def rate(family: Family) -> float:
+    return RATES[family[1]]
+
+
+def everything(sizes: parts.Sizes) -> Iterator[Run]:
+    yield from parts.paper(sizes, rate)
+    yield from parts.sources(sizes, rate)
+    yield from parts.time(sizes, rate, lambda family, lateness: "cdni")
+
+
+def test_keys_stay() -> None:
+    """Results are kept under them: another key is a run that is done again."""
+    assert small().key == (
+        "sources fashion connected-3 k2 cdni w1 e2 lr0.003 width=32 warmup_steps=0 samples=1024 s0"
+    )
+    whole = Run("time", "text", "characters", 4, 2, "exact", 0, 18, 1e-3, 2, way="ddp")
+    assert whole.key == "time text characters-4 k2 exact w0 e18 lr0.001 way=ddp s2"
+
+
+def test_every_part_of_a_run_is_in_its_key() -> None:
+    other = {"part": "paper", "data": "mnist", "model": "residual", "source": "none"}
+    other |= {"way": "ddp", "link": "20ms-1gbit", "guard": True, "update_probability": 0.2}
+    base = small()
+    changed = [
+        replace(base, **{name: other.get(name, 7)}) for name in base.to_json() if name != "key"
+    ]
+    assert len({run.key for run in (base, *changed)}) == len(changed) + 1
+
+
+def test_a_run_survives_json() -> None:
+    run = small(guard=True, warmup_steps=None)
+    assert Run.from_json(run.to_json()) == run
+
+
+@pytest.mark.parametrize(
+    ("model", "layers", "stages", "expected"),
+    [
+        ("connected", 3, 3, ["layers.0", "layers.1"]),
+        ("connected", 6, 6, ["layers.0", "layers.1", "layers.2", "layers.3", "layers.4"]),
+        ("connected", 6, 4, ["layers.0", "layers.2", "layers.3"]),
+        ("residual", 6, 2, ["blocks.2"]),
+        ("characters", 4, 4, ["blocks.0", "blocks.1", "blocks.2"]),
+    ],
+)
+def test_cuts(model: str, layers: int, stages: int, expected: list[str]) -> None:
+    assert cuts(small(model=model, layers=layers, stages=stages)) == expected
+
+
+def test_too_many_stages_are_refused() -> None:
+    with pytest.raises(ValueError, match="3 layers cannot make 4 stages"):
+        cuts(small(stages=4))
+
+
+def test_steps() -> None:
+    assert small(samples=None).steps == 2 * 235
+    assert small(samples=None, part="tuning").steps_per_epoch == 196
+    assert small(samples=300).steps_per_epoch == 2
+    assert small(model="characters", epoch_steps=250, epochs=12).steps == 3000
+
+
+@pytest.mark.parametrize("sizes", [FULL, QUICK], ids=["full", "quick"])
+def test_the_same_epochs_and_rate_for_every_source(sizes: parts.Sizes) -> None:
+    """But for sparse updates, which are a table of their own."""
+    runs = [run for run in everything(sizes) if run.update_probability == 1]
+    assert len({run.key for run in runs}) == len(set(runs))
+    for part in ("paper", "sources", "time"):
+        equal: dict[Family, set[tuple[int, float]]] = {}
+        for run in runs:
+            if run.part == part:
+                family = (run.data, run.model, run.layers, run.width)
+                equal.setdefault(family, set()).add((run.epochs, run.lr))
+        assert equal
+        assert all(len(found) == 1 for found in equal.values())
+
+
+def test_every_seed_runs_the_same() -> None:
+    runs = list(everything(FULL))
+    by_seed = Counter(run.seed for run in runs)
+    assert by_seed[0] == by_seed[1] == by_seed[2] == len(runs) / 3
+    first = {replace(run, seed=9) for run in runs if run.seed == 0}
+    assert first == {replace(run, seed=9) for run in runs if run.seed == 2}
+
+
+def test_part_two_has_what_the_goals_are_judged_by() -> None:
+    runs = list(parts.sources(FULL, rate))
+    for model, numbers in (
+        ("connected", (2, 4, 6)),
+        ("residual", (2, 4, 6)),
+        ("characters", (2, 4)),
+    ):
+        layers = 4 if model == "characters" else 6
+        here = [run for run in runs if (run.model, run.layers) == (model, layers)]
+        assert sum(run.source == "exact" for run in here) == len(FULL.seeds)
+        for stages in numbers:
+            at = {(run.source, run.window) for run in here if run.stages == stages}
+            assert {("none", 1), ("stale", 1), ("stale", FAR), ("virtual-task", FAR)} <= at
+        both = {run.source for run in here if run.stages == 2 and not run.guard}
+        without_context = {"dni", "dni-hidden"}
+        assert set(DECOUPLED) - without_context <= both
+        assert both & without_context
+        assert any(run.guard for run in here)
+    assert all(run.window == 1 for run in runs if not SOURCES[run.source].lateness_matters)
+    text = [run for run in runs if run.model == "characters"]
+    assert all(run.steps >= 3000 for run in text)
+
+
+def test_the_paper_decouples_every_layer() -> None:
+    runs = list(parts.paper(FULL, rate))
+    assert all(run.stages == run.layers and run.warmup_steps == 0 for run in runs)
+    sparse = [run for run in runs if run.update_probability == 0.2]
+    assert {run.source for run in sparse} == {"dni", "cdni"}
+    assert {run.data for run in sparse} == {"mnist", "fashion"}
+
+
+def test_every_run_is_tuned_by_a_family() -> None:
+    runs = list(everything(FULL))
+    families = {parts.tuned_as(run, FULL) for run in runs}
+    tuned = list(parts.tuning(FULL, families))
+    assert len(tuned) == 3 * len(families) == 21
+    assert all(run.source == "exact" and run.environment["DNIC_HOLD_OUT"] == "1" for run in tuned)
+    assert not any("DNIC_HOLD_OUT" in run.environment for run in runs)
+
+
+def test_part_three_without_a_best_head_has_no_decoupled_run() -> None:
+    ways = Counter(run.way for run in parts.time(QUICK, rate, lambda family, lateness: None))
+    assert ways == {"backprop": 2, "ddp": 4, "exact": 4, "stale": 4}
+
+
+def test_only_some() -> None:
+    runs = [small(), small(), small(source="stale")]
+    assert chosen(runs, []) == [runs[0], runs[2]]
+    assert chosen(runs, ["stale", "text"]) == [runs[2]]
