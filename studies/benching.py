@@ -94,6 +94,11 @@ def case(family: str, link: str, rounds: int, console: Console) -> dict[str, Any
         "load_after": round(os.getloadavg()[0], 2),
         "window": cut.window,
         "head_width": cut.head.width if cut.head is not None else None,
+        "predicted": [
+            {"mode": a.mode, "name": a.name, "microbatches": a.microbatches, "step_us": a.step_us}
+            for a in planned.plan.prediction.alternatives
+            if not a.unfit
+        ],
         **result,
     }
 
