@@ -2,8 +2,9 @@
 
 A prediction would do for the first run, if plans were always made for the machine that measures
 them. They are not, so one short run of plain backprop comes first; it is not counted, and warms the
-machine up. Every other way is taken to need what perfectly divided work needs, and the time of its
-bytes on the link, until it has been measured.
+machine up. Every other way is taken to need what perfectly divided work needs, the time of its
+bytes on the link and, if it waits for messages, a round trip for each microbatch and direction,
+until it has been measured.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from dnic.bench.variant import Variant
 # The stopwatch leaves the first three steps out where there are more than six.
 FEWEST_STEPS, MOST_STEPS = 10, 1000
 FIRST_STEPS = 8
+# Families of ways that go on while messages travel.
+_UNLOCKED = ("stale", "decoupled", "ceiling")
 
 
 class Pace:
@@ -62,4 +65,7 @@ class Pace:
         if self._link is None or not variant.wired:
             return 0.0
         # Half of it each way, at the same time.
-        return wire_bytes / 2 / self._link.rate_bytes_per_s * 1e6
+        bytes_us = wire_bytes / 2 / self._link.rate_bytes_per_s * 1e6
+        if variant.family in _UNLOCKED:
+            return bytes_us
+        return bytes_us + 4 * (variant.microbatches or 1) * self._link.delay_us
