@@ -25,7 +25,7 @@ from dnic.runtime.launch import run_environment, run_fault
 from dnic.runtime.metrics import RESULT_FILE
 from dnic.runtime.plan import Mode
 
-_MASTER_PORT = 29500
+FIRST_PORT = 29500
 _POLL_S = 0.02
 _END_S = 10.0
 _TAIL_LINES = 40
@@ -40,7 +40,7 @@ class Hosts:
     """
 
     def __init__(self, members: Sequence[Namespace], wire: Relay) -> None:
-        self._members = members
+        self.members = members
         self._wire = wire
 
     def launch(
@@ -66,27 +66,27 @@ class Hosts:
         Raises:
             RankFault: a rank failed.
         """
-        count = processes or len(self._members)
+        count = processes or len(self.members)
         out.mkdir(parents=True, exist_ok=True)
         (out / FAILURE_FILE).unlink(missing_ok=True)
         (out / RESULT_FILE).unlink(missing_ok=True)
         train = [str(bundle.resolve() / "train.py"), f"--mode={mode}", f"--out={out.resolve()}"]
         started: list[subprocess.Popen[bytes]] = []
         try:
-            for node, member in enumerate(self._members[:count]):
-                command = [*_torchrun(node, count, self._members), *train, *extra]
+            for node, member in enumerate(self.members[:count]):
+                command = [*_torchrun(node, count, self.members), *train, *extra]
                 variables = run_environment(pin=True, quiet=True) | dict(environment or {})
                 variables["GLOO_SOCKET_IFNAME"] = member.device
                 with _log(out, node).open("wb") as log:
                     started.append(
-                        member.start(command, environment=variables, log=log, core=_core(node))
+                        member.start(command, environment=variables, log=log, core=core_of(node))
                     )
             failed = _wait(started)
         finally:
             _end(started)
         if failed is not None:
             node, status = failed
-            tail = _tail(_log(out, node))
+            tail = tail_of(_log(out, node))
             fault = run_fault(out, status, tail)
             # A rank that left no report may have said something before it went.
             fault.report = fault.report or tail
@@ -117,12 +117,12 @@ def _torchrun(node: int, count: int, members: Sequence[Namespace]) -> list[str]:
         "--nproc-per-node=1",
         f"--node-rank={node}",
         f"--master-addr={members[0].address}",
-        f"--master-port={_MASTER_PORT}",
+        f"--master-port={FIRST_PORT}",
         f"--local-addr={members[node].address}",
     ]
 
 
-def _core(node: int) -> int:
+def core_of(node: int) -> int:
     """The core of a host's rank."""
     allowed = sorted(os.sched_getaffinity(0))
     return allowed[node % len(allowed)]
@@ -132,7 +132,8 @@ def _log(out: Path, node: int) -> Path:
     return out / f"host{node}.log"
 
 
-def _tail(log: Path) -> str:
+def tail_of(log: Path) -> str:
+    """The last lines of a rank's log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
     return "".join(lines[-_TAIL_LINES:])
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from dnic.bench.hosts import Hosts
 from dnic.bench.linkspec import LinkSpec
 from dnic.bench.measured import Measured, measured
+from dnic.bench.nursery import Nursery
 from dnic.bench.pace import FIRST_STEPS, Pace
 from dnic.bench.settled import settled
 from dnic.bench.variant import Variant
@@ -31,6 +33,7 @@ class Laboratory:
         seconds: that a run is to take.
         link: between the processes of wired variants; None: this machine's own.
         hosts: behind that link.
+        nursery: where ranks are forked, which hosts need; None: torchrun starts them.
     """
 
     def __init__(
@@ -41,11 +44,13 @@ class Laboratory:
         seconds: float,
         link: LinkSpec | None = None,
         hosts: Hosts | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
         self._bundle = settled(bundle.resolve(), scratch / "bundle")
         self._plan = plan
         self._scratch = scratch
         self._hosts = hosts
+        self._nursery = nursery
         self._pace = Pace(seconds, link)
 
     def warm_up(self) -> None:
@@ -81,24 +86,17 @@ class Laboratory:
         if variant.microbatches is not None and variant.mode in MICROBATCHED:
             extra.append(f"--microbatches={variant.microbatches}")
         environment = {"OMP_NUM_THREADS": str(variant.threads)}
-        if self._hosts is not None and variant.wired:
-            self._hosts.launch(
-                self._bundle,
-                mode=variant.mode,
-                processes=variant.processes,
-                out=out,
-                extra=extra,
-                environment=environment,
-            )
+        started: dict[str, Any] = {
+            "mode": variant.mode,
+            "processes": variant.processes,
+            "out": out,
+            "pin": variant.threads == 1,
+            "extra": extra,
+            "environment": environment,
+        }
+        if self._nursery is not None:
+            hosts = self._hosts if variant.wired else None
+            self._nursery.launch(self._bundle, hosts=hosts, **started)
         else:
-            launch(
-                self._bundle,
-                mode=variant.mode,
-                processes=variant.processes,
-                out=out,
-                pin=variant.threads == 1,
-                quiet=True,
-                extra=extra,
-                environment=environment,
-            )
+            launch(self._bundle, quiet=True, **started)
         return measured(read_metrics(out / METRICS_FILE), variant.mode)

@@ -10,6 +10,7 @@ trains to the end.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ from dnic.bench.hosts import hosts_behind
 from dnic.bench.laboratory import Laboratory
 from dnic.bench.linkspec import LinkSpec
 from dnic.bench.measured import Measured
+from dnic.bench.nursery import nursery
 from dnic.bench.summary import BASE, summary
 from dnic.bench.timeline import write_trace
 from dnic.bench.variant import FAMILIES, MICROBATCHES, LeftOut, Variant, variants
@@ -76,7 +78,8 @@ def bench(
         if link is not None and any(variant.wired for variant in found):
             most = max(variant.processes for variant in found)
             hosts = stack.enter_context(hosts_behind(link, most))
-        laboratory = Laboratory(folder, whole, scratch, seconds, link, hosts)
+        ranks = stack.enter_context(nursery()) if sys.platform.startswith("linux") else None
+        laboratory = Laboratory(folder, whole, scratch, seconds, link, hosts, ranks)
         laps = None if trace is None else scratch / "laps"
         done, failed = _rounds(laboratory, found, rounds, laps, progress)
         found = [variant for variant in found if variant.name in done]
