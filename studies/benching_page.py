@@ -26,10 +26,26 @@ stages alone, at once, without messages and heads, divided evenly. One core and 
 rank, all ways in turns, medians over the rounds of the ratios within each round. gpipe-4: four
 microbatches; with a star: run once, and a tenth or more slower there than with the best number of
 microbatches. `threads` is one process with all cores. Links with delay (one way) and rate: two
-network namespaces joined by a relay in user space, ranks started by torchrun in each; what the
-relay takes of the cores is in every figure. Models: `studies/benched` and, with DNIC_SIZE=2,
-`studies/predicted`; SGD.
+network namespaces joined by a relay in user space, one rank in each; what the relay takes of the
+cores is in every figure. Models: `studies/benched` and, with DNIC_SIZE=2, `studies/predicted`; SGD.
 """
+
+PREDICTED = """\
+What the plan of each bundle said of a way's step before anything ran, over what was measured, with
+the number of microbatches that the plan takes for it where that was measured. Every way is planned
+with the cuts that are best for it; all are measured with those of decoupled training.
+"""
+# Of a plan's ways, the bench's names; those with microbatches have their number behind.
+PLANNED = {
+    "one_device": "backprop",
+    "ddp": "ddp",
+    "naive": "naive",
+    "gpipe": "gpipe",
+    "1f1b": "1f1b",
+    "zero_bubble": "zerobubble",
+    "stale": "stale",
+    "decoupled": "decoupled",
+}
 
 
 def page(study: Mapping[str, Any]) -> str:
@@ -62,6 +78,8 @@ def page(study: Mapping[str, Any]) -> str:
                 "",
                 *_remarks(here),
             ]
+    if any("predicted" in case for case in cases):
+        lines += ["", "## Predicted and measured", "", PREDICTED, *_predicted(cases)]
     return "\n".join(lines) + "\n"
 
 
@@ -224,6 +242,23 @@ def _table(cases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for name in ("backprop", "decoupled", "ceiling"):
         found = [next((v for v in c["variants"] if v["name"] == name), None) for c in cases]
         yield f"| {name} | {' | '.join(_spread(v) for v in found)} |"
+
+
+def _predicted(cases: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    yield "| link | model | " + " | ".join(PLANNED.values()) + " |"
+    yield "|---" * (len(PLANNED) + 2) + "|"
+    for case in cases:
+        measured_us = {v["name"]: max(v["step_us"]) for v in case["variants"]}
+        cells = dict.fromkeys(PLANNED.values(), NONE)
+        for way in case.get("predicted", ()):
+            family = PLANNED.get(way["name"], "")
+            count = way["microbatches"]
+            name = f"{family}-{count}" if count > 1 else family
+            if name in measured_us:
+                behind = f" ({count})" if count > 1 else ""
+                cells[family] = f"{way['step_us'] / measured_us[name]:.2f}{behind}"
+        title, model = TITLES[case["link_name"]], NAMES[case["family"]]
+        yield f"| {title} | {model} | {' | '.join(cells.values())} |"
 
 
 def _cell(v: Mapping[str, Any] | None) -> str:

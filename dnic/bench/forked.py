@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _POLL_S = 0.02
-_GRACE_S = 5.0
+_GRACE_S = 2.0  # less than those wait who let the program go
 _CLONE_NEWNET = 0x40000000
 
 

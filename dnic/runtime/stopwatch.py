@@ -6,8 +6,9 @@ addition (half a microsecond), so it always runs. Waiting for other processes is
 the links count it, and it is taken out of the part in which it happened. These are the host's
 times; where it runs ahead of its device, `dnic.runtime.device_stopwatch` takes the device's.
 
-The first steps of an epoch fill the pipeline and warm caches up; where there are enough others
-they do not count.
+The first steps of an epoch fill the pipeline and warm caches up: over a slow link the first
+messages take some round trips, and with a window the first wait for one comes only when it is used
+up. So the first eight steps do not count, or the first third where there are fewer than 24.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean, median
 
-WARMUP_STEPS = 3
+WARMUP_STEPS = 8
 WAIT = "wait"
 
 
@@ -52,7 +53,7 @@ class Stopwatch:
         self._waited = waited_s()
         self._stalled_s = 0.0
         self._sums: dict[str, float] = {}
-        self._at_warm: tuple[dict[str, float], int] = ({}, 0)
+        self._warming: list[dict[str, float]] = [{}]  # sums after each of the first steps
         self._kept: deque[list[Lap]] = deque(maxlen=keep)
         self._laps: list[Lap] | None = [] if keep else None
         self._last = time.perf_counter()
@@ -88,14 +89,13 @@ class Stopwatch:
         if self._laps is not None:
             self._kept.append(self._laps)
             self._laps = []
-        if len(self._ticks_s) - 1 == WARMUP_STEPS:
-            self._at_warm = dict(self._sums), WARMUP_STEPS
+        if len(self._warming) <= WARMUP_STEPS:
+            self._warming.append(dict(self._sums))
 
     def step_us(self) -> dict[str, float] | None:
         """`median`, `min` and `mean` of a step, in microseconds; None before the first is over."""
         steps = [(b - a) * 1e6 for a, b in pairwise(self._ticks_s)]
-        if len(steps) > 2 * WARMUP_STEPS:
-            steps = steps[WARMUP_STEPS:]
+        steps = steps[_warming(len(steps)) :]
         if not steps:
             return None
         return {"median": median(steps), "min": min(steps), "mean": fmean(steps)}
@@ -103,9 +103,10 @@ class Stopwatch:
     def parts_us(self) -> dict[str, float]:
         """Mean microseconds of each part of a step; together they are the mean step."""
         steps = len(self._ticks_s) - 1
-        before, skipped = self._at_warm if steps > 2 * WARMUP_STEPS else ({}, 0)
-        if steps <= skipped:
+        if not steps:
             return {}
+        skipped = _warming(steps)
+        before = self._warming[skipped]
         return {
             part: (total - before.get(part, 0.0)) / (steps - skipped) * 1e6
             for part, total in self._sums.items()
@@ -115,3 +116,8 @@ class Stopwatch:
     def laps(self) -> list[Lap]:
         """The kept ones, in order."""
         return [lap for step in self._kept for lap in step]
+
+
+def _warming(steps: int) -> int:
+    """How many of an epoch's steps do not count."""
+    return min(WARMUP_STEPS, steps // 3)

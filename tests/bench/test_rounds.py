@@ -22,7 +22,6 @@ from dnic.errors import DnicError
 from dnic.report import bench_table
 from dnic.runtime.launch import RankFault
 from dnic.spec import spec_from_mapping
-from tests.runtime.conftest import run_ranks
 
 MODEL = """
 import torch
@@ -66,18 +65,7 @@ def compiled(tmp_path: Path) -> Path:
     return tmp_path / "bundle"
 
 
-@pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs start in real processes as always, but forked: torchrun takes seconds for each."""
-
-    def launch(bundle: Path, *, mode: str, processes: int, out: Path, **others: Any) -> None:
-        run_ranks(bundle, processes, f"--mode={mode}", f"--out={out}", *others["extra"])
-
-    monkeypatch.setattr("dnic.bench.laboratory.launch", launch)
-
-
 @pytest.mark.processes
-@pytest.mark.usefixtures("forked")
 def test_a_bench(compiled: Path, tmp_path: Path) -> None:
     said: list[str] = []
     trace = tmp_path / "trace.json"

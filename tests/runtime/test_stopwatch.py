@@ -37,11 +37,16 @@ def test_parts_add_up_to_the_mean_step(clock: list[float]) -> None:
     assert sum(parts.values()) == pytest.approx(figures["mean"])
 
 
-def test_the_first_steps_do_not_count_where_there_are_others(clock: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("warming", "others"), [(1, 2), (2, 6), (WARMUP_STEPS, 16), (WARMUP_STEPS, 40)]
+)
+def test_the_first_steps_do_not_count_where_there_are_others(
+    clock: list[float], warming: int, others: int
+) -> None:
     watch = Stopwatch()
-    for _ in range(WARMUP_STEPS):
+    for _ in range(warming):
         step(watch, clock, 100.0)
-    for _ in range(WARMUP_STEPS + 1):
+    for _ in range(others):
         step(watch, clock, 1.0)
     assert watch.parts_us()["forward"] == pytest.approx(1e6)
     figures = watch.step_us()
