@@ -29,8 +29,9 @@ demo: $(INSTALLED) ## Compile, train on two processes and compare with backprop,
 		-o build/digits --force
 	$(BIN)/dnic compare build/digits
 
-test: $(INSTALLED) ## Run the tests
-	@$(BIN)/python -m pytest
+# A file's tests stay in one process and share what its fixtures have compiled.
+test: $(INSTALLED) ## Run the tests, on two cores
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(INSTALLED) ## Look for mistakes
 	$(BIN)/ruff check .

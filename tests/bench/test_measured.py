@@ -10,7 +10,7 @@ import pytest
 
 from dnic.bench.linkspec import LinkSpec
 from dnic.bench.measured import Measured, measured
-from dnic.bench.pace import FEWEST_STEPS, MOST_STEPS, Pace
+from dnic.bench.pace import FEWEST_LOCKED_STEPS, FEWEST_STEPS, MOST_STEPS, Pace
 from dnic.bench.summary import summary
 from dnic.bench.variant import Variant
 from dnic.bench.wire import wire_bytes
@@ -108,7 +108,9 @@ def test_steps_fill_the_seconds() -> None:
     assert pace.steps(DECOUPLED, 2_900_000) == FEWEST_STEPS
     assert pace.steps(DECOUPLED, 100_000) == 30
     # A way that waits is taken to need two round trips more, 80 ms.
-    assert pace.steps(Variant("naive", "naive", "exact", 2), 100_000) == 17
+    naive = Variant("naive", "naive", "exact", 2)
+    assert pace.steps(naive, 100_000) == 17
+    assert pace.steps(naive, 2_900_000) == FEWEST_LOCKED_STEPS
     pace.note(DECOUPLED, replace(speed(1), step_us=(1000.0, 20_000.0), steps=30), 30)
     assert pace.steps(DECOUPLED, 0) == 150
     assert pace.options(150) == ["--epochs=1", "--max-steps=150"]
