@@ -15,6 +15,7 @@ Not handled: sizes that change from batch to batch; targets that do not follow t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,9 @@ from dnic.runtime.tail_ending import ClassEnding, Ending, ModelEnding, ValueEndi
 from dnic.runtime.tail_options import TailOptions
 from dnic.runtime.tail_reader import Reader, Reading
 from dnic.runtime.tail_sampled import SampledEnding
+
+if TYPE_CHECKING:
+    from dnic.runtime.replicas import Average
 
 
 class Tail(nn.Module):
@@ -90,11 +94,20 @@ class Tail(nn.Module):
         last: Tensor = self.layers(z.flatten(0, -2))
         return last.view(*z.shape[:-1], -1)
 
-    def observe(self, fronts: Sequence[Tensor], target: Tensor, momentum: float) -> None:
-        """Moves all running statistics by `momentum` (0 to 1) towards this batch."""
+    def observe(
+        self,
+        fronts: Sequence[Tensor],
+        target: Tensor,
+        momentum: float,
+        average: Average | None = None,
+    ) -> None:
+        """Moves all running statistics by `momentum` (0 to 1) towards this batch.
+
+        `average` makes means over the whole batch of those over a replica's share.
+        """
         for reader, front in zip(self._all(), fronts, strict=True):
-            reader.observe(front, momentum)
-        self.ending.observe(target, momentum)
+            reader.observe(front, momentum, average)
+        self.ending.observe(target, momentum, average)
 
     def _all(self) -> list[Reader]:
         return [reader for reader in self.readers if isinstance(reader, Reader)]
