@@ -48,6 +48,8 @@ def source_misfit(
         return misfit
     following = [v for v in values if any(batch_multiple(size) for size in v.shape)]
     lost = context_misfit(target, following)
+    if not lost and target is not None and source in TAILS:
+        lost = choice.tail.misfit(target.classes)
     return f"no {source} gradient for {values[0].name}: {lost}" if lost and values else ""
 
 

@@ -26,6 +26,7 @@ from dnic.runtime.links import dtype_named
 from dnic.runtime.loss import own_loss
 from dnic.runtime.registry import PredictorRequest
 from dnic.runtime.tail_aim import Aim
+from dnic.runtime.tail_clustered import ClusteredEnding
 from dnic.runtime.tail_ending import ClassEnding, Ending, ModelEnding, ValueEnding
 from dnic.runtime.tail_options import TailOptions
 from dnic.runtime.tail_reader import Reader, Reading
@@ -163,6 +164,8 @@ def build_tail(request: PredictorRequest, options: TailOptions) -> Tail:
             ending = ValueEnding(features, aim, layout, dtype)
         elif aim.kind == "sampled":
             ending = SampledEnding(features, aim, layout, request.seed, dtype)
+        elif aim.kind == "clustered":
+            ending = ClusteredEnding(features, aim, layout, dtype)
         else:
             ending = ClassEnding(features, aim, layout, dtype)
         return Tail(readers, downs, layers, ending)

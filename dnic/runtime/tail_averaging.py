@@ -18,27 +18,20 @@ from torch import Tensor
 from dnic.runtime.replicas import Average, Replicas
 
 
-def averaged(
-    gradients: Sequence[Tensor | None], replicas: Replicas, weight: float
-) -> list[Tensor | None]:
+def averaged(gradients: Sequence[Tensor], replicas: Replicas, weight: float) -> list[Tensor]:
     """Gradients of the mean loss over the batch, of those over this replica's share.
 
     Args:
-        gradients: some sparse, some None; the same ones in every replica.
+        gradients: dense and sparse; the same ones in every replica.
         replicas: of the stage; all of them must ask.
         weight: of this replica's share.
     """
     average = replicas.weighed(weight)
     if average is None:
         return list(gradients)
-    dense = [g for g in gradients if g is not None and not g.is_sparse]
-    together = iter(_in_one_message(dense, average))
+    together = iter(_in_one_message([g for g in gradients if not g.is_sparse], average))
     return [
-        None
-        if gradient is None
-        else _rows(gradient, replicas, weight)
-        if gradient.is_sparse
-        else next(together)
+        _rows(gradient, replicas, weight) if gradient.is_sparse else next(together)
         for gradient in gradients
     ]
 

@@ -2,7 +2,8 @@
 
 Losses are means over what has a target, in units that do not depend on the batch. Classes outside
 `0..classes-1` are ignored, as `F.cross_entropy` ignores -100; real values are standardised, so that
-their units do not matter. Where there are too many classes see `dnic.runtime.tail_sampled`.
+their units do not matter. Where there are too many classes see `dnic.runtime.tail_sampled` and
+`dnic.runtime.tail_clustered`.
 """
 
 from __future__ import annotations

@@ -207,7 +207,12 @@ class TailPredictor(Predictor):
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
         """Adam's step with gradients of all of `parameters_in_order`; all replicas must step."""
-        gradients = averaged(gradients, self._replicas, self.weight)
+        # Of a cluster that no target lay in there is none, and another replica may have one.
+        every = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self._all, gradients, strict=True)
+        ]
+        gradients = averaged(every, self._replicas, self.weight)
         for parameter, gradient in zip(self._all, gradients, strict=True):
             parameter.grad = gradient
         for optimizer in self._optimizers:

@@ -87,6 +87,31 @@ def test_many_classes_are_sampled_and_the_plan_says_so(chain: Chain, device: Dev
     assert plans[0].prediction.step_us <= plans[1].prediction.step_us
 
 
+def test_clusters_reach_the_plan(chain: Chain, device: DeviceProfile) -> None:
+    """They cost more than a sample and less than all; what has none is refused."""
+    many = PlannedTarget(shape=("B",), dtype="int64", classes=50_000)
+    cost = {}
+    for targets in ("sampled", "clustered", "full"):
+        tail = TailChoice(targets=targets)
+        head = (
+            planned(chain(LAYERS), device, many, gradient="virtual", tail=tail).interfaces[0].head
+        )
+        assert head is not None
+        assert (head.model_extra or {})["targets"] == targets
+        cost[targets] = head.forward_us + head.train_us
+    assert cost["sampled"] < cost["clustered"] < cost["full"]
+    tail = TailChoice(targets="clustered")
+    real = PlannedTarget(shape=("B",), dtype="float32", classes=None)
+    two = PlannedTarget(shape=("B",), dtype="int64", classes=2)
+    for target, why in ((real, "the targets are real values"), (two, "nothing to cluster in 2")):
+        with pytest.raises(PartitionError, match=f"no local gradient for .*: targets: .*{why}"):
+            planned(chain(LAYERS), device, target, gradient="local", tail=tail)
+        (interface,) = planned(
+            chain(LAYERS), device, target, sources=("local",), tail=tail
+        ).interfaces
+        assert interface.gradient == "exact"
+
+
 def test_a_tail_without_targets_is_refused(chain: Chain, device: DeviceProfile) -> None:
     with pytest.raises(
         PartitionError, match=r"no virtual gradient for .*: there are no training data"

@@ -84,6 +84,7 @@ def keys(**train: Any) -> dict[str, Any]:
         ("conv2", "virtual", SAMPLED, 1),
         ("mlp2", "local", SAMPLED | {"one_in": 2}, 1),
         ("conv2", "local", HEAD, 1),
+        ("mlp2", "virtual", HEAD | {"targets": "clustered"}, 1),
         ("mlp2", "mine", {}, 1),
     ],
 )
@@ -179,17 +180,17 @@ TOKENS = TensorSpec("h", ("B", 7, 6), "float64", True)
 MAPS = TensorSpec("h", ("B", 3, 40, 40), "float64", True)
 BIAS = TensorSpec("bias", (7, 6), "float64", True)
 LABELS, WORDS = TargetPlan((), "int64", 5), TargetPlan((7,), "int64", 5)
+# More classes than targets: clusters that one replica has targets of, and none.
+RARE = TargetPlan((), "int64", 40)
 VALUES = TargetPlan((3,), "float64", None)
 
 
-def batches(
-    tensors: tuple[TensorSpec, ...], target: TargetPlan, count: int
-) -> Iterator[Batch]:
+def batches(tensors: tuple[TensorSpec, ...], target: TargetPlan, count: int) -> Iterator[Batch]:
     """Tensors, targets, and gradients of a mean loss that follow from both."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(count):
         shape = (BATCH, *target.sample_shape)
-        y = torch.randint(5, shape, generator=generator)
+        y = torch.randint(target.classes or 1, shape, generator=generator)
         if target.classes is None:
             y = torch.randn(shape, generator=generator, dtype=torch.float64)
         given = [
@@ -239,6 +240,7 @@ def trained(own: Predictor, index: int, *, batch: Batch, late: bool) -> list[Ten
         pytest.param((MAPS,), VALUES, HeadPlan(1, 4), id="values"),
         pytest.param((BIAS, TOKENS), WORDS, HeadPlan(1, 8), id="a tensor of all samples"),
         pytest.param((VECTOR,), LABELS, HeadPlan(options={"loss": "model"}), id="model"),
+        pytest.param((VECTOR,), RARE, HeadPlan(options={"targets": "clustered"}), id="clusters"),
     ],
 )
 @pytest.mark.parametrize("kind", ["virtual", "local"])
@@ -302,7 +304,7 @@ def test_what_is_drawn_does_not_depend_on_the_microbatches() -> None:
 
 
 def test_rows_and_dense_gradients_are_averaged_alike() -> None:
-    """Rows that both have used, that one has, and that stand twice; and a parameter unused."""
+    """Rows that both have used, that one has, and that stand twice."""
     torch.manual_seed(0)
     index = [torch.tensor([3, 0, 3]), torch.tensor([3, 7])]
     rows = [torch.randn(3, 4), torch.randn(2, 4)]
@@ -313,21 +315,19 @@ def test_rows_and_dense_gradients_are_averaged_alike() -> None:
     dense, weights = [torch.randn(2, 5), torch.randn(2, 5)], (1.5, 0.5)
     meeting = Meeting(2)
 
-    def work(i: int) -> list[Tensor | None]:
+    def work(i: int) -> list[Tensor]:
         meeting.enter(i)
         replicas = MeetingReplicas(i, 2, meeting=meeting)
-        found = averaged([None, sparse[i], dense[i]], replicas, weights[i])
+        found = averaged([sparse[i], dense[i]], replicas, weights[i])
         meeting.leave(i)
         return found
 
     with ThreadPoolExecutor(2) as pool:
         first, second = (run.result() for run in [pool.submit(work, i) for i in range(2)])
-    for place, given in ((1, [s.to_dense() for s in sparse]), (2, dense)):
+    for place, given in ((0, [s.to_dense() for s in sparse]), (1, dense)):
         found = first[place]
-        assert found is not None
         expected = (1.5 * given[0] + 0.5 * given[1]) / 2
         torch.testing.assert_close(found.to_dense(), expected)
-        assert torch.equal(found.to_dense(), second[place].to_dense())  # type: ignore[union-attr]
-    assert first[0] is None
-    assert first[1] is not None and set(first[1].coalesce().indices()[0].tolist()) == {0, 3, 7}
-    assert averaged([None, dense[0]], Replicas(), 1.0)[1] is dense[0]
+        assert torch.equal(found.to_dense(), second[place].to_dense())
+    assert set(first[0].coalesce().indices()[0].tolist()) == {0, 3, 7}
+    assert averaged([dense[0]], Replicas(), 1.0)[0] is dense[0]
