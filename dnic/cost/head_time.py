@@ -131,17 +131,21 @@ def _time(
     """Microseconds of predicting, and of learning from, one batch; and the parameters."""
     from dnic.runtime.plan import HeadPlan, TargetPlan, TensorSpec
     from dnic.runtime.registry import PredictorRequest, predictor_kind
+    from dnic.runtime.tail_training import TailPredictor
 
     kind = predictor_kind(source)
     options = {"targets": tail.targets, "loss": tail.loss} if "targets" in kind.options else {}
     context: Literal["target", "none"] = "none" if target is None else "target"
     head = HeadPlan(hidden_layers, width, context, _RATE, one_in, options=options)
+    targets = torch.zeros(batch_size) if target is None else _targets(batch_size, target)
     planned = None
     if target is not None:
-        dtype_name = "float32" if target.classes is None else "int64"
+        dtype_name = str(targets.dtype).removeprefix("torch.")
         planned = TargetPlan(target.shape, dtype_name, target.classes)
     tensors = tuple(TensorSpec(v.name, v.shape, v.dtype, True) for v in values)
     predictor = kind.build(PredictorRequest(tensors, head, planned, output=tail.output))
+    if isinstance(predictor, TailPredictor):
+        predictor.tail.ending.settle()
     noise = [torch.randn(spec.resolve(batch_size)) for spec in tensors]
     crossed = [x.to(getattr(torch, spec.dtype)) for x, spec in zip(noise, tensors, strict=True)]
     gradients = [torch.randn_like(h) / batch_size for h in crossed]
@@ -153,8 +157,6 @@ def _time(
 
     def once() -> tuple[float, float]:
         others(between).sum().backward()
-        # Another batch's each time: a tail may sort classes by what it has met.
-        targets = torch.zeros(batch_size) if target is None else _targets(batch_size, target)
         start = clock()
         predictor.predict(crossed, targets, 1)
         predicted_us = clock.between(start, clock())

@@ -70,7 +70,10 @@ class TailChoice:
         """Why targets of so many classes (None: real values) cannot be scored so; else empty."""
         from dnic.runtime.tail_aim import targets_misfit
 
-        return "" if self.loss == "model" else targets_misfit(self.targets, classes)
+        if self.loss == "auto":
+            return targets_misfit(self.targets, classes)
+        first = self.output[0] if self.output else None
+        return "" if first == "B" else "the model's output is not one tensor with the batch first"
 
 
 def tail_cost(

@@ -44,12 +44,14 @@ def source_misfit(
     if source == "none":
         return ""
     misfit = head_misfit(values)
-    if misfit or not needs_target(source) or (source in TAILS and choice.tail.loss == "model"):
+    if misfit or not needs_target(source):
         return misfit
-    following = [v for v in values if any(batch_multiple(size) for size in v.shape)]
-    lost = context_misfit(target, following)
-    if not lost and target is not None and source in TAILS:
-        lost = choice.tail.misfit(target.classes)
+    lost = ""
+    if source not in TAILS or choice.tail.loss == "auto":
+        following = [v for v in values if any(batch_multiple(size) for size in v.shape)]
+        lost = context_misfit(target, following)
+    if not lost and source in TAILS:
+        lost = choice.tail.misfit(target.classes if target else None)
     return f"no {source} gradient for {values[0].name}: {lost}" if lost and values else ""
 
 

@@ -46,6 +46,9 @@ class Ending(nn.Module, ABC):
         `average` makes means over the whole batch of those over a replica's share.
         """
 
+    def settle(self) -> None:
+        """Ends what only the first batches change, as it is: before it is timed."""
+
 
 class ClassEnding(Ending):
     """Logits, and cross-entropy.

@@ -88,28 +88,39 @@ def test_many_classes_are_sampled_and_the_plan_says_so(chain: Chain, device: Dev
 
 
 def test_clusters_reach_the_plan(chain: Chain, device: DeviceProfile) -> None:
-    """They cost more than a sample and less than all; what has none is refused."""
     many = PlannedTarget(shape=("B",), dtype="int64", classes=50_000)
     cost = {}
     for targets in ("sampled", "clustered", "full"):
         tail = TailChoice(targets=targets)
-        head = (
-            planned(chain(LAYERS), device, many, gradient="virtual", tail=tail).interfaces[0].head
-        )
-        assert head is not None
-        assert (head.model_extra or {})["targets"] == targets
-        cost[targets] = head.forward_us + head.train_us
-    assert cost["sampled"] < cost["clustered"] < cost["full"]
-    tail = TailChoice(targets="clustered")
-    real = PlannedTarget(shape=("B",), dtype="float32", classes=None)
-    two = PlannedTarget(shape=("B",), dtype="int64", classes=2)
-    for target, why in ((real, "the targets are real values"), (two, "nothing to cluster in 2")):
-        with pytest.raises(PartitionError, match=f"no local gradient for .*: targets: .*{why}"):
-            planned(chain(LAYERS), device, target, gradient="local", tail=tail)
-        (interface,) = planned(
-            chain(LAYERS), device, target, sources=("local",), tail=tail
-        ).interfaces
-        assert interface.gradient == "exact"
+        (row,) = planned(chain(LAYERS), device, many, gradient="virtual", tail=tail).interfaces
+        assert row.head is not None
+        assert (row.head.model_extra or {})["targets"] == targets
+        cost[targets] = row.head.forward_us + row.head.train_us
+    assert cost["clustered"] < cost["full"]
+    assert cost["clustered"] != cost["sampled"]
+
+
+REAL = PlannedTarget(shape=("B",), dtype="float32", classes=None)
+TWO = PlannedTarget(shape=("B",), dtype="int64", classes=2)
+
+
+@pytest.mark.parametrize(
+    ("tail", "target", "why"),
+    [
+        (TailChoice(targets="clustered"), REAL, "the targets are real values"),
+        (TailChoice(targets="sampled"), REAL, "the targets are real values"),
+        (TailChoice(targets="clustered"), TWO, "nothing to cluster in 2 classes"),
+        (TailChoice(loss="model"), LABELS, "output is not one tensor with the batch first"),
+        (TailChoice(loss="model", output=(7, "B")), None, "output is not one tensor"),
+    ],
+)
+def test_tails_that_nothing_can_score_are_refused(
+    tail: TailChoice, target: PlannedTarget | None, why: str, chain: Chain, device: DeviceProfile
+) -> None:
+    with pytest.raises(PartitionError, match=f"no local gradient for .*{why}"):
+        planned(chain(LAYERS), device, target, gradient="local", tail=tail)
+    (row,) = planned(chain(LAYERS), device, target, sources=("local",), tail=tail).interfaces
+    assert row.gradient == "exact"
 
 
 def test_a_tail_without_targets_is_refused(chain: Chain, device: DeviceProfile) -> None:
