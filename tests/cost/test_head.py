@@ -207,6 +207,18 @@ def test_walks_by_hand() -> None:
     assert head_cost(*wide).train_us == pytest.approx(10 * 2**18 + 5 * (1024 * 10 + 10) / 2)
 
 
+def test_a_softmax_that_no_cache_holds_takes_longer_on_a_cpu() -> None:
+    """32 MiB of logits: 18 walks more there and back, 35 more in learning a match."""
+    device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e30, "bytes_per_s": 8e6})
+    gpu = device.model_copy(update={"memory_bytes": 2**40})
+    for rows, more in ((2**8, 0), (2**9, 1)):
+        given = [value("B", 64)], rows, 0, None
+        last = TargetSize((), 2**14), "virtual", 1, TailChoice(targets="full")
+        ours, theirs = (head_cost(*given, one, *last) for one in (device, gpu))
+        assert ours.forward_us - theirs.forward_us == pytest.approx(more * 18 * rows * 2**14)
+        assert ours.train_us - theirs.train_us == pytest.approx(more * 35 * rows * 2**14)
+
+
 def test_what_narrow_tails_start_by_hand() -> None:
     """Overhead only."""
     device = CPU.model_copy(update={"overhead_us": 1.0, "flops_per_s": 1e30, "bytes_per_s": 1e30})

@@ -174,6 +174,8 @@ def test_auto_does_not_take_it_where_there_are_replicas(
     graph = chain(LAYERS)
     chosen = with_replicas(graph, device, sources=(alone,)).chosen
     assert (chosen.name, chosen.replicas) == ("1f1b_ddp", 2)
+    # Planned as stages that wait, not found to wait afterwards.
+    assert set(chosen.placement.sources) == {"exact"}
     for choice in (InterfaceChoice(sources=(alone,)), InterfaceChoice(gradient=alone)):
         request = PartitionRequest(4, default=choice)
         found = decide(graph, cost_model(graph, device), request, LABELS).found
