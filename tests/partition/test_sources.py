@@ -21,6 +21,7 @@ from dnic.partition import (
     make_plan,
 )
 from dnic.partition.check import check_plan
+from dnic.partition.choose import place
 from dnic.partition.defaults import Rule, kind_of, layers_of, source_of
 from dnic.partition.plan import PlannedOptimizer, PlannedTarget, PlannedTraining
 from dnic.runtime import registry
@@ -175,7 +176,12 @@ def test_auto_does_not_take_it_where_there_are_replicas(
     chosen = with_replicas(graph, device, sources=(alone,)).chosen
     assert (chosen.name, chosen.replicas) == ("1f1b_ddp", 2)
     # Planned as stages that wait, not found to wait afterwards.
-    assert set(chosen.placement.sources) == {"exact"}
+    request = PartitionRequest(4, stages=2, replicas=2, default=InterfaceChoice(sources=(alone,)))
+    for copies, source in ((2, "exact"), (1, "synthetic")):
+        placement = place(
+            graph, cost_model(graph, device), request, replicas=(copies,), target=LABELS
+        )
+        assert placement.sources == (source,)
     for choice in (InterfaceChoice(sources=(alone,)), InterfaceChoice(gradient=alone)):
         request = PartitionRequest(4, default=choice)
         found = decide(graph, cost_model(graph, device), request, LABELS).found
