@@ -17,6 +17,7 @@ from dnic.compiler.ask import check_sources, device_profile, names_of, request_o
 from dnic.compiler.load import Loaded, check_loss, load, target_of
 from dnic.compiler.price import price
 from dnic.compiler.probe_file import predictability_of
+from dnic.compiler.trial import check_foresight, check_predictors
 from dnic.cost import Costs
 from dnic.errors import PartitionError, SpecError, VerifyError
 from dnic.graph.batch import at_batch
@@ -29,6 +30,7 @@ from dnic.proof.proof_file import proof_file, write_proof
 from dnic.proof.rung import Rung
 from dnic.proof.split import MODEL_FAILS
 from dnic.report.pictures import picture_files
+from dnic.runtime.bundle import load_bundle
 from dnic.spec import Spec
 from dnic.spec.beside import imported_beside
 from dnic.trace import TracedModel, capture_coarse, capture_fine, opened_by
@@ -146,6 +148,10 @@ def compile_model(
     files |= picture_files(planned.plan)
     _seen(observe, "emit", files)
     with staged(folder, files) as temporary:
+        runs = load_bundle(temporary).plan
+        check_foresight(runs, planned.plan.train)
+        if not spec.model.meta:
+            check_predictors(runs, source.loss)
         rung = _seen(observe, "prove", prove_bundle_split(temporary, planned.loaded.inputs))
         write_proof(temporary, proof_file([rung], read_plan_file(temporary)))
         if not rung.passed:

@@ -17,7 +17,12 @@ from dnic.cost.link import message_us, occupancy_us, transfer_us
 from dnic.cost.measured import MeasuredModel
 from dnic.cost.optimizer import UpdateRule, update_rule, update_us
 from dnic.cost.profile import Crowded, DeviceProfile, Efficiency, Link
-from dnic.cost.returned import needs_gradients, needs_target, returned_share
+from dnic.cost.returned import (
+    learns_in_replicas,
+    needs_gradients,
+    needs_target,
+    returned_share,
+)
 from dnic.cost.stock import is_stock, load_link, load_profile
 from dnic.cost.tail import TailChoice
 
@@ -45,6 +50,7 @@ __all__ = [
     "head_cost",
     "head_features",
     "is_stock",
+    "learns_in_replicas",
     "load_link",
     "load_profile",
     "message_us",

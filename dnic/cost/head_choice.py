@@ -35,6 +35,7 @@ def fitting_head(
     profile: DeviceProfile,
     target: TargetSize | None = None,
     costing: Callable[..., HeadCost] | None = None,
+    learns_every: int = 1,
 ) -> tuple[int | None, int]:
     """Width and `one_in` of a head, where they are `auto`: what fits a stage's slack.
 
@@ -51,13 +52,14 @@ def fitting_head(
         profile: the device.
         target: what the heads see of the targets; None without context.
         costing: what a head costs; None for `head_cost`.
+        learns_every: it learns in one of so many steps; a mean step is what counts.
     """
     cost = costing or head_cost
     narrow = NARROWEST if width == "auto" else width
     given = values, batch_size, hidden_layers
 
     def time_us(one_in: int) -> float:
-        return cost(*given, narrow, profile, target, one_in=one_in).total_us
+        return cost(*given, narrow, profile, target, one_in=one_in).step_us(learns_every)
 
     spent_us = 0.0
     if one_in == "auto":
@@ -69,7 +71,7 @@ def fitting_head(
         spent_us = time_us(one_in) - cheapest_us if one_in < most else 0.0
     if width == "auto":
         left_us = slack_us - spent_us
-        width = choose_width(*given, left_us, profile, target, costing, one_in)
+        width = choose_width(*given, left_us, profile, target, costing, one_in, learns_every)
     return width, one_in
 
 
@@ -82,6 +84,7 @@ def choose_width(
     target: TargetSize | None = None,
     costing: Callable[..., HeadCost] | None = None,
     one_in: int = 1,
+    learns_every: int = 1,
 ) -> int | None:
     """The widest head that fits a stage's slack: low-rank by default.
 
@@ -98,6 +101,7 @@ def choose_width(
         target: what the heads see of the targets; None without context.
         costing: what a head of some width costs; None for `head_cost`.
         one_in: it learns from one in so many samples of a batch.
+        learns_every: it learns in one of so many steps; a mean step is what counts.
 
     Returns:
         The width; None, full width, for tensors of at most 16 features.
@@ -109,7 +113,7 @@ def choose_width(
     def time_us(width: int) -> float:
         cost = costing or head_cost
         head = values, batch_size, hidden_layers, width, profile, target
-        return cost(*head, one_in=one_in).total_us
+        return cost(*head, one_in=one_in).step_us(learns_every)
 
     chosen = width = NARROWEST
     while width <= min(features, WIDEST) and time_us(width) - time_us(NARROWEST) <= slack_us:

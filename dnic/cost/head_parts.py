@@ -46,6 +46,10 @@ class HeadCost:
         """Microseconds that they add to a step."""
         return self.forward_us + self.train_us
 
+    def step_us(self, learns_every: int) -> float:
+        """Microseconds that they add to a mean step, if they learn in one of so many steps."""
+        return self.forward_us + self.train_us / learns_every
+
     def __add__(self, other: HeadCost) -> HeadCost:
         return HeadCost(
             self.parameters + other.parameters,

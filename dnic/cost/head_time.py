@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import log1p
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,7 @@ from dnic.graph.graph import Value
 BUILT_IN_SOURCES = ("synthetic", "virtual", "local", "none")
 _BUDGET_US = 150_000.0
 _RATE = 5e-3
+MANY_CLASSES = 1024
 # What runs between two uses of a head: enough to take the caches and the branch predictor from it.
 _BETWEEN_WIDTH, _BETWEEN_LAYERS = 256, 4
 
@@ -98,7 +100,7 @@ def _key(
         return f"{key}-{one_in}"
     shapes = [(value.shape, value.dtype) for value in values]
     given = source, batch_size, shapes, hidden_layers, width, target, one_in
-    return f"predictor-{given}-{tail if source in ('virtual', 'local') else ''}"
+    return f"predictor-words-{given}-{tail if source in ('virtual', 'local') else ''}"
 
 
 def _timed(*head: Any) -> list[float]:
@@ -129,6 +131,7 @@ def _time(
     """Microseconds of predicting, and of learning from, one batch; and the parameters."""
     from dnic.runtime.plan import HeadPlan, TargetPlan, TensorSpec
     from dnic.runtime.registry import PredictorRequest, predictor_kind
+    from dnic.runtime.tail_training import TailPredictor
 
     kind = predictor_kind(source)
     options = {"targets": tail.targets, "loss": tail.loss} if "targets" in kind.options else {}
@@ -141,6 +144,8 @@ def _time(
         planned = TargetPlan(target.shape, dtype_name, target.classes)
     tensors = tuple(TensorSpec(v.name, v.shape, v.dtype, True) for v in values)
     predictor = kind.build(PredictorRequest(tensors, head, planned, output=tail.output))
+    if isinstance(predictor, TailPredictor):
+        predictor.tail.ending.settle()
     noise = [torch.randn(spec.resolve(batch_size)) for spec in tensors]
     crossed = [x.to(getattr(torch, spec.dtype)) for x, spec in zip(noise, tensors, strict=True)]
     gradients = [torch.randn_like(h) / batch_size for h in crossed]
@@ -167,4 +172,8 @@ def _time(
 def _targets(rows: int, target: TargetSize) -> Tensor:
     if target.classes is None:
         return torch.randn(rows, *target.shape)
-    return torch.randint(target.classes, (rows, *target.shape))
+    if target.classes <= MANY_CLASSES:
+        return torch.randint(target.classes, (rows, *target.shape))
+    # As frequent as words are, one over their rank: what a tail does may depend on it.
+    drawn = (torch.rand(rows, *target.shape) * log1p(target.classes)).exp().long() - 1
+    return drawn.clamp(max=target.classes - 1)

@@ -1,4 +1,4 @@
-"""What sources of gradients need: true gradients, and how many of these come back; targets."""
+"""What sources of gradients need: true gradients, and how many come back; targets; one process."""
 
 from __future__ import annotations
 
@@ -30,6 +30,19 @@ def needs_target(source: Source) -> bool:
         return predictor_kind(source).needs_target
     except DnicError:
         return False
+
+
+def learns_in_replicas(source: Source) -> bool:
+    """Whether replicas of a stage can have a source; also where nobody knows the source yet."""
+    from dnic.runtime.plan import AWAITED
+    from dnic.runtime.registry import predictor_kind
+
+    if source in AWAITED:
+        return True
+    try:
+        return predictor_kind(source).replicated
+    except DnicError:
+        return True
 
 
 def returned_share(return_every: int) -> float:

@@ -26,9 +26,9 @@ from dnic.errors import PartitionError
 from dnic.graph.graph import Graph, Value
 from dnic.graph.shape import Shape
 from dnic.partition.cuts import CutTable, cut_points, resolve_cuts, resolve_groups
-from dnic.partition.defaults import TAILS, layers_of, return_every, source_of
+from dnic.partition.defaults import TAILS, layers_of, learns_every, return_every, source_of
 from dnic.partition.exact import DeviceClass, Option, Problem, Solution, solve_exact
-from dnic.partition.heads import asked_width, head_costing, source_misfit
+from dnic.partition.heads import asked_width, head_costing, replicas_misfit, source_misfit
 from dnic.partition.messages import asked_message
 from dnic.partition.penalties import penalty_of, ruled_out, settled
 from dnic.partition.plan import PlannedTarget
@@ -182,7 +182,7 @@ def _problem(
         here = settled(choice(gap), gap, point.differentiable, request, target)
         source = "stale" if here.stale else source_of(here, point.differentiable, target)
         steps = penalty_of(gap, here, source, request)
-        part = _may_part(here, point.differentiable, target)
+        part = _may_part(here, point.differentiable, target, max(replicas))
         part = part and not ruled_out(gap, here, source, request)
         waits = bool(point.differentiable) and not part
         predicted[gap] = not waits
@@ -198,7 +198,7 @@ def _problem(
         messages_us[gap] += message_us(message.gradient_nbytes, costs.profile) * share
         if point.shared:
             messages_us[gap] += 2 * message_us(point.shared_nbytes, costs.profile)
-        head_us[gap] = heads.forward_us + heads.train_us / ((every or 1) * here.train_every)
+        head_us[gap] = heads.step_us(learns_every(source, here))
         buffers[gap] = message.nbytes * (SMALLEST_WINDOW + 1)
         head_bytes[gap] = buffers[gap] + head_memory_bytes(heads)
         penalty[gap] = round(steps.counted / _PENALTY_UNIT)
@@ -281,12 +281,20 @@ def _sums(*columns: Sequence[float]) -> tuple[float, ...]:
 
 
 def _may_part(
-    choice: InterfaceChoice, values: tuple[Value, ...], target: PlannedTarget | None
+    choice: InterfaceChoice,
+    values: tuple[Value, ...],
+    target: PlannedTarget | None,
+    copies: int,
 ) -> bool:
-    """Whether the stages may go on without one another: a gradient is predicted, or is late."""
+    """Whether the stages may go on without one another: a gradient is predicted, or is late.
+
+    A source that is asked for by its name is refused, if need be, where the interfaces are known.
+    """
     if choice.stale:
         return True
     source = source_of(choice, values, target)
+    if choice.gradient == "auto" and replicas_misfit(source, copies):
+        return False
     return choice.predicts and not source_misfit(source, values, choice, target)
 
 
@@ -343,13 +351,14 @@ def _head_estimate(
         costing = head_costing(source, choice, timed=request.timed_heads)
         computed = head_costing(source, choice, timed=False)
         wanted, factor = (asked_width(source, choice), choice.one_in), 1.0
+        every = learns_every(source, choice)
         if "auto" in wanted:
             # Few heads are worth building: what one takes longer than computed, the others will.
             narrow = None if wanted[0] is None else NARROWEST
-            built = costing(*given, narrow, costs.profile, size).total_us
-            factor = built / computed(*given, narrow, costs.profile, size).total_us
+            built = costing(*given, narrow, costs.profile, size).step_us(every)
+            factor = built / computed(*given, narrow, costs.profile, size).step_us(every)
         width, one_in = fitting_head(
-            *given, *wanted, slack_us / factor, costs.profile, size, computed
+            *given, *wanted, slack_us / factor, costs.profile, size, computed, every
         )
         return costing(*given, width, costs.profile, size, one_in=one_in)
 

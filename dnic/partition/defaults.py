@@ -88,6 +88,11 @@ def return_every(source: str, choice: InterfaceChoice) -> int:
     return choice.return_every if needs_gradients(source) else 0
 
 
+def learns_every(source: str, choice: InterfaceChoice) -> int:
+    """A head learns in one of so many steps: of the gradients that come back not from every one."""
+    return (return_every(source, choice) or 1) * choice.train_every
+
+
 def layers_of(choice: InterfaceChoice, source: str) -> int:
     """Hidden layers of a head or tail: as asked for, or its kind's."""
     if choice.hidden_layers != "auto":

@@ -15,12 +15,13 @@ from dnic.cost import (
     HeadCost,
     fitting_head,
     head_cost,
+    learns_in_replicas,
     needs_target,
     time_head,
 )
 from dnic.graph.graph import Value
 from dnic.graph.shape import batch_multiple, text
-from dnic.partition.defaults import TAILS, layers_of
+from dnic.partition.defaults import TAILS, layers_of, learns_every
 from dnic.partition.plan import PlannedHead, PlannedTarget
 from dnic.partition.request import Auto, InterfaceChoice
 from dnic.partition.targets import context_misfit, target_size
@@ -43,11 +44,22 @@ def source_misfit(
     if source == "none":
         return ""
     misfit = head_misfit(values)
-    if misfit or not needs_target(source) or (source in TAILS and choice.tail.loss == "model"):
+    if misfit or not needs_target(source):
         return misfit
-    following = [v for v in values if any(batch_multiple(size) for size in v.shape)]
-    lost = context_misfit(target, following)
+    lost = ""
+    if source not in TAILS or choice.tail.loss == "auto":
+        following = [v for v in values if any(batch_multiple(size) for size in v.shape)]
+        lost = context_misfit(target, following)
+    if not lost and source in TAILS:
+        lost = choice.tail.misfit(target.classes if target else None)
     return f"no {source} gradient for {values[0].name}: {lost}" if lost and values else ""
+
+
+def replicas_misfit(source: str, copies: int) -> str:
+    """Why a source cannot predict where a stage has so many replicas; empty when it can."""
+    if copies == 1 or learns_in_replicas(source):
+        return ""
+    return f"{source} does not learn in several replicas of a stage together"
 
 
 def seen_target(
@@ -105,7 +117,8 @@ def plan_head(
     layers = layers_of(choice, source)
     given = values, batch_size, layers
     wanted = asked_width(source, choice), choice.one_in
-    width, one_in = fitting_head(*given, *wanted, slack_us, profile, size, costing)
+    every = learns_every(source, choice)
+    width, one_in = fitting_head(*given, *wanted, slack_us, profile, size, costing, every)
     cost = costing(*given, width, profile, size, one_in=one_in)
     options = dict(choice.options_of(source))
     if source in TAILS and choice.tail.sampled(size):

@@ -24,8 +24,8 @@ from dnic.errors import PartitionError, SpecError
 from dnic.graph.graph import Value
 from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
-from dnic.partition.defaults import return_every, source_of
-from dnic.partition.heads import plan_head, source_misfit
+from dnic.partition.defaults import learns_every, return_every, source_of
+from dnic.partition.heads import plan_head, replicas_misfit, source_misfit
 from dnic.partition.messages import Message, plan_message
 from dnic.partition.penalties import settled, with_penalty
 from dnic.partition.plan import (
@@ -177,8 +177,8 @@ def decide_interfaces(
                     timed=request.timed_heads,
                 )
             )
-            every = (return_every(gradient, choice) or 1) * choice.train_every
-            total_us[crossing.source] += _head_us(heads[-1][1], every)
+            every = learns_every(gradient, choice)
+            total_us[crossing.source] += heads[-1][1].step_us(every)
         return heads, total_us
 
     _, narrow_us = plan_heads([0.0] * len(busy_us))
@@ -216,9 +216,18 @@ def _gradient(
     gradient of an edge that skips stages would lock them all.
 
     Raises:
-        PartitionError: it was asked for where no head can be built.
+        PartitionError: it was asked for where no head can be built, or none can learn.
     """
     source = source_of(choice, crossing.differentiable, target)
+    alone = replicas_misfit(source, placement.replicas[crossing.source])
+    if alone and crossing.differentiable and choice.gradient == source:
+        raise PartitionError(
+            alone,
+            where=f"interfaces.{crossing.name}.gradient",
+            expected="synthetic, virtual, local, none, or a source that says replicated = True and "
+            "averages what it learns from",
+            hint="partition.replicas: 1, or another gradient",
+        )
     misfit = source_misfit(source, crossing.differentiable, choice, target)
     if misfit and choice.gradient == source:
         expected = "real tensors with the batch on one axis"
@@ -235,12 +244,7 @@ def _gradient(
         return "exact"
     if choice.stale:
         return "stale"
-    return "exact" if misfit else source
-
-
-def _head_us(cost: HeadCost, every: int) -> float:
-    """A head's time in a mean step, if it learns from one in so many batches."""
-    return cost.forward_us + cost.train_us / every
+    return "exact" if misfit or alone else source
 
 
 def _open_flows(
@@ -333,7 +337,7 @@ def _interface(
 ) -> PlannedInterface:
     head, cost, reason = planned
     if head is not None:
-        head_us = _head_us(cost, (flow.return_every or 1) * choice.train_every)
+        head_us = cost.step_us(learns_every(gradient, choice))
         reason += why_predicted(crossing, head_us, stage_us[crossing.source])
     if message.reason:
         reason += f"; {message.reason}"

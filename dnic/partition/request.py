@@ -79,11 +79,6 @@ class InterfaceChoice:
         return self.gradient not in AWAITED
 
     @property
-    def learns_every(self) -> int:
-        """The head learns from one in so many batches."""
-        return (self.return_every or 1) * self.train_every
-
-    @property
     def stale(self) -> bool:
         """Whether a decoupled interface goes on with late gradients, and no head is built."""
         if self.gradient == "auto":

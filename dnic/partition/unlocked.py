@@ -56,12 +56,30 @@ def unlocked(setting: Setting) -> Iterator[Alternative]:
     counts = _replica_counts(setting)
     size = len(setting.table.points) * request.devices
     if max(counts) > 1 and (size <= MOST_SEARCHED or request.replicas != "auto"):
-        with suppress(PartitionError):
-            wide = place(
-                setting.graph, setting.costs, request, replicas=counts, tidy=False, reasons=False
-            )
-            if wide.stages > 1 and max(wide.replicas) > 1:
-                yield _evaluated(setting, wide, "decoupled_replicas")
+        yield from _replicated(setting, counts)
+
+
+def _replicated(setting: Setting, counts: Sequence[int]) -> Iterator[Alternative]:
+    """Stages of several replicas, where that fits.
+
+    Raises:
+        PartitionError: replicas are asked for, and a source that cannot learn in them.
+    """
+    request = setting.request
+    given = setting.graph, setting.costs, request
+    try:
+        wide = place(*given, replicas=counts, tidy=False, reasons=False, target=setting.target)
+        if wide.stages == 1 or max(wide.replicas) == 1:
+            return
+    except PartitionError:
+        return
+    try:
+        found = _evaluated(setting, wide, "decoupled_replicas")
+    except PartitionError:
+        if request.replicated and request.schedule in ("auto", "decoupled"):
+            raise
+        return
+    yield found
 
 
 def _replica_counts(setting: Setting) -> tuple[int, ...]:

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
 
-_KNOWN = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
+def foreseeable(name: str, options: Mapping[str, Any]) -> bool:
+    """Whether the weights of an optimizer can be predicted.
+
+    Args:
+        name: of its class in `torch.optim`.
+        options: its keyword arguments, or one of its groups of parameters.
+    """
+    return name in ("Adam", "AdamW") or (name == "SGD" and bool(options.get("momentum")))
 
 
 class Foresight:
@@ -40,12 +48,11 @@ class Foresight:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._named = dict(module.named_parameters())
         self._optimizer = optimizer
-        sgd = isinstance(optimizer, torch.optim.SGD)
-        still = sgd and not all(group["momentum"] for group in optimizer.param_groups)
-        if type(optimizer) not in _KNOWN or still:
-            name = type(optimizer).__name__ + (" without momentum" if still else "")
+        name = type(optimizer).__name__
+        if not all(foreseeable(name, group) for group in optimizer.param_groups):
+            still = " without momentum" if name == "SGD" else ""
             raise RuntimeFault(
-                f"the weights of {name} cannot be predicted",
+                f"the weights of {name}{still} cannot be predicted",
                 where="plan.yaml: interfaces: predict_weights",
                 expected="SGD with momentum, Adam or AdamW",
                 hint="predict_weights: false",

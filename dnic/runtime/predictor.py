@@ -45,7 +45,10 @@ class Predictor(ABC):
     Attributes:
         needs_gradients: whether true gradients must come back once it has warmed up.
         needs_target: whether it cannot do without targets.
-        replicated: whether replicas of a stage learn together, with the averages of what they see.
+        replicated: whether replicas of a stage learn together. Each has a copy and is given its
+            share of every batch: what is a mean over the batch is averaged (`Replicas.weighed` of
+            `weight`, `dnic.runtime.replicas`) before it is used, by all of them at once, and what
+            is drawn does not depend on the share. So the copies stay equal bit for bit.
         weight: of this replica's share of the batch that is learnt from next; without replicas 1.
     """
 

@@ -89,6 +89,9 @@ class MeetingReplicas(Replicas):
             total = total + other
         return total
 
+    def _each(self, tensor: Tensor) -> list[Tensor]:
+        return self.meeting.exchange(self.index, tensor)
+
     def _of_first(self, tensor: Tensor) -> Tensor:
         return self.meeting.exchange(self.index, tensor.clone())[0]
 

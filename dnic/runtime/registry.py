@@ -84,7 +84,7 @@ class PredictorKind:
     Attributes:
         name: as `gradient:` says it.
         build: makes one.
-        needs_gradients, needs_target: as `Predictor` says.
+        needs_gradients, needs_target, replicated: as `Predictor` says.
         options: keys of its own that `head:` may hold, and their defaults.
     """
 
@@ -92,6 +92,7 @@ class PredictorKind:
     build: Callable[[PredictorRequest], Predictor]
     needs_gradients: bool = True
     needs_target: bool = True
+    replicated: bool = False
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def options_of(self, head: HeadPlan) -> dict[str, Any]:
@@ -121,6 +122,7 @@ def register(
     *,
     needs_gradients: bool | None = None,
     needs_target: bool | None = None,
+    replicated: bool | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Callable[[Builder], Builder]:
     """Registers a predictor's class, or a function that builds one, under a name.
@@ -129,7 +131,7 @@ def register(
 
     Args:
         name: for `gradient:` in specs and plans.
-        needs_gradients, needs_target: None: what the class says.
+        needs_gradients, needs_target, replicated: None: what the class says.
         options: keys of its own that `head:` may hold, and their defaults.
 
     Raises:
@@ -146,12 +148,16 @@ def register(
             raise RuntimeFault(
                 f"the gradient source {name} is dnic's own", hint="register yours by another name"
             )
-        needs = getattr(build, "needs_gradients", True), getattr(build, "needs_target", True)
+
+        def said(given: bool | None, key: str) -> bool:
+            return bool(getattr(build, key, getattr(Predictor, key))) if given is None else given
+
         _kinds[name] = PredictorKind(
             name,
             build,
-            needs[0] if needs_gradients is None else needs_gradients,
-            needs[1] if needs_target is None else needs_target,
+            said(needs_gradients, "needs_gradients"),
+            said(needs_target, "needs_target"),
+            said(replicated, "replicated"),
             MappingProxyType(dict(options)),
         )
         return build

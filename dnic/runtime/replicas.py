@@ -95,6 +95,14 @@ class Replicas:
             return None
         return lambda tensor: self.average(tensor * weight)
 
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor of every replica, in their order, of one shape in all; all of them must ask.
+
+        Raises:
+            LinkFault: one of them is gone.
+        """
+        return [tensor] if self.number == 1 else self._each(tensor.contiguous())
+
     def average_gradients(self, parameters: list[nn.Parameter]) -> bool:
         """Averages gradients as DDP does, one after the other.
 
@@ -138,6 +146,13 @@ class Replicas:
         with lost_peers_named():
             dist.all_reduce(tensor, group=self.group)
         return tensor
+
+    def _each(self, tensor: Tensor) -> list[Tensor]:
+        """What every replica has."""
+        given = [torch.empty_like(tensor) for _ in range(self.number)]
+        with lost_peers_named():
+            dist.all_gather(given, tensor, group=self.group)
+        return given
 
     def _of_first(self, tensor: Tensor) -> Tensor:
         """What the first replica has, where the tensor was."""

@@ -21,6 +21,7 @@ _EPOCH_STREAM = 2
 _HEAD_STREAM = 3
 _PART_STREAM = 4
 _UPDATE_STREAM = 5
+_DRAW_STREAM = 6
 
 
 def seed_everything(seed: int) -> None:
@@ -62,6 +63,11 @@ def update_draw(seed: int, stage: int, step: int) -> float:
 def part_seed(seed: int, part: int) -> int:
     """The seed of one part of something that has a seed of its own."""
     return _mixed(seed, _PART_STREAM, part)
+
+
+def draw_seed(seed: int, *place: int) -> int:
+    """The seed of what is drawn at one place of something that has a seed of its own."""
+    return _mixed(seed, _DRAW_STREAM, *place)
 
 
 def random_state() -> dict[str, Any]:

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.loss import Loss
-from dnic.runtime.plan import HeadPlan, InterfacePlan, Mode, Plan, Size, TargetPlan
+from dnic.runtime.plan import AWAITED, HeadPlan, InterfacePlan, Mode, Plan, Size, TargetPlan
 from dnic.runtime.predictor import Predictor
-from dnic.runtime.registry import BUILT_IN, PredictorRequest, predictor_kind
+from dnic.runtime.registry import PredictorRequest, predictor_kind
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import head_seed
 
@@ -45,9 +45,11 @@ def build_predictor(plan: InterfacePlan, setting: Setting) -> Predictor:
             learn in several replicas of a stage together.
     """
     kind = predictor_kind(plan.gradient)
+    if setting.replicas.number > 1 and not kind.replicated:
+        raise _alone(plan)
     tensors = range(len(plan.differentiable))
     seeds = tuple(head_seed(setting.seed, plan.source, plan.to, number) for number in tensors)
-    predictor = kind.build(
+    return kind.build(
         PredictorRequest(
             tensors=plan.differentiable,
             head=plan.head or HeadPlan(),
@@ -60,15 +62,12 @@ def build_predictor(plan: InterfacePlan, setting: Setting) -> Predictor:
             replicas=setting.replicas,
         )
     )
-    if setting.replicas.number > 1 and not predictor.replicated:
-        raise _alone(plan)
-    return predictor
 
 
 def check_replicated(plan: Plan, mode: Mode) -> None:
-    """Refuses predictors of dnic's own that cannot learn in replicas, before anything starts.
+    """Refuses predictors that cannot learn in replicas, before anything starts.
 
-    Whether a registered one can shows when it is built.
+    The compiler refuses them too; but a plan may be edited, and a run asked for with `--replicas`.
 
     Raises:
         RuntimeFault: names the interface.
@@ -76,9 +75,8 @@ def check_replicated(plan: Plan, mode: Mode) -> None:
     if mode not in ("decoupled", "oracle") or plan.replicas(mode) == 1:
         return
     for row in plan.interfaces:
-        if row.gradient not in BUILT_IN or not row.differentiable:
-            continue
-        if not getattr(predictor_kind(row.gradient).build, "replicated", False):
+        predicted = bool(row.differentiable) and row.gradient not in AWAITED
+        if predicted and not predictor_kind(row.gradient).replicated:
             raise _alone(row)
 
 
@@ -86,7 +84,9 @@ def _alone(plan: InterfacePlan) -> RuntimeFault:
     return RuntimeFault(
         f"{plan.gradient} does not learn in several replicas of a stage together",
         where=f"plan.yaml: interfaces: {plan.name}",
-        expected="gradient: synthetic, or replicas: 1 under `schedule`",
+        expected="a source that does (dnic's own do), or replicas: 1 under `schedule`",
+        hint="a source of your own averages over PredictorRequest.replicas what it learns from, "
+        "and says replicated = True",
     )
 
 

@@ -15,6 +15,7 @@ Not handled: sizes that change from batch to batch; targets that do not follow t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -25,10 +26,14 @@ from dnic.runtime.links import dtype_named
 from dnic.runtime.loss import own_loss
 from dnic.runtime.registry import PredictorRequest
 from dnic.runtime.tail_aim import Aim
+from dnic.runtime.tail_clustered import ClusteredEnding
 from dnic.runtime.tail_ending import ClassEnding, Ending, ModelEnding, ValueEnding
 from dnic.runtime.tail_options import TailOptions
 from dnic.runtime.tail_reader import Reader, Reading
 from dnic.runtime.tail_sampled import SampledEnding
+
+if TYPE_CHECKING:
+    from dnic.runtime.replicas import Average
 
 
 class Tail(nn.Module):
@@ -90,11 +95,20 @@ class Tail(nn.Module):
         last: Tensor = self.layers(z.flatten(0, -2))
         return last.view(*z.shape[:-1], -1)
 
-    def observe(self, fronts: Sequence[Tensor], target: Tensor, momentum: float) -> None:
-        """Moves all running statistics by `momentum` (0 to 1) towards this batch."""
+    def observe(
+        self,
+        fronts: Sequence[Tensor],
+        target: Tensor,
+        momentum: float,
+        average: Average | None = None,
+    ) -> None:
+        """Moves all running statistics by `momentum` (0 to 1) towards this batch.
+
+        `average` makes means over the whole batch of those over a replica's share.
+        """
         for reader, front in zip(self._all(), fronts, strict=True):
-            reader.observe(front, momentum)
-        self.ending.observe(target, momentum)
+            reader.observe(front, momentum, average)
+        self.ending.observe(target, momentum, average)
 
     def _all(self) -> list[Reader]:
         return [reader for reader in self.readers if isinstance(reader, Reader)]
@@ -150,6 +164,8 @@ def build_tail(request: PredictorRequest, options: TailOptions) -> Tail:
             ending = ValueEnding(features, aim, layout, dtype)
         elif aim.kind == "sampled":
             ending = SampledEnding(features, aim, layout, request.seed, dtype)
+        elif aim.kind == "clustered":
+            ending = ClusteredEnding(features, aim, layout, dtype)
         else:
             ending = ClassEnding(features, aim, layout, dtype)
         return Tail(readers, downs, layers, ending)

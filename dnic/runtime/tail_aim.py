@@ -15,10 +15,12 @@ from dnic.errors import RuntimeFault
 from dnic.runtime.head_context import MOST_SLOTS, Values
 from dnic.runtime.head_layout import Layout
 from dnic.runtime.plan import Size, TargetPlan, resolve
-from dnic.runtime.tail_options import TailOptions
+from dnic.runtime.tail_options import TailOptions, Targets
 
 # With more classes `targets: auto` scores each target against a sample of them.
 MOST_CLASSES = 1024
+# With fewer there is nothing to cluster.
+FEWEST_CLUSTERED = 3
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,13 @@ class Aim:
     """What a tail's loss compares with.
 
     Attributes:
-        kind: `classes`; `sampled`, the same with too many of them; `values`; or `model`, the
-            model's loss on an output like the model's.
+        kind: `classes`; `sampled` and `clustered`, the same with too many of them; `values`; or
+            `model`, the model's loss on an output like the model's.
         shape: of one sample's targets; of one sample's output where the kind is `model`.
         classes: how many, where there are.
     """
 
-    kind: Literal["classes", "sampled", "values", "model"]
+    kind: Literal["classes", "sampled", "clustered", "values", "model"]
     shape: tuple[int, ...]
     classes: int = 0
 
@@ -69,8 +71,13 @@ class Aim:
                 where=where,
                 hint="head: {loss: model}, which takes the model file's loss, or another source",
             )
+        misfit = targets_misfit(options.targets, target.classes)
+        if misfit:
+            raise RuntimeFault(misfit, where=where, hint="head: {targets: auto}")
         if target.classes is None:
             return cls("values", target.sample_shape)
+        if options.targets == "clustered":
+            return cls("clustered", target.sample_shape, target.classes)
         many = options.targets == "auto" and target.classes > MOST_CLASSES
         if many or options.targets == "sampled":
             return cls("sampled", target.sample_shape, target.classes)
@@ -98,3 +105,19 @@ class Aim:
         """Classes to tell for a sample where positions have none; many share one answer."""
         count = prod(self.shape)
         return count if count <= MOST_SLOTS else 1
+
+
+def targets_misfit(targets: Targets, classes: int | None) -> str:
+    """Why targets of so many classes (None: real values) cannot be scored so; empty when they can.
+
+    Args:
+        targets: of `TailOptions`.
+        classes: of the targets.
+    """
+    if targets in ("auto", "full"):
+        return ""
+    if classes is None:
+        return f"targets: {targets} is of classes, and the targets are real values"
+    if targets == "clustered" and classes < FEWEST_CLUSTERED:
+        return f"targets: clustered has nothing to cluster in {classes} classes"
+    return ""

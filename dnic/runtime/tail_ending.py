@@ -2,13 +2,15 @@
 
 Losses are means over what has a target, in units that do not depend on the batch. Classes outside
 `0..classes-1` are ignored, as `F.cross_entropy` ignores -100; real values are standardised, so that
-their units do not matter. Where there are too many classes see `dnic.runtime.tail_sampled`.
+their units do not matter. Where there are too many classes see `dnic.runtime.tail_sampled` and
+`dnic.runtime.tail_clustered`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,9 @@ from dnic.runtime.head_layout import Layout
 from dnic.runtime.head_norm import RunningNorm
 from dnic.runtime.loss import Loss, total_loss
 from dnic.runtime.tail_aim import Aim
+
+if TYPE_CHECKING:
+    from dnic.runtime.replicas import Average
 
 _IGNORED = -100
 
@@ -35,8 +40,14 @@ class Ending(nn.Module, ABC):
             target: of the same samples.
         """
 
-    def observe(self, target: Tensor, momentum: float) -> None:
-        """Moves running statistics of the targets, where there are any."""
+    def observe(self, target: Tensor, momentum: float, average: Average | None = None) -> None:
+        """Moves running statistics of the targets, where there are any.
+
+        `average` makes means over the whole batch of those over a replica's share.
+        """
+
+    def settle(self) -> None:
+        """Ends what only the first batches change, as it is: before it is timed."""
 
 
 class ClassEnding(Ending):
@@ -97,9 +108,9 @@ class ValueEnding(Ending):
         values = self.norm(self._values.arranged(target).flatten(0, -2))
         return 0.5 * F.mse_loss(self.linear(z).reshape(values.shape), values)
 
-    def observe(self, target: Tensor, momentum: float) -> None:
+    def observe(self, target: Tensor, momentum: float, average: Average | None = None) -> None:
         """Moves the running mean and variance of every value."""
-        self.norm.observe(self._values.arranged(target).flatten(0, -2), momentum)
+        self.norm.observe(self._values.arranged(target).flatten(0, -2), momentum, average)
 
 
 class ModelEnding(Ending):

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from dnic.errors import RuntimeFault
 
-Targets = Literal["auto", "full", "sampled"]
+Targets = Literal["auto", "full", "sampled", "clustered"]
 LossChoice = Literal["auto", "model"]
 
 
@@ -17,8 +17,8 @@ class TailOptions:
     """How a tail is scored.
 
     Attributes:
-        targets: `full` scores all classes, `sampled` some of them, `auto` some where there are
-            more than 1,024.
+        targets: `full` scores all classes, `sampled` some of them, `clustered` all in two levels,
+            `auto` some where there are more than 1,024.
         loss: `auto` is cross-entropy for classes and the squared error of standardised values;
             `model` the model file's `loss(output, target)`, for which the tail ends in the shape
             of the model's output.

@@ -13,6 +13,7 @@ else running statistics (`dnic.runtime.head_norm`).
 from __future__ import annotations
 
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,9 @@ from dnic.runtime.head_layout import layout_of
 from dnic.runtime.head_norm import RunningNorm
 from dnic.runtime.heads import MOST_FLAT, MOST_OBSERVED, batched
 from dnic.runtime.plan import Size, batch_multiple, resolve
+
+if TYPE_CHECKING:
+    from dnic.runtime.replicas import Average
 
 
 class Reading:
@@ -118,11 +122,14 @@ class Reader(nn.Module):
         return x if rows == 1 else x.view(-1, rows, x.shape[1]).mean(1)
 
     @torch.no_grad()
-    def observe(self, front: Tensor, momentum: float) -> None:
-        """Moves the running statistics, where there are any, by `momentum` (0 to 1)."""
+    def observe(self, front: Tensor, momentum: float, average: Average | None = None) -> None:
+        """Moves the running statistics, where there are any, by `momentum` (0 to 1).
+
+        `average` makes means over the whole batch of those over a replica's share.
+        """
         if self.norm is not None:
             some = front[: max(1, MOST_OBSERVED // prod(self.reading.sample_shape))]
-            self.norm.observe(self._arranged(some), momentum)
+            self.norm.observe(self._arranged(some), momentum, average)
 
     def _arranged(self, front: Tensor) -> Tensor:
         """`[rows, F]`; `[rows, P, F]` for a `LayerNorm` by position; else `[rows, F, P]`."""

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dnic.runtime.head_layout import Layout
+from dnic.runtime.seeds import draw_seed
 from dnic.runtime.tail_aim import Aim
 from dnic.runtime.tail_ending import Ending, class_index
 
@@ -54,7 +55,8 @@ class SampledEnding(Ending):
         self._classes = aim.classes
         self._positions = layout.positions if layout is not None else ()
         self._drawn = drawn
-        self.generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._generator = torch.Generator().manual_seed(seed)
         self._features = features
         # The bias is the last column: one sparse parameter instead of two.
         self.weight = nn.Parameter(torch.zeros(aim.classes, features + 1, dtype=dtype))
@@ -77,11 +79,15 @@ class SampledEnding(Ending):
         every = torch.cat([own.unsqueeze(1), others], 1).logsumexp(1)
         return ((every - own) * valid).sum() / valid.sum().clamp(min=1)
 
+    def draw_at(self, *place: int) -> None:
+        """What is drawn next follows from these numbers alone, whatever was drawn before."""
+        self._generator.manual_seed(draw_seed(self._seed, *place))
+
     def _draw(self, index: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Classes, and how often each was to be expected among them."""
         count, rows = self._drawn, index.shape[0]
-        even = torch.randint(self._classes, (count,), generator=self.generator)
-        places = torch.randint(rows, (count // 2,), generator=self.generator)
+        even = torch.randint(self._classes, (count,), generator=self._generator)
+        places = torch.randint(rows, (count // 2,), generator=self._generator)
         even, places = (t.to(index.device, non_blocking=True) for t in (even, places))
         taken = index[places].where(valid[places], even[: count // 2])
         drawn = torch.cat([taken, even[count // 2 :]])

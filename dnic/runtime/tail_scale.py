@@ -9,12 +9,16 @@ A fit that points away counts as zero.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dnic.runtime.head_training import SCALE_MOMENTUM, dot
 from dnic.runtime.predictor import PredictionStatistics
+
+if TYPE_CHECKING:
+    from dnic.runtime.replicas import Average
 
 # A tail that points nowhere yet learns as if it were a little right: at zero it never would.
 LEAST_COSINE = 0.1
@@ -50,9 +54,16 @@ class RunningFit:
         """One over the root mean square of the true gradient."""
         return torch.rsqrt(self.products[2] + _TINY)
 
-    def observe(self, own: Tensor, true: Tensor, momentum: float) -> None:
-        """Moves the products towards those of a batch."""
+    def observe(
+        self, own: Tensor, true: Tensor, momentum: float, average: Average | None = None
+    ) -> None:
+        """Moves the products towards those of a batch.
+
+        `average` makes means over the whole batch of those over a replica's share.
+        """
         seen = torch.stack([dot(own, own), dot(own, true), dot(true, true)]) / true.numel()
+        if average is not None:
+            seen = average(seen)
         self.products.lerp_(seen, max(momentum, SCALE_MOMENTUM))
 
 

@@ -6,8 +6,11 @@
 All gradients are compared as those of single samples' losses, in units of the true one's running
 root mean square: no learning rate depends on the batch or on the model's loss. The tail's forward
 is computed again when it learns, and it may learn from a part of each batch, as heads do
-(`dnic.runtime.head_training`). Nothing here waits for the device. Tails of replicas are not
-averaged.
+(`dnic.runtime.head_training`). Nothing here waits for the device.
+
+Tails of replicas stay copies of one another, as heads do: all that is a mean over the batch is
+averaged over them before it is used. Samples of classes are drawn by the number of the batch, so
+that replicas whose shares are cut into microbatches differently draw the same.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,13 +26,17 @@ from torch import Tensor
 from dnic.runtime.head_training import INPUT_MOMENTUM
 from dnic.runtime.predictor import PredictionStatistics, Predictor
 from dnic.runtime.registry import PredictorRequest
+from dnic.runtime.replicas import Average, Replicas
 from dnic.runtime.tail import build_tail
+from dnic.runtime.tail_averaging import averaged
 from dnic.runtime.tail_options import TailOptions
 from dnic.runtime.tail_sampled import SampledEnding
 from dnic.runtime.tail_scale import RunningFit
 
 _LEAST_RATE = 1e-30  # `SparseAdam` refuses 0
 _STATE = "tail"
+# Two series of draws.
+_PREDICTING, _LEARNING = 0, 1
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,14 @@ class Seen:
         target: of the same samples.
         factors: what turns a gradient of the mean loss over `target` into one of single samples'.
         true: the true gradients of single samples' losses; None where none came back.
+        average: makes means over the batch of those over a replica's share; None without others.
     """
 
     fronts: list[Tensor]
     target: Tensor
     factors: list[int]
     true: list[Tensor] | None
+    average: Average | None = None
 
 
 class TailPredictor(Predictor):
@@ -60,16 +69,19 @@ class TailPredictor(Predictor):
         RuntimeFault: no such tail can be built.
     """
 
+    replicated: ClassVar[bool] = True
+
     def __init__(self, request: PredictorRequest, options: TailOptions) -> None:
         self.options = options
         self.tail = build_tail(request, options).to(request.device)
         self._names = [tensor.name for tensor in request.tensors]
         self._one_in = request.head.one_in
+        self._replicas = request.replicas or Replicas()
         sparse = []
-        self._generator: torch.Generator | None = None
+        self._sampled: SampledEnding | None = None
         if isinstance(self.tail.ending, SampledEnding):
-            sparse = [self.tail.ending.weight]
-            self._generator = self.tail.ending.generator
+            self._sampled = self.tail.ending
+            sparse = [self._sampled.weight]
         self.dense = [p for p in self.tail.parameters() if all(p is not other for other in sparse)]
         self._all = [*self.dense, *sparse]
         lr = request.head.lr
@@ -81,6 +93,8 @@ class TailPredictor(Predictor):
         dtype = self._all[0].dtype
         self.fits = [RunningFit(dtype, request.device) for _ in request.tensors]
         self.steps = 0
+        self._predicted = 0  # batches
+        self._parts = 0  # microbatches of the next one
 
     @abstractmethod
     def predict(self, tensors: list[Tensor], target: Tensor, microbatches: int) -> list[Tensor]:
@@ -91,6 +105,16 @@ class TailPredictor(Predictor):
         self, tensors: list[Tensor], target: Tensor, gradients: list[Tensor] | None
     ) -> PredictionStatistics | None:
         """See `Predictor`."""
+
+    def scored(self, leaves: Sequence[Tensor], target: Tensor, microbatches: int) -> Tensor:
+        """The loss of a batch that is predicted for, or of one of its microbatches."""
+        if self._sampled is not None:
+            self._sampled.draw_at(_PREDICTING, self._predicted, self._parts)
+        self._parts += 1
+        if self._parts == microbatches:
+            self._predicted, self._parts = self._predicted + 1, 0
+        loss: Tensor = self.tail(leaves, target)
+        return loss
 
     def leaves(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors with their samples first, without history, ready to collect gradients."""
@@ -119,13 +143,17 @@ class TailPredictor(Predictor):
             for reading, tensor in zip(readings, tensors, strict=True)
         ]
         samples = target.shape[0] if target.ndim else 1
+        average = self._replicas.weighed(self.weight)
         true = None
         if gradients is not None:
             dtype = self._all[0].dtype
-            true = [
-                reading.front(gradient.detach()).to(dtype) * (samples if reading.follows else 1)
+            # A share without weight has no gradient to weigh.
+            own = [
+                reading.front(gradient.detach()).to(dtype)
+                * ((samples if reading.follows else 1) / (self.weight or 1))
                 for reading, gradient in zip(readings, gradients, strict=True)
             ]
+            true = self.of_batch(own, average)
         begin, end = self._block(samples)
         if end - begin < samples:
 
@@ -138,20 +166,36 @@ class TailPredictor(Predictor):
             fronts, target = part(fronts), target[begin:end]
             true = None if true is None else part(true)
         self.steps += 1
+        if self._sampled is not None:
+            self._sampled.draw_at(_LEARNING, self.steps)
         return Seen(
             [front.detach().requires_grad_() for front in fronts],
             target,
             [end - begin if reading.follows else 1 for reading in readings],
             true,
+            average,
         )
+
+    def of_batch(self, gradients: Sequence[Tensor], average: Average | None) -> list[Tensor]:
+        """Gradients of single samples; for a tensor that all samples share, of the whole batch's.
+
+        Differentiated, what the other replicas have added to the latter counts as a constant.
+        """
+        rows = zip(self.tail.readings, gradients, strict=True)
+        if average is None:
+            return list(gradients)
+        return [
+            gradient
+            if reading.follows
+            else gradient + (average(gradient.detach()) - gradient.detach())
+            for reading, gradient in rows
+        ]
 
     def observe(self, seen: Seen) -> None:
         """Moves the running statistics of what is read."""
-        self.tail.observe(
-            [front.detach() for front in seen.fronts],
-            seen.target,
-            max(1 / self.steps, INPUT_MOMENTUM),
-        )
+        momentum = max(1 / self.steps, INPUT_MOMENTUM)
+        fronts = [front.detach() for front in seen.fronts]
+        self.tail.observe(fronts, seen.target, momentum, seen.average)
 
     def _block(self, samples: int) -> tuple[int, int]:
         """The samples that are learnt from: blocks, in turns; all of what cannot be divided."""
@@ -162,7 +206,13 @@ class TailPredictor(Predictor):
         return samples * block // self._one_in, samples * (block + 1) // self._one_in
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Adam's step with gradients of all of `parameters_in_order`."""
+        """Adam's step with gradients of all of `parameters_in_order`; all replicas must step."""
+        # Of a cluster that no target lay in there is none, and another replica may have one.
+        every = [
+            torch.zeros_like(parameter) if gradient is None else gradient
+            for parameter, gradient in zip(self._all, gradients, strict=True)
+        ]
+        gradients = averaged(every, self._replicas, self.weight)
         for parameter, gradient in zip(self._all, gradients, strict=True):
             parameter.grad = gradient
         for optimizer in self._optimizers:
@@ -175,16 +225,14 @@ class TailPredictor(Predictor):
         return list(self._all)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on: tail, optimizers, scales, draws, steps."""
-        state: dict[str, Any] = {
+        """Everything that the next step depends on: tail, optimizers, scales, and what counts."""
+        return {
             _STATE: self.tail.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
             "fits": {n: fit.products for n, fit in zip(self._names, self.fits, strict=True)},
             "steps": self.steps,
+            "predicted": self._predicted,
         }
-        if self._generator is not None:
-            state["random"] = self._generator.get_state()
-        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on bit for bit where `state_dict` was called."""
@@ -196,8 +244,7 @@ class TailPredictor(Predictor):
         for name, fit in zip(self._names, self.fits, strict=True):
             fit.products.copy_(state["fits"][name])
         self.steps = int(state["steps"])
-        if self._generator is not None:
-            self._generator.set_state(state["random"].cpu())
+        self._predicted, self._parts = int(state.get("predicted", 0)), 0
 
     def parameters(self) -> dict[str, Tensor]:
         """Parameters of the tail by `tail.<name>`."""

@@ -10,7 +10,7 @@ from dnic.spec.expect import Auto, Count, CountOrAuto, Rate, expected
 from dnic.spec.section import Section
 
 Context = Literal["target", "none"]
-Targets = Literal["auto", "full", "sampled"]
+Targets = Literal["auto", "full", "sampled", "clustered"]
 TailLoss = Literal["auto", "model"]
 
 
@@ -39,8 +39,11 @@ class HeadSpec(Section):
         Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)],
         expected("a number of at least 0"),
     ] = Field(default=1.0, description="virtual: weight of the tail's own loss")
-    targets: Annotated[Targets, expected("auto, full or sampled", get_args(Targets))] = Field(
-        default="auto", description="of tails: full, or sampled where classes are many"
+    targets: Annotated[Targets, expected("auto, full, sampled or clustered", get_args(Targets))] = (
+        Field(
+            default="auto",
+            description="of tails: full; where classes are many sampled or clustered",
+        )
     )
     loss: Annotated[TailLoss, expected("auto or model", get_args(TailLoss))] = Field(
         default="auto", description="of tails: auto, or model: the model file's"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from math import log
 from pathlib import Path
 from typing import Any
 
@@ -137,11 +138,16 @@ def test_gradients_that_come_over_the_link_cost_no_head() -> None:
         assert head_cost([value("B", 64)], 10, 1, 8, CPU, None, source) == HeadCost()
 
 
+def reached(narrowest: int) -> float:
+    """The share of the peak that a product with so narrow a side reaches."""
+    return narrowest / (narrowest + 16)
+
+
 def test_a_tail_by_hand() -> None:
     """Arithmetic only: 64 -> 8 -> 10 classes for each of 7 positions, 20 samples."""
     device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e6, "bytes_per_s": 1e30})
     target = TargetSize((7,), 10)
-    forward_us = 2 * 20 * 7 * (64 * 8 + 8 * 10)
+    forward_us = 2 * 20 * 7 * (64 * 8 + 8 * 10) / reached(8)
     given = [value("B", 7, 64)], 20, 1, 8, device, target
     local, virtual = (head_cost(*given, source) for source in ("local", "virtual"))
     assert virtual.forward_us == pytest.approx(2 * forward_us)
@@ -157,9 +163,9 @@ def test_a_tail_by_hand() -> None:
 def test_a_tail_sees_cells_where_one_target_stands_for_a_sample() -> None:
     device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e6, "bytes_per_s": 1e30})
     one = head_cost([value("B", 64, 9, 9)], 20, 0, None, device, TargetSize((), 10), "local")
-    assert one.forward_us == pytest.approx(3 * 2 * 20 * 64 * 16 * 10)
+    assert one.forward_us == pytest.approx(3 * 2 * 20 * 64 * 16 * 10 / reached(10))
     regression = head_cost([value("B", 64)], 20, 0, None, device, TargetSize((3, 5), None), "local")
-    assert regression.forward_us == pytest.approx(3 * 2 * 20 * 64 * 15)
+    assert regression.forward_us == pytest.approx(3 * 2 * 20 * 64 * 15 / reached(15))
 
 
 def test_a_sample_of_many_classes_costs_what_is_drawn() -> None:
@@ -167,9 +173,60 @@ def test_a_sample_of_many_classes_costs_what_is_drawn() -> None:
     given = [value("B", 64, 128)], 8, 0, None, device, TargetSize((64,), 50_000), "local"
     sampled = head_cost(*given)
     full = head_cost(*given, tail=TailChoice(targets="full"))
-    assert sampled.forward_us == pytest.approx(3 * 2 * 8 * 64 * 128 * (DRAWN + 1))
-    assert full.forward_us == pytest.approx(3 * 2 * 8 * 64 * 128 * 50_000)
+    drawn = DRAWN + 1
+    assert sampled.forward_us == pytest.approx(3 * 2 * 8 * 64 * 128 * drawn / reached(128))
+    assert full.forward_us == pytest.approx(3 * 2 * 8 * 64 * 128 * 50_000 / reached(128))
     assert full.parameters == sampled.parameters
+
+
+def test_clusters_by_hand() -> None:
+    """128 features, 5,000 classes: 512 and a cluster at once, 4,488 behind 32 features."""
+    device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e6, "bytes_per_s": 1e30})
+    given = [value("B", 64, 128)], 8, 0, None, device, TargetSize((64,), 5000), "local"
+    clustered = head_cost(*given, tail=TailChoice(targets="clustered"))
+    there = 1 - log(513) / log(5001)
+    behind = 128 * 32 / reached(32) + 32 * 4488 / reached(32)
+    expected = 3 * 2 * 8 * 64 * (128 * 513 / reached(128) + there * behind)
+    assert clustered.forward_us == pytest.approx(expected)
+    assert clustered.parameters == 2 * 128 + 129 * 513 + 128 * 32 + 32 * 4488
+
+
+def test_walks_by_hand() -> None:
+    """Memory only: a flat activation, a softmax of 10 for each row, what is observed."""
+    device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e30, "bytes_per_s": 8e6})
+    given = [value("B", 64)], 20, 0, None, device, TargetSize((), 10)
+    products = (20 * (64 + 10) + 65 * 10) / 2
+    adam = 5 * 650 / 2
+    virtual, local = (head_cost(*given, source) for source in ("virtual", "local"))
+    assert virtual.forward_us == pytest.approx(2 * products + 8 * 20 * 64 + 20 * (7 * 10 + 1000))
+    learning = 6 * products + 41 * 20 * 64 + 20 * (45 * 10 + 1600)
+    assert virtual.train_us == pytest.approx(learning + adam)
+    assert local.train_us == pytest.approx(10 * 20 * 64 + adam)
+    # Statistics are not taken from more than they need.
+    wide = [value("B", 64, 32, 32)], 32, 0, None, device, TargetSize((), 10), "local"
+    assert head_cost(*wide).train_us == pytest.approx(10 * 2**18 + 5 * (1024 * 10 + 10) / 2)
+
+
+def test_a_softmax_that_no_cache_holds_takes_longer_on_a_cpu() -> None:
+    """32 MiB of logits: 18 walks more there and back, 35 more in learning a match."""
+    device = CPU.model_copy(update={"overhead_us": 0.0, "flops_per_s": 1e30, "bytes_per_s": 8e6})
+    gpu = device.model_copy(update={"memory_bytes": 2**40})
+    for rows, more in ((2**8, 0), (2**9, 1)):
+        given = [value("B", 64)], rows, 0, None
+        last = TargetSize((), 2**14), "virtual", 1, TailChoice(targets="full")
+        ours, theirs = (head_cost(*given, one, *last) for one in (device, gpu))
+        assert ours.forward_us - theirs.forward_us == pytest.approx(more * 18 * rows * 2**14)
+        assert ours.train_us - theirs.train_us == pytest.approx(more * 35 * rows * 2**14)
+
+
+def test_what_narrow_tails_start_by_hand() -> None:
+    """Overhead only."""
+    device = CPU.model_copy(update={"overhead_us": 1.0, "flops_per_s": 1e30, "bytes_per_s": 1e30})
+    for layers, starts in ((0, (65, 215)), (2, (115, 425))):
+        given = [value("B", 64)], 20, layers, 8, device, TargetSize((), 10), "virtual"
+        cost = head_cost(*given)
+        assert cost.forward_us == pytest.approx(starts[0])
+        assert cost.train_us == pytest.approx(starts[1] + 0.7 * (4 + 2 * max(layers - 1, 0)))
 
 
 TAILED = [
@@ -202,12 +259,15 @@ AIMS = [
 @pytest.mark.parametrize("values", TAILED)
 def test_parameters_are_those_of_the_real_tail(values: list[Value]) -> None:
     tensors = tuple(TensorSpec(v.name, v.shape, v.dtype, True) for v in values)
+    clustered = HeadPlan(options={"targets": "clustered"}).options
     for target, (layers, width) in itertools.product(AIMS, [(0, None), (0, 8), (1, 8), (3, 8)]):
         planned = TargetPlan(target.shape, "int64" if target.classes else "float32", target.classes)
-        request = PredictorRequest(tensors, HeadPlan(layers, width), planned)
-        real = predictor_kind("local").build(request)
-        cost = head_cost(values, 4, layers, width, CPU, target, "local")
-        assert cost.parameters == sum(p.numel() for p in real.parameters().values())
+        for options in ({}, clustered) if target.classes else ({},):
+            request = PredictorRequest(tensors, HeadPlan(layers, width, options=options), planned)
+            real = predictor_kind("local").build(request)
+            tail = TailChoice(**options)
+            cost = head_cost(values, 4, layers, width, CPU, target, "local", tail=tail)
+            assert cost.parameters == sum(p.numel() for p in real.parameters().values())
 
 
 def test_a_tail_that_ends_in_the_models_output() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -121,6 +123,36 @@ def test_a_head_takes_no_more_than_the_slack(
         assert time_us(16, one_in // 2) - time_us(16, most) > slack_us / 2
     if width is not None and width < 256:
         assert time_us(2 * width, one_in) - time_us(16, most) > slack_us
+
+
+@pytest.mark.parametrize("every", [2, 8, 64])
+def test_a_head_that_seldom_learns_may_be_larger(every: int) -> None:
+    """A mean step is what counts: learning in one step of eight takes an eighth of its time."""
+    crossing = [value("B", 64, 256)]
+
+    def step_us(width: int, one_in: int, every: int) -> float:
+        cost = head_cost(crossing, 64, 1, width, CPU, CLASS, one_in=one_in)
+        return cost.forward_us + cost.train_us / every
+
+    def fitting(slack_us: float, every: int, **asked: Any) -> tuple[int | None, int]:
+        wanted = {"width": "auto", "one_in": "auto"} | asked
+        given = crossing, 64, 1, wanted["width"], wanted["one_in"], slack_us, CPU, CLASS
+        return fitting_head(*given, learns_every=every)
+
+    slack_us = step_us(64, 1, 1) - step_us(16, 1, 1)
+    assert fitting(slack_us, 1, one_in=1) == (64, 1)
+    width, _ = fitting(slack_us, every, one_in=1)
+    assert width is not None
+    assert step_us(width, 1, every) - step_us(16, 1, every) <= slack_us
+    assert width == 256 or step_us(2 * width, 1, every) - step_us(16, 1, every) > slack_us
+    assert width > 64 or every == 2
+    assert choose_width(crossing, 64, 1, slack_us, CPU, CLASS, learns_every=every) == width
+    most = most_left_out(crossing, 64, CLASS)
+    slack_us = 2 * (step_us(16, 4, 1) - step_us(16, most, 1))
+    assert most == 8 and fitting(slack_us, 1, width=16) == (16, 4)
+    _, one_in = fitting(slack_us, every, width=16)
+    assert one_in < 4 or every == 2
+    assert 2 * (step_us(16, one_in, every) - step_us(16, most, every)) <= slack_us
 
 
 def test_what_is_asked_for_stays() -> None:

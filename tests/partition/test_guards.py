@@ -25,6 +25,7 @@ from dnic.partition import (
     make_plan,
     place,
 )
+from dnic.partition.defaults import learns_every
 from dnic.partition.guard import PlannedGuard
 from dnic.runtime.guardplan import read_guard
 from dnic.runtime.plan import GuardPlan
@@ -93,7 +94,7 @@ def test_from_a_spec_into_a_plan_and_back(chain: Chain, device: DeviceProfile) -
     assert default.guard == on.guard == PlannedGuard(patience=5, minimum=0.05)
     assert own.guard == PlannedGuard(patience=5, minimum=0.05, retry_after=9)
     assert (own.warmup_until, default.warmup_until, off.guard) == (0.3, None, None)
-    assert own.train_every == 2 and own.learns_every == 2
+    assert own.train_every == 2 and learns_every("synthetic", own) == 2
     for choice in (own, off):
         keys = {"guard": choice.guard, "train_every": 2, "warmup_until": choice.warmup_until}
         (interface,) = plan_of(graph, device, **keys).interfaces

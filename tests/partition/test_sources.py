@@ -11,6 +11,7 @@ from dnic.cost import DeviceProfile, TailChoice, TargetSize, cost_model
 from dnic.errors import PartitionError
 from dnic.graph.graph import Graph, Value
 from dnic.partition import (
+    Decision,
     InterfaceChoice,
     PartitionRequest,
     Plan,
@@ -20,8 +21,12 @@ from dnic.partition import (
     make_plan,
 )
 from dnic.partition.check import check_plan
+from dnic.partition.choose import place
 from dnic.partition.defaults import Rule, kind_of, layers_of, source_of
 from dnic.partition.plan import PlannedOptimizer, PlannedTarget, PlannedTraining
+from dnic.runtime import registry
+from dnic.runtime.predictors.nothing import Nothing
+from dnic.runtime.registry import predictor_kind, register
 
 Chain = Callable[..., Graph]
 LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
@@ -83,6 +88,42 @@ def test_many_classes_are_sampled_and_the_plan_says_so(chain: Chain, device: Dev
     assert plans[0].prediction.step_us <= plans[1].prediction.step_us
 
 
+def test_clusters_reach_the_plan(chain: Chain, device: DeviceProfile) -> None:
+    many = PlannedTarget(shape=("B",), dtype="int64", classes=50_000)
+    cost = {}
+    for targets in ("sampled", "clustered", "full"):
+        tail = TailChoice(targets=targets)
+        (row,) = planned(chain(LAYERS), device, many, gradient="virtual", tail=tail).interfaces
+        assert row.head is not None
+        assert (row.head.model_extra or {})["targets"] == targets
+        cost[targets] = row.head.forward_us + row.head.train_us
+    assert cost["clustered"] < cost["full"]
+    assert cost["clustered"] != cost["sampled"]
+
+
+REAL = PlannedTarget(shape=("B",), dtype="float32", classes=None)
+TWO = PlannedTarget(shape=("B",), dtype="int64", classes=2)
+
+
+@pytest.mark.parametrize(
+    ("tail", "target", "why"),
+    [
+        (TailChoice(targets="clustered"), REAL, "the targets are real values"),
+        (TailChoice(targets="sampled"), REAL, "the targets are real values"),
+        (TailChoice(targets="clustered"), TWO, "nothing to cluster in 2 classes"),
+        (TailChoice(loss="model"), LABELS, "output is not one tensor with the batch first"),
+        (TailChoice(loss="model", output=(7, "B")), None, "output is not one tensor"),
+    ],
+)
+def test_tails_that_nothing_can_score_are_refused(
+    tail: TailChoice, target: PlannedTarget | None, why: str, chain: Chain, device: DeviceProfile
+) -> None:
+    with pytest.raises(PartitionError, match=f"no local gradient for .*{why}"):
+        planned(chain(LAYERS), device, target, gradient="local", tail=tail)
+    (row,) = planned(chain(LAYERS), device, target, sources=("local",), tail=tail).interfaces
+    assert row.gradient == "exact"
+
+
 def test_a_tail_without_targets_is_refused(chain: Chain, device: DeviceProfile) -> None:
     with pytest.raises(
         PartitionError, match=r"no virtual gradient for .*: there are no training data"
@@ -90,6 +131,64 @@ def test_a_tail_without_targets_is_refused(chain: Chain, device: DeviceProfile) 
         planned(chain(LAYERS), device, None, gradient="virtual")
     (interface,) = planned(chain(LAYERS), device, None, sources=("virtual",)).interfaces
     assert interface.gradient == "exact"
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A registered source that says nothing of replicas."""
+    for name in registry.BUILT_IN:
+        predictor_kind(name)
+    monkeypatch.setattr(registry, "_kinds", dict(registry._kinds))
+    register("alone", replicated=False)(Nothing)
+    return "alone"
+
+
+def with_replicas(graph: Graph, device: DeviceProfile, **choice: object) -> Decision:
+    request = PartitionRequest(4, replicas=2, default=InterfaceChoice(**choice))  # type: ignore[arg-type]
+    return decide(graph, cost_model(graph, device), request, LABELS)
+
+
+@pytest.mark.parametrize("gradient", ["virtual", "local"])
+def test_tails_have_replicas(gradient: str, chain: Chain, device: DeviceProfile) -> None:
+    decision = with_replicas(chain(LAYERS), device, gradient=gradient)
+    assert (decision.chosen.name, decision.chosen.replicas) == ("decoupled_replicas", 2)
+    assert [row.gradient for row in decision.chosen.decided_interfaces] == [gradient]
+
+
+def test_a_source_that_cannot_have_replicas_is_refused(
+    chain: Chain, device: DeviceProfile, alone: str
+) -> None:
+    graph = chain(LAYERS)
+    with pytest.raises(PartitionError, match="alone does not learn in several replicas") as told:
+        with_replicas(graph, device, gradient=alone)
+    assert str(told.value.where).startswith("interfaces.")
+    assert "partition.replicas: 1" in str(told.value.hint)
+    assert "replicated = True" in str(told.value.expected)
+    register("alone", replicated=True)(Nothing)
+    assert with_replicas(graph, device, gradient=alone).chosen.name == "decoupled_replicas"
+
+
+def test_auto_does_not_take_it_where_there_are_replicas(
+    chain: Chain, device: DeviceProfile, alone: str
+) -> None:
+    """Asked for replicas, gradients are awaited; else no replicas are had with it."""
+    graph = chain(LAYERS)
+    chosen = with_replicas(graph, device, sources=(alone,)).chosen
+    assert (chosen.name, chosen.replicas) == ("1f1b_ddp", 2)
+    # Planned as stages that wait, not found to wait afterwards.
+    request = PartitionRequest(4, stages=2, replicas=2, default=InterfaceChoice(sources=(alone,)))
+    for copies, source in ((2, "exact"), (1, "synthetic")):
+        placement = place(
+            graph, cost_model(graph, device), request, replicas=(copies,), target=LABELS
+        )
+        assert placement.sources == (source,)
+    for choice in (InterfaceChoice(sources=(alone,)), InterfaceChoice(gradient=alone)):
+        request = PartitionRequest(4, default=choice)
+        found = decide(graph, cost_model(graph, device), request, LABELS).found
+        for way in found:
+            taken = {row.gradient for row in way.decided_interfaces}
+            assert alone not in taken or max(way.placement.replicas) == 1
+        assert any(alone in {r.gradient for r in way.decided_interfaces} for way in found)
 
 
 def test_a_plan_that_returns_nothing_to_who_waits_is_wrong(

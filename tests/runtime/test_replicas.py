@@ -14,14 +14,17 @@ import torch
 from torch import nn
 
 from dnic.errors import RuntimeFault
+from dnic.runtime import registry
 from dnic.runtime.batches import Header
 from dnic.runtime.bundle import load_bundle
 from dnic.runtime.checkpoint import load_full_state_dict
 from dnic.runtime.links import Count
 from dnic.runtime.place import Place, check_processes
 from dnic.runtime.plan import Mode, TensorSpec
+from dnic.runtime.predictors.nothing import Nothing
 from dnic.runtime.record import Record, read_record
 from dnic.runtime.reference_replicas import ReplicatedReference
+from dnic.runtime.registry import predictor_kind, register
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.setting import check_replicated
 from dnic.runtime.sharding import check_sharding, shard_stage
@@ -394,18 +397,24 @@ def test_what_cannot_lie_in_parts(
 @pytest.mark.parametrize(
     ("gradient", "mode", "refused"),
     [
-        ("virtual", "decoupled", True),
-        ("local", "decoupled", True),
-        ("virtual", "oracle", True),
+        ("alone", "decoupled", True),
+        ("alone", "oracle", True),
+        ("alone", "exact", False),
+        ("alone", "stale", False),
+        ("virtual", "decoupled", False),
+        ("local", "oracle", False),
         ("none", "decoupled", False),
         ("synthetic", "decoupled", False),
-        ("virtual", "exact", False),
-        ("local", "stale", False),
+        ("stale", "decoupled", False),
     ],
 )
 def test_what_does_not_learn_in_replicas(
-    bundle: Make, gradient: str, mode: Any, refused: bool
+    bundle: Make, gradient: str, mode: Any, refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in registry.BUILT_IN:
+        predictor_kind(name)
+    monkeypatch.setattr(registry, "_kinds", dict(registry._kinds))
+    register("alone", replicated=False)(Nothing)
     plan = load_bundle(bundle("mlp2", plan_keys=keys())).plan
     rows = tuple(replace(row, gradient=gradient) for row in plan.interfaces)
     plan = replace(plan, interfaces=rows)

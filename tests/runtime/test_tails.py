@@ -19,10 +19,12 @@ from dnic.runtime.plan import HeadPlan, Size, TargetPlan, TensorSpec
 from dnic.runtime.predictor import Predictor
 from dnic.runtime.registry import PredictorRequest, predictor_kind
 from dnic.runtime.tail_aim import Aim
-from dnic.runtime.tail_ending import ClassEnding
+from dnic.runtime.tail_clustered import ClusteredEnding, cluster_ends, narrowing_of
+from dnic.runtime.tail_ending import ClassEnding, Ending
 from dnic.runtime.tail_sampled import SampledEnding
 
-CLASSES = TargetPlan((), "int64", 10)
+CLASSES, TWO = TargetPlan((), "int64", 10), TargetPlan((), "int64", 2)
+REAL = TargetPlan((), "float32", None)
 BATCH = 64
 LEVELS = 5
 
@@ -192,6 +194,7 @@ HEADS = {
     "linear": HeadPlan(0, None, lr=5e-3),
     "hidden": HeadPlan(1, 16, lr=5e-3),
     "sampled": HeadPlan(0, None, lr=5e-3, options={"targets": "sampled"}),
+    "clustered": HeadPlan(0, None, lr=5e-3, options={"targets": "clustered"}),
     "model": HeadPlan(0, None, lr=5e-3, options={"loss": "model"}),
 }
 
@@ -200,8 +203,7 @@ HEADS = {
     ("name", "head"),
     [
         *itertools.product(NAMES, ("linear", "hidden")),
-        ("vector", "sampled"),
-        ("tokens", "sampled"),
+        *itertools.product(("vector", "tokens"), ("sampled", "clustered")),
         *itertools.product(("vector", "tokens", "segmentation"), ("model",)),
     ],
 )
@@ -284,7 +286,9 @@ def test_the_task_of_a_models_loss_is_scaled(loss: float) -> None:
     assert torch.allclose(moved, plain.tail.ending.linear.weight, rtol=1e-2, atol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "head"), [("virtual", "hidden"), ("local", "sampled")])
+@pytest.mark.parametrize(
+    ("kind", "head"), [("virtual", "hidden"), ("local", "sampled"), ("virtual", "clustered")]
+)
 def test_resumes_bit_for_bit(kind: str, head: str) -> None:
     task = problem("tokens")
     whole, first = (built(kind, task, HEADS[head]) for _ in range(2))
@@ -362,13 +366,17 @@ def test_targets_that_are_no_class_are_ignored(ignored: int) -> None:
     torch.manual_seed(0)
     z, target = torch.randn(8, 6), torch.randint(4, (8,))
     target[:ignored] = -100
-    for aim in (Aim("classes", (), 4), Aim("sampled", (), 4)):
+    for aim in (Aim("classes", (), 4), Aim("sampled", (), 4), Aim("clustered", (), 4)):
         torch.manual_seed(0)
-        made = ClassEnding(6, aim, None, torch.float32) if aim.kind == "classes" else None
-        ending = made or SampledEnding(6, aim, None, 0, torch.float32)
+        ending: Ending
+        if aim.kind == "sampled":
+            ending = SampledEnding(6, aim, None, 0, torch.float32)
+        else:
+            made = ClassEnding if aim.kind == "classes" else ClusteredEnding
+            ending = made(6, aim, None, torch.float32)
         loss = ending(z, target)
         rest = copy.deepcopy(ending)(z[ignored:], target[ignored:]) if ignored < 8 else loss * 0
-        if aim.kind == "classes" or ignored == 8:
+        if aim.kind != "sampled" or ignored == 8:
             assert torch.allclose(loss, rest)
         assert torch.isfinite(loss)
 
@@ -412,6 +420,59 @@ def test_draws_are_expected_as_often_as_they_come() -> None:
     assert torch.isclose(expected.sum(), torch.tensor(16.0, dtype=torch.float64))
 
 
+def test_two_levels_are_one_softmax() -> None:
+    """Every class has a probability, whatever the order, and they add up to 1."""
+    torch.manual_seed(0)
+    ending = ClusteredEnding(16, Aim("clustered", (), 60), None, torch.float64)
+    z = torch.randn(1, 16, dtype=torch.float64)
+    ending.observe(torch.tensor([59, 59, 7, -100]), 1.0)
+    assert ending.place[[59, 7, 0, 1]].tolist() == [0, 1, 2, 3]
+    chances = [torch.exp(-ending(z, torch.tensor([k]))) for k in range(60)]
+    assert torch.isclose(torch.stack(chances).sum(), torch.tensor(1.0, dtype=torch.float64))
+    several = torch.tensor([[3, -100], [59, 7]])
+    wide = torch.cat([z, 2 * z])
+    apart = [ending(row, torch.tensor([y])) for row, y in ((z, 3), (2 * z, 59), (2 * z, 7))]
+    assert torch.allclose(ending(wide, several), torch.stack(apart).mean())
+
+
+def test_classes_are_put_in_the_order_of_their_frequency() -> None:
+    """Anew at powers of two, for the first 64 batches; a copy goes on counting where it was."""
+    ending = ClusteredEnding(8, Aim("clustered", (), 12), None, torch.float32)
+    first = torch.tensor([5, 5, 9])
+    ending.observe(first, 1.0)
+    assert ending.place[[5, 9, 0, 11]].tolist() == [0, 1, 2, 11]
+    for _ in range(2):
+        ending.observe(torch.full((4,), 11), 1.0)
+    assert ending.place[[11, 5, 9, 0]].tolist() == [0, 1, 2, 3]
+    again = ClusteredEnding(8, Aim("clustered", (), 12), None, torch.float32)
+    again.load_state_dict(ending.state_dict())
+    for _ in range(61):
+        again.observe(torch.full((4,), 2), 1.0)
+    assert again.place[[2, 11]].tolist() == [0, 1]
+    for _ in range(200):
+        again.observe(torch.full((4,), 3), 1.0)
+    assert again.place[3] == 6
+
+
+@pytest.mark.parametrize(
+    ("classes", "ends"),
+    [
+        (3, [1, 2, 3]),
+        (10, [2, 5, 10]),
+        (2048, [512, 1024, 2048]),
+        (2049, [512, 2049]),
+        (50_000, [512, 3072, 18_432, 50_000]),
+    ],
+)
+def test_clusters(classes: int, ends: list[int]) -> None:
+    assert cluster_ends(classes) == ends
+    for features in (1, 8, 64, 256):
+        narrowing = narrowing_of(features, len(ends) - 1)
+        assert narrowing == 1 or features / narrowing ** (len(ends) - 1) >= 4
+        ending = ClusteredEnding(features, Aim("clustered", (), classes), None, torch.float32)
+        assert torch.isfinite(ending(torch.randn(3, features), torch.tensor([0, 1, classes - 1])))
+
+
 @pytest.mark.parametrize(
     ("kind", "head", "planned", "problem_text"),
     [
@@ -421,6 +482,8 @@ def test_draws_are_expected_as_often_as_they_come() -> None:
         ("local", HeadPlan(options={"task": 1.0}), CLASSES, "has no option 'task'"),
         ("virtual", HeadPlan(options={"task": -1.0}), CLASSES, "task cannot be -1.0"),
         ("virtual", HeadPlan(options={"targets": "some"}), CLASSES, "targets cannot be 'some'"),
+        ("local", HeadPlan(options={"targets": "clustered"}), TWO, "nothing to cluster in 2 class"),
+        ("local", HeadPlan(options={"targets": "sampled"}), REAL, "targets are real values"),
         ("local", HeadPlan(options={"loss": "model"}), CLASSES, "output is not one tensor"),
     ],
 )

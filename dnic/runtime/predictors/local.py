@@ -57,7 +57,7 @@ class Local(TailPredictor):
         both = microbatches == 1 and self._one_in == 1
         wanted = [*leaves, *self.parameters_in_order] if both else leaves
         with torch.enable_grad():
-            loss = self.tail(leaves, target)
+            loss = self.scored(leaves, target, microbatches)
         gradients = torch.autograd.grad(loss, wanted, allow_unused=True)
         found, rest = gradients[: len(leaves)], gradients[len(leaves) :]
         self._known = _Known(tensors, _places(tensors), rest) if both else None
@@ -93,8 +93,9 @@ class Local(TailPredictor):
         self, found: tuple[Tensor, ...], true: list[Tensor], seen: Seen
     ) -> PredictionStatistics:
         own = [r.to(u.dtype) * n for r, n, u in zip(found, seen.factors, true, strict=True)]
+        own = self.of_batch(own, seen.average)
         for fit, r, u in zip(self.fits, own, true, strict=True):
-            fit.observe(r, u, 1 / self.steps)
+            fit.observe(r, u, 1 / self.steps, seen.average)
         return compared(list(zip(own, true, strict=True)), [fit.unit for fit in self.fits])
 
 

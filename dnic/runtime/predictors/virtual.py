@@ -24,7 +24,7 @@ from dnic.runtime.predictor import PredictionStatistics
 from dnic.runtime.registry import PredictorRequest, predictor_kind, register
 from dnic.runtime.tail_options import TailOptions
 from dnic.runtime.tail_scale import compared
-from dnic.runtime.tail_training import TailPredictor
+from dnic.runtime.tail_training import Seen, TailPredictor
 
 _LOSS_MOMENTUM = 0.1
 
@@ -52,7 +52,7 @@ class Virtual(TailPredictor):
         """The tail's gradient times the fit; zero until it has learnt."""
         leaves = self.leaves(tensors)
         with torch.enable_grad():
-            loss = self.tail(leaves, target)
+            loss = self.scored(leaves, target, microbatches)
         gradients = torch.autograd.grad(loss, leaves)
         factors = [fit.factor / microbatches for fit in self.fits]
         return self.back(gradients, tensors, factors)
@@ -68,18 +68,17 @@ class Virtual(TailPredictor):
         self.observe(seen)
         with torch.enable_grad():
             loss = self.tail(seen.fronts, seen.target)
-            own = torch.autograd.grad(loss, seen.fronts, create_graph=True)
-            own = tuple(
-                r.to(u.dtype) * n for r, n, u in zip(own, seen.factors, seen.true, strict=True)
-            )
+            found = torch.autograd.grad(loss, seen.fronts, create_graph=True)
+            rows = zip(found, seen.factors, seen.true, strict=True)
+            own = self.of_batch([r.to(u.dtype) * n for r, n, u in rows], seen.average)
         pairs = list(zip(self.fits, [r.detach() for r in own], seen.true, strict=True))
         predicted = [(r * fit.factor, true) for fit, r, true in pairs]
         for fit, r, true in pairs:
-            fit.observe(r, true, 1 / self.steps)
+            fit.observe(r, true, 1 / self.steps, seen.average)
         units = [fit.unit for fit in self.fits]
         figures = compared(predicted, units)
         with torch.enable_grad():
-            total = self._match(own, seen.true, units) + self._task(loss)
+            total = self._match(own, seen.true, units) + self._task(loss, seen)
         self.step(torch.autograd.grad(total, self.parameters_in_order, allow_unused=True))
         return figures
 
@@ -92,16 +91,17 @@ class Virtual(TailPredictor):
         super().load_state_dict(state)
         self._loss_scale.copy_(state.get("loss_scale", self._loss_scale))
 
-    def _match(self, own: tuple[Tensor, ...], true: list[Tensor], units: list[Tensor]) -> Tensor:
+    def _match(self, own: list[Tensor], true: list[Tensor], units: list[Tensor]) -> Tensor:
         errors = [
             ((r * fit.learning_factor - u) * unit).square().mean()
             for fit, r, u, unit in zip(self.fits, own, true, units, strict=True)
         ]
         return torch.stack(errors).mean()
 
-    def _task(self, loss: Tensor) -> Tensor:
+    def _task(self, loss: Tensor, seen: Seen) -> Tensor:
         if self.options.loss == "model":
             size = loss.detach().abs().to(self._loss_scale.dtype)
+            size = size if seen.average is None else seen.average(size)
             self._loss_scale.lerp_(size, max(1 / self.steps, _LOSS_MOMENTUM))
             loss = loss / self._loss_scale.clamp(min=torch.finfo(torch.float32).tiny)
         return self.options.task * loss
