@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dnic.runtime.guard import LEAST_EXPLAINED
+
 
 @dataclass(frozen=True)
 class PredictionStatistics:
@@ -45,12 +47,15 @@ class Predictor(ABC):
     Attributes:
         needs_gradients: whether true gradients must come back once it has warmed up.
         needs_target: whether it cannot do without targets.
+        least_explained: part of the true gradient's variance that a prediction must explain more
+            than, for a guard to let a stage follow it.
         replicated: whether replicas of a stage learn together, with the averages of what they see.
         weight: of this replica's share of the batch that is learnt from next; without replicas 1.
     """
 
     needs_gradients: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
+    least_explained: ClassVar[float] = LEAST_EXPLAINED
     replicated: ClassVar[bool] = False
     weight: float = 1.0
 

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.guard import LEAST_EXPLAINED
 from dnic.runtime.loss import Loss
 from dnic.runtime.plan import AWAITED, HeadPlan, Size, TargetPlan, TensorSpec
 from dnic.runtime.predictor import Predictor
@@ -84,7 +85,7 @@ class PredictorKind:
     Attributes:
         name: as `gradient:` says it.
         build: makes one.
-        needs_gradients, needs_target: as `Predictor` says.
+        needs_gradients, needs_target, least_explained: as `Predictor` says.
         options: keys of its own that `head:` may hold, and their defaults.
     """
 
@@ -92,6 +93,7 @@ class PredictorKind:
     build: Callable[[PredictorRequest], Predictor]
     needs_gradients: bool = True
     needs_target: bool = True
+    least_explained: float = LEAST_EXPLAINED
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def options_of(self, head: HeadPlan) -> dict[str, Any]:
@@ -152,6 +154,7 @@ def register(
             build,
             needs[0] if needs_gradients is None else needs_gradients,
             needs[1] if needs_target is None else needs_target,
+            getattr(build, "least_explained", LEAST_EXPLAINED),
             MappingProxyType(dict(options)),
         )
         return build

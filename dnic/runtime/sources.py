@@ -284,6 +284,8 @@ class PredictedSource(GradientSource):
         if figures is not None:
             self._supervised.learnt(figures, weight)
             self.statistics.add(figures)
+        elif batch.gradients is not None:
+            self._supervised.untold()
 
     def drain(self, version: int) -> None:
         """Takes the gradients of the last `window` batches, in order."""

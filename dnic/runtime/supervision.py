@@ -50,13 +50,20 @@ class Supervision:
 
     def turn(self, step: int) -> bool:
         """Whether the true gradient is awaited at a step; asked in the order of the steps."""
-        self.regime = self._guard.regime(step)
+        before, self.regime = self.regime, self._guard.regime(step)
+        if before != self.regime:  # no check is of both
+            self._learnt, self._sums = 0, None
         return self.awaits
 
     @property
     def awaits(self) -> bool:
         """Whether the true gradient is awaited."""
         return self.regime in ("warm-up", "exact")
+
+    @property
+    def tried(self) -> bool:
+        """Whether the head is on trial, in the place of no gradient."""
+        return self._guard.tries
 
     def learns(self) -> bool:
         """Whether the heads learn from the next batch with gradients; asked once for each."""
@@ -84,6 +91,10 @@ class Supervision:
             )
             self._learnt, self._sums = 0, None
 
+    def untold(self) -> None:
+        """Counts a batch that heads have learnt from which do not say how they did."""
+        self._guard.trust()
+
     def figures(self) -> dict[str, Any]:
         """For the epoch's record: the regime, and what has changed in this epoch."""
         return {"regime": self.regime, "turns": [turn.to_json() for turn in self._guard.turns]}
@@ -100,6 +111,7 @@ class Supervision:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was called."""
         self._guard.load_state_dict(state["guard"])
+        self.regime = state["guard"]["regime"]
         self._brought, self._learnt = int(state["brought"]), int(state["learnt"])
         self._sums = state["sums"]
 

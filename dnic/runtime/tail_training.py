@@ -15,7 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,10 @@ class Seen:
 class TailPredictor(Predictor):
     """A tail with its own Adam. Deterministic.
 
+    Its gradient leads down a loss of its own, and is of use long before it explains anything of the
+    true one: features follow the tail, and both come to agree. Only what points the other way is
+    none.
+
     Args:
         request: what for.
         options: of the tail.
@@ -59,6 +63,8 @@ class TailPredictor(Predictor):
     Raises:
         RuntimeFault: no such tail can be built.
     """
+
+    least_explained: ClassVar[float] = -0.1
 
     def __init__(self, request: PredictorRequest, options: TailOptions) -> None:
         self.options = options
