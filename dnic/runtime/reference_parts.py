@@ -113,7 +113,7 @@ class ReferenceInterface:
             self.predictor.weight = weight
             figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
             if figures is not None:
-                self.supervision.learnt(figures, weight)
+                self.supervision.learnt(figures, weight, step)
                 self.learnt.append(figures)
             elif batch.gradients is not None:
                 self.supervision.untold()

@@ -39,6 +39,7 @@ class Supervision:
         self._replicas = replicas or Replicas()
         self._guard = Guard(plan.guard, plan.warmup_until)
         self._train_every = plan.head.train_every if plan.head is not None else 1
+        self._since = 0  # the step of the last turn
         self._brought = 0  # batches whose true gradients have come
         self._learnt = 0  # batches since the last check
         self._sums: Tensor | None = None
@@ -52,7 +53,7 @@ class Supervision:
         """Whether the true gradient is awaited at a step; asked in the order of the steps."""
         before, self.regime = self.regime, self._guard.regime(step)
         if before != self.regime:  # no check is of both
-            self._learnt, self._sums = 0, None
+            self._since, self._learnt, self._sums = step, 0, None
         return self.awaits
 
     @property
@@ -70,14 +71,18 @@ class Supervision:
         self._brought += 1
         return self._brought % self._train_every == 0
 
-    def learnt(self, statistics: PredictionStatistics, weight: float = 1.0) -> None:
+    def learnt(
+        self, statistics: PredictionStatistics, weight: float = 1.0, step: int | None = None
+    ) -> None:
         """Counts a batch that the heads have learnt from; waits for the device once a check.
 
         Args:
             statistics: of that batch.
             weight: of this replica's share of it.
+            step: of that batch; one of before the last turn tells nothing of what came of it. None:
+                of the step at hand.
         """
-        if not self._guard.measures:
+        if not self._guard.measures or (step is not None and step < self._since):
             return
         zero = torch.as_tensor(statistics.zero, device=statistics.loss.device)
         given = statistics.cosine, statistics.norm_ratio, statistics.loss, zero
@@ -103,6 +108,7 @@ class Supervision:
         """Everything that later decisions depend on."""
         return {
             "guard": self._guard.state_dict(),
+            "since": self._since,
             "brought": self._brought,
             "learnt": self._learnt,
             "sums": self._sums,
@@ -112,6 +118,7 @@ class Supervision:
         """Goes on where `state_dict` was called."""
         self._guard.load_state_dict(state["guard"])
         self.regime = state["guard"]["regime"]
+        self._since = int(state.get("since", 0))
         self._brought, self._learnt = int(state["brought"]), int(state["learnt"])
         self._sums = state["sums"]
 

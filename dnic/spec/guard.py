@@ -35,7 +35,7 @@ class GuardSpec(Section):
     )
     minimum: ShareOrAuto = Field(
         default="auto",
-        description="part of the variance to explain more than; auto: 0.1, of tails -0.1",
+        description="part of the variance to explain more than; auto: by source",
     )
     fallback: Annotated[Fallback, expected("exact or none", get_args(Fallback))] = Field(
         default="exact", description="exact (wait) or none (no gradient)"
