@@ -8,28 +8,28 @@ More than nothing is not enough. What little a head explains that knows no targe
 the gradients, which is gone once the layers behind have settled; the rest is error, and an
 optimizer that divides by the size of gradients (Adam) walks along it as fast as along the truth.
 Shrinking the prediction is no help, for the same reason. So a head is of use from a share of the
-variance on, and it must have shown that, in `patience` checks in a row, before anything follows it:
-what it spoils in a few dozen steps, an interface that cannot wait never makes good.
+variance on, and must have shown that, in `proof` checks in a row, before anything follows it. Even
+then the first check in use is a trial (`dnic.runtime.trial`), as features that rest are easy.
 
-    warm-up  ──────────────────────────────────────────────────────►  predicted
-       │   the head is good enough (`until`), or the steps are over      │   ▲
-       │   and `patience` checks in a row have passed                    │   │ `patience` in a row
-       │                                                                 │   │ have passed, and
-       │ the steps are over,      `patience` checks in a row have failed │   │ the wait is over
-       │ and checks fail                                                 │   │
-       └────────────────────────►  exact, or none  ◄─────────────────────┘   │
-                                          └──────────────────────────────────┘
+    warm-up  ─────────────────────────────────────────────────────►  predicted
+       │    the head is good enough (`until`), or the steps are         │   ▲
+       │    over and `proof` checks in a row have passed                │   │ the wait is over, if
+       │                                                                │   │ there was one, and
+       │ the steps are over, and      `patience` checks in a row have   │   │ `proof` checks in a
+       │ `patience` checks in a row   failed, or the first one in use   │   │ row have passed
+       │ have failed                                                    │   │
+       └───────────────────────────►  exact, or none  ◄─────────────────┘   │
+                                            └───────────────────────────────┘
 
 Everything follows from steps and from the bits of gradients, nothing from time: a run with a guard
 is as repeatable as one without. What it decides holds from the next step on. The other end of the
 interface need not know: it sends every gradient in any case. Where an awaited gradient is not to be
 had (not all come back, or they come later than the backward pass), the interface goes on with the
-gradient zero instead.
+gradient zero instead, also between its warm-up and its head's proof.
 
-Not handled: what a stage loses in the `patience` checks that it takes to notice that a good head
-has turned bad; a head that explains much and errs in the same way for all samples; a head whose
-true gradient is itself wrong, because a head above is; predictions that are not finite, which spoil
-a stage at their first step.
+Not handled: what `patience` checks of a head that was good and has turned bad do to a stage; a head
+that explains much and leads astray all the same; a head whose true gradient is itself wrong,
+because a head above is; predictions that are not finite, which spoil a stage at their first step.
 """
 
 from __future__ import annotations
