@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -14,16 +14,20 @@ class PlannedGuard(Part):
 
     Attributes:
         check_every: learnt batches of one check.
-        patience: failed checks in a row after which the head is not used.
+        proof: checks in a row that it must pass before it is used.
+        patience: checks in a row that it must fail, in use, before it is not used any more; one
+            is enough if it is the first.
         retry_after: steps until it is tried again; twice as many every further time.
-        minimum: part of the true gradient's variance that it must explain more than.
+        minimum: part of the true gradient's variance that it must explain more than; `auto` is
+            what its source asks for.
         fallback: `exact` waits for the true gradient, `none` goes on with the gradient zero.
     """
 
-    check_every: int = Field(default=50, ge=1)
-    patience: int = Field(default=3, ge=1)
+    check_every: int = Field(default=25, ge=1)
+    proof: int = Field(default=2, ge=1)
+    patience: int = Field(default=2, ge=1)
     retry_after: int = Field(default=500, ge=1)
-    minimum: float = Field(default=0.0, lt=1, allow_inf_nan=False)
+    minimum: Annotated[float, Field(lt=1, allow_inf_nan=False)] | Literal["auto"] = "auto"
     fallback: Literal["exact", "none"] = "exact"
 
 

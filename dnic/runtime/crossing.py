@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dnic.runtime.links import Count, dtype_named
-from dnic.runtime.plan import AWAITED, Gradient, InterfacePlan, Mode, Plan, TensorSpec
+from dnic.runtime.plan import AWAITED, Gradient, GuardPlan, InterfacePlan, Mode, Plan, TensorSpec
 from dnic.runtime.registry import predictor_kind
 from dnic.runtime.updates import EVERY_STEP, Updates, update_probability
 
@@ -149,9 +149,17 @@ def _in_mode(interface: InterfacePlan, mode: Mode, probability: float) -> Interf
         return_every=returned,
         predict_weights=interface.predict_weights and gradient == "stale",
         warmup_until=interface.warmup_until if guarded else None,
-        guard=interface.guard if guarded else None,
+        guard=_guard(interface) if guarded else None,
         update_probability=probability,
     )
+
+
+def _guard(interface: InterfacePlan) -> GuardPlan | None:
+    """As planned; `minimum: auto` is what the source's kind asks for."""
+    guard = interface.guard
+    if guard is None or guard.minimum != "auto":
+        return guard
+    return replace(guard, minimum=predictor_kind(interface.gradient).least_explained)
 
 
 def _return_every(interface: InterfacePlan) -> int:

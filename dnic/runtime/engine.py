@@ -78,7 +78,7 @@ from dnic.runtime.source_statistics import SourceStatistics
 from dnic.runtime.sources import GradientSource, Sent
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.transport import Transport
-from dnic.runtime.turns import restore_turns, turns_of
+from dnic.runtime.turns import Turns
 from dnic.runtime.updates import Updates, update_probability
 from dnic.runtime.worker import Worker
 
@@ -102,12 +102,13 @@ class Engine(ReplicaTrainer):
         self._shared = connect_shared(worker, stage, transport)
         self._ends = transport.ends
         plan, mode, index = worker.bundle.plan, worker.options.mode, worker.place.stage
+        self._turns = Turns(stage, optimizer, plan, self._sources)
         self._order = StageOrder(plan, mode, index)
         self._updates = Updates(update_probability(plan.train, mode), worker.seed, index)
 
     def state_dict(self) -> dict[str, Any]:
         """What this process must remember beside the model's parameters and buffers."""
-        state = super().state_dict() | {"turns": turns_of(self._sources)}
+        state = super().state_dict() | {"turns": self._turns.state_dict()}
         if self._replicas.index == 0:
             state["heads"] = {source.plan.name: source.state_dict() for source in self._sources}
         return state
@@ -119,7 +120,7 @@ class Engine(ReplicaTrainer):
         heads = state.get("heads", {})  # a pipeline's checkpoint has none
         for source in self._sources:
             source.load_state_dict(heads.get(source.plan.name, {}))
-        restore_turns(self._sources, state.get("turns", {}))
+        self._turns.load_state_dict(state.get("turns", {}))
 
     def head_parameters(self) -> dict[str, Tensor]:
         """Parameters of this stage's heads, by `<interface>.<tensor>.<name>`."""
@@ -171,7 +172,7 @@ class Engine(ReplicaTrainer):
         self.optimizer.zero_grad(set_to_none=True)
         watch.lap("share")
         updates = self.step in self._updates
-        awaited = self._turn(self.step) if updates else []
+        awaited = self._turns.begin(self.step, self.version) if updates else []
         for one in self._order.passes(self.step, number, awaited):
             if one.forward:
                 between.append(self._forward(fed, number, watch))
@@ -189,11 +190,6 @@ class Engine(ReplicaTrainer):
         self.step += 1
         return mean_loss(losses)
 
-    def _turn(self, step: int) -> list[str]:
-        """Begins a step with an update; the interfaces whose true gradient is awaited."""
-        sources = self._sources
-        return [source.plan.name for source in sources if source.turn(step, self.version)]
-
     def _settle(self, now: int, watch: Stopwatch, *, updates: bool = True) -> None:
         """What follows the backward passes of a batch; `now` counts on past an epoch's end."""
         self._shared.send_gradients()  # 6
@@ -204,6 +200,7 @@ class Engine(ReplicaTrainer):
         watch.lap("take")
         if updates:
             self._update()  # 8
+            self._turns.end()
             self.version += 1
         else:
             self.learning_rate.skipped()

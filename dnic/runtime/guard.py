@@ -4,22 +4,32 @@ A predicted gradient can be worse than none. The guard looks at how much of the 
 variance the head explains: 1 - sum ||predicted - true||^2 / sum ||true||^2, which is 0 for the
 gradient zero. It knows numbers only; `dnic.runtime.supervision` measures them.
 
-               the head is good enough (`until`), or the steps are over
-    warm-up  ────────────────────────────────────────────────────────►  predicted
-       │                                                                  │    ▲
-       │ the steps are over, and `patience`         `patience` checks     │    │ the wait is over,
-       │ checks in a row have failed                in a row have failed  │    │ and the last check
-       └────────────────────────────►  exact, or none  ◄──────────────────┘    │ has passed
-                                             └─────────────────────────────────┘
+More than nothing is not enough. What little a head explains that knows no targets is the mean of
+the gradients, which is gone once the layers behind have settled; the rest is error, and an
+optimizer that divides by the size of gradients (Adam) walks along it as fast as along the truth.
+Shrinking the prediction is no help, for the same reason. So a head is of use from a share of the
+variance on, and must have shown that, in `proof` checks in a row, before anything follows it. Even
+then the first check in use is a trial (`dnic.runtime.trial`), as features that rest are easy.
+
+    warm-up  ─────────────────────────────────────────────────────►  predicted
+       │    the head is good enough (`until`), or the steps are         │   ▲
+       │    over and `proof` checks in a row have passed                │   │ the wait is over, if
+       │                                                                │   │ there was one, and
+       │ the steps are over, and      `patience` checks in a row have   │   │ `proof` checks in a
+       │ `patience` checks in a row   failed, or the first one in use   │   │ row have passed
+       │ have failed                                                    │   │
+       └───────────────────────────►  exact, or none  ◄─────────────────┘   │
+                                            └───────────────────────────────┘
 
 Everything follows from steps and from the bits of gradients, nothing from time: a run with a guard
 is as repeatable as one without. What it decides holds from the next step on. The other end of the
 interface need not know: it sends every gradient in any case. Where an awaited gradient is not to be
 had (not all come back, or they come later than the backward pass), the interface goes on with the
-gradient zero instead.
+gradient zero instead, also between its warm-up and its head's proof.
 
-Not handled: a head that explains some of the gradient and still does harm (`minimum` is for that),
-and predictions that are not finite, which spoil a stage at their first step.
+Not handled: what `patience` checks of a head that was good and has turned bad do to a stage; a head
+that explains much and leads astray all the same; a head whose true gradient is itself wrong,
+because a head above is; predictions that are not finite, which spoil a stage at their first step.
 """
 
 from __future__ import annotations
@@ -33,6 +43,8 @@ from dnic.runtime.plan import GuardPlan
 Regime = Literal["warm-up", "predicted", "exact", "none"]
 # What an interface does that does without its head.
 INSTEAD = {"exact": "waits for the true gradient", "none": "goes on without a gradient"}
+# What a direct prediction must explain more than, where nothing else is said (`Predictor`).
+LEAST_EXPLAINED = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ class Turn:
         step: the first one of the new regime.
         regime: the new one.
         quality: of the last check; None before the first one.
-        again: step at which the head is tried again; None where it predicts.
+        again: step at which the head is tried again; None where it predicts, or never did.
     """
 
     step: int
@@ -87,11 +99,18 @@ class Guard:
     def __init__(self, plan: GuardPlan | None, until: float | None = None) -> None:
         self._plan = plan
         self._until = until
+        minimum = "auto" if plan is None else plan.minimum
+        self._minimum = LEAST_EXPLAINED if minimum == "auto" else minimum
+        self._proof = 1 if plan is None else plan.proof
+        self._patience = 1 if plan is None else plan.patience
         self._warmup_steps = 0
         self._unlocked = False  # before its time
+        self._passed = 0  # checks in a row
         self._failures = 0  # checks in a row
+        self._trusted = False
+        self._credit = False  # passed a check since it is used
         self._quality: Quality | None = None
-        self._again: int | None = None  # while the head is not used
+        self._again: int | None = None  # while the head is not used any more
         self._wait_steps = plan.retry_after if plan is not None else 0
         self._regime: Regime = "warm-up"
         self.turns: list[Turn] = []
@@ -100,6 +119,13 @@ class Guard:
     def measures(self) -> bool:
         """Whether it wants to be told of the heads' quality."""
         return self._plan is not None or self._until is not None
+
+    @property
+    def tries(self) -> bool:
+        """Whether the head is on trial, in the place of no gradient: no check has passed in use."""
+        instead = None if self._plan is None else self._plan.fallback
+        used = self._regime == "predicted" and not self._trusted
+        return instead == "none" and used and not self._credit
 
     @property
     def check_every(self) -> int:
@@ -116,7 +142,8 @@ class Guard:
         regime = self._next(step)
         if regime != self._regime:
             # That warming up is over at its time is no news.
-            if self._again is not None or self._unlocked or self._regime != "warm-up":
+            in_time = self._regime == "warm-up" and step == self._warmup_steps
+            if not in_time or self._failures >= self._patience:
                 self.turns.append(Turn(step, regime, self._quality, self._again))
             self._regime = regime
         return regime
@@ -124,15 +151,26 @@ class Guard:
     def judge(self, quality: Quality) -> None:
         """Takes the result of a check."""
         self._quality = quality
-        self._failures = 0 if self._passes() else self._failures + 1
-        if self._regime == "warm-up" and self._until is not None:
+        if self._passes(quality):
+            self._passed, self._failures = self._passed + 1, 0
+            self._credit = self._credit or self._regime == "predicted"
+        else:
+            self._passed, self._failures = 0, self._failures + 1
+        if self._regime == "warm-up" and self._until is not None and self._passed:
             self._unlocked = self._unlocked or quality.explained >= self._until
+
+    def trust(self) -> None:
+        """Goes on with a head that learns and never says how it does: there is nothing to judge."""
+        self._trusted = True
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that later decisions depend on."""
         return {
             "unlocked": self._unlocked,
+            "passed": self._passed,
             "failures": self._failures,
+            "trusted": self._trusted,
+            "credit": self._credit,
             "quality": None if self._quality is None else asdict(self._quality),
             "again": self._again,
             "wait_steps": self._wait_steps,
@@ -143,6 +181,10 @@ class Guard:
         """Goes on where `state_dict` was called."""
         self._unlocked = bool(state["unlocked"])
         self._failures = int(state["failures"])
+        # Runs of before did not note these.
+        self._passed = int(state.get("passed", 0))
+        self._trusted = bool(state.get("trusted", False))
+        self._credit = bool(state.get("credit", True))
         self._quality = None if state["quality"] is None else Quality(**state["quality"])
         self._regime = state["regime"]
         if self._plan is not None:  # else it was switched off meanwhile
@@ -154,22 +196,34 @@ class Guard:
             if step < self._again:
                 return plan.fallback
             self._wait_steps *= 2
-            if not self._passes():  # on true gradients it would be no better
+            if not self._proven:  # on true gradients it would be no better
                 self._again = step + self._wait_steps
                 return plan.fallback
-            self._again, self._failures = None, 0
+            self._again = None
         if step < self._warmup_steps and not self._unlocked:
             return "warm-up"
-        if plan is not None and self._failures >= plan.patience:
+        if plan is None:
+            return "predicted"
+        if self._regime == "predicted":
+            # Features that did not move yet told nothing of what becomes of them.
+            if self._failures < (plan.patience if self._credit else 1):
+                return "predicted"
             self._again = step + self._wait_steps
             return plan.fallback
-        return "predicted"
+        if self._unlocked or self._proven:
+            self._failures, self._credit = 0, False
+            return "predicted"
+        waits = self._regime == "warm-up" and self._failures < plan.patience
+        return "warm-up" if waits and plan.fallback == "exact" else plan.fallback
 
-    def _passes(self) -> bool:
-        """Whether the last check found the head better than the gradient zero."""
-        if self._plan is None or self._quality is None:
-            return True
-        return self._quality.explained > self._plan.minimum  # never true of NaN
+    @property
+    def _proven(self) -> bool:
+        """Whether the head may be used that is not used yet, or not any more."""
+        return self._trusted or self._passed >= self._proof
+
+    def _passes(self, quality: Quality) -> bool:
+        """Whether a check found the head of use."""
+        return self._plan is None or quality.explained > self._minimum  # never true of NaN
 
 
 def told(name: str, turn: Mapping[str, Any]) -> str:
@@ -184,5 +238,7 @@ def told(name: str, turn: Mapping[str, Any]) -> str:
     start = f"from step {turn['step']} on {name}"
     if turn["regime"] == "predicted":
         return f"{start} goes on with what its head predicts{worth}"
-    use = f"the head is of no use{worth}, and is tried again at step {turn['again']}"
-    return f"{start} {INSTEAD[turn['regime']]}: {use}"
+    again = turn["again"]
+    use = "of no use yet" if again is None else "of no use"
+    then = "" if again is None else f", and is tried again at step {again}"
+    return f"{start} {INSTEAD[turn['regime']]}: the head is {use}{worth}{then}"

@@ -60,15 +60,15 @@ def check_supervised(interface: InterfacePlan, where: str) -> None:
 
 
 def _check_guard(guard: GuardPlan, where: str) -> None:
-    for key in ("check_every", "patience", "retry_after"):
+    for key in ("check_every", "proof", "patience", "retry_after"):
         value = getattr(guard, key)
         if type(value) is not int or value < 1:
             raise RuntimeFault(f"{key} cannot be {value!r}", where=where, expected="1 or more")
-    if not (_is_number(guard.minimum) and guard.minimum < 1):
+    if guard.minimum != "auto" and not (_is_number(guard.minimum) and guard.minimum < 1):
         raise RuntimeFault(
             f"minimum cannot be {guard.minimum!r}",
             where=where,
-            expected="a number below 1: the part of the variance to be explained",
+            expected="auto, or a number below 1: the part of the variance to be explained",
         )
     fallback: str = guard.fallback
     if fallback not in get_args(Fallback):

@@ -113,7 +113,7 @@ class LateEngine(Engine):
         """The oldest open batch's backward pass, and the update; `now` counts on past the end."""
         batch = self._open.popleft()
         self.optimizer.zero_grad(set_to_none=True)
-        self._turn(batch.step)
+        self._turns.begin(batch.step, self.version)
         roots, gradients = self._gradients(
             batch.outputs,
             batch.target,

@@ -90,17 +90,21 @@ class GuardPlan:
 
     Attributes:
         check_every: learnt batches of one check.
-        patience: failed checks in a row after which the head is not used.
+        patience: checks in a row that a head in use must fail before it is not used any more; one
+            is enough if it is the first.
         retry_after: steps until it is tried again; twice as many every further time.
-        minimum: part of the true gradient's variance that a head must explain more than.
+        minimum: part of the true gradient's variance that a head must explain more than; `auto` is
+            what the source's kind asks for (`dnic.runtime.predictor`).
         fallback: `exact` waits for the true gradient, `none` goes on with the gradient zero.
+        proof: checks in a row that a head must pass before it is used.
     """
 
-    check_every: int = 50
-    patience: int = 3
+    check_every: int = 25
+    patience: int = 2
     retry_after: int = 500
-    minimum: float = 0.0
+    minimum: float | Literal["auto"] = "auto"
     fallback: Fallback = "exact"
+    proof: int = 2
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from dnic.runtime.guard import LEAST_EXPLAINED
+
 
 @dataclass(frozen=True)
 class PredictionStatistics:
@@ -45,6 +47,8 @@ class Predictor(ABC):
     Attributes:
         needs_gradients: whether true gradients must come back once it has warmed up.
         needs_target: whether it cannot do without targets.
+        least_explained: part of the true gradient's variance that a prediction must explain more
+            than, for a guard to let a stage follow it.
         replicated: whether replicas of a stage learn together. Each has a copy and is given its
             share of every batch: what is a mean over the batch is averaged (`Replicas.weighed` of
             `weight`, `dnic.runtime.replicas`) before it is used, by all of them at once, and what
@@ -54,6 +58,7 @@ class Predictor(ABC):
 
     needs_gradients: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
+    least_explained: ClassVar[float] = LEAST_EXPLAINED
     replicated: ClassVar[bool] = False
     weight: float = 1.0
 

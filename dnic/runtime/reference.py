@@ -49,6 +49,7 @@ from dnic.runtime.setting import Setting, build_predictor, weighed
 from dnic.runtime.shared import borrowed_parameters, channels
 from dnic.runtime.stage import check_ownership
 from dnic.runtime.supervision import Supervision
+from dnic.runtime.trial import Trial
 from dnic.runtime.updates import Updates, update_probability
 from dnic.runtime.worker import initial_model
 
@@ -158,7 +159,10 @@ class Reference:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
         foresight = Foresight(module, optimizer) if crossed.foresees[index] else None
         updates = Updates(update_probability(train, mode), self._seed, index)
-        rest: tuple[Any, ...] = limit, arriving, above, late, foresight, random_state(), updates
+        heads = [one.supervision if one.predictor is not None else None for one in above]
+        trial = Trial(module, optimizer, self._plan, heads)
+        rest: tuple[Any, ...] = limit, arriving, above, late, foresight, random_state()
+        rest = *rest, updates, trial
         return ReferenceStage(module, row.inputs, row.outputs, optimizer, rate, *rest)
 
     def run(
@@ -341,8 +345,7 @@ class Reference:
         """Backward of one stage's oldest batch; the stages above have done theirs."""
         stage.optimizer.zero_grad(set_to_none=True)
         parts = stage.open.popleft()
-        for interface in stage.above:
-            interface.turn(parts[0].step)
+        stage.turn(parts[0].step)
         for batch in parts:
             if stage is self._stages[-1]:
                 # The mean of the parts' means is the batch's.

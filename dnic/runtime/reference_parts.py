@@ -21,6 +21,7 @@ from dnic.runtime.plan import InterfacePlan, TensorSpec
 from dnic.runtime.seeds import random_state, restore_random_state
 from dnic.runtime.shared import Channel, take_gradient
 from dnic.runtime.supervision import Supervision
+from dnic.runtime.trial import Trial
 from dnic.runtime.updates import Updates
 
 if TYPE_CHECKING:
@@ -112,8 +113,10 @@ class ReferenceInterface:
             self.predictor.weight = weight
             figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
             if figures is not None:
-                self.supervision.learnt(figures, weight)
+                self.supervision.learnt(figures, weight, step)
                 self.learnt.append(figures)
+            elif batch.gradients is not None:
+                self.supervision.untold()
 
 
 @dataclass
@@ -132,6 +135,7 @@ class ReferenceStage:
     foresight: Foresight | None
     random: dict[str, Any]
     updates: Updates
+    trial: Trial
     open: deque[list[PassingBatch]] = field(default_factory=deque)  # forward, not yet back
 
     @property
@@ -159,6 +163,7 @@ class ReferenceStage:
         if now in self.updates:
             self.clip()
             self.optimizer.step()
+            self.trial.updated()
             self.learning_rate.updated()
         else:
             self.learning_rate.skipped()
@@ -170,6 +175,12 @@ class ReferenceStage:
         if self.limit is not None:
             norm = gradient_norm(self.parameters)
             scale_gradients(self.parameters, self.limit, norm)
+
+    def turn(self, step: int) -> None:
+        """Begins a step with an update."""
+        for interface in self.above:
+            interface.turn(step)
+        self.trial.turned()
 
     def pass_by(self) -> None:
         """In place of a backward pass: true gradients come all the same, to be learnt from."""

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.guard import LEAST_EXPLAINED
 from dnic.runtime.loss import Loss
 from dnic.runtime.plan import AWAITED, HeadPlan, Size, TargetPlan, TensorSpec
 from dnic.runtime.predictor import Predictor
@@ -84,7 +85,7 @@ class PredictorKind:
     Attributes:
         name: as `gradient:` says it.
         build: makes one.
-        needs_gradients, needs_target, replicated: as `Predictor` says.
+        needs_gradients, needs_target, replicated, least_explained: as `Predictor` says.
         options: keys of its own that `head:` may hold, and their defaults.
     """
 
@@ -93,6 +94,7 @@ class PredictorKind:
     needs_gradients: bool = True
     needs_target: bool = True
     replicated: bool = False
+    least_explained: float = LEAST_EXPLAINED
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def options_of(self, head: HeadPlan) -> dict[str, Any]:
@@ -158,6 +160,7 @@ def register(
             said(needs_gradients, "needs_gradients"),
             said(needs_target, "needs_target"),
             said(replicated, "replicated"),
+            getattr(build, "least_explained", LEAST_EXPLAINED),
             MappingProxyType(dict(options)),
         )
         return build

@@ -266,24 +266,26 @@ class PredictedSource(GradientSource):
         """One step of learning from what `take` got, and one from the batch at hand."""
         if self._due:
             parts = [Returned(sent.tensors, sent.target, given) for sent, given in self._due]
-            self._learn(parts, self._due[0][0].weight)
+            self._learn(parts, self._due[0][0])
         if self._at_hand:  # another batch, where a step without an update was passed by
             parts = [Returned(sent.tensors, sent.target, None) for sent in self._at_hand]
-            self._learn(parts, self._at_hand[0].weight)
+            self._learn(parts, self._at_hand[0])
         for _ in self._due:
             self._returned.release()
         self._due.clear()
         self._at_hand.clear()
 
-    def _learn(self, parts: list[Returned], weight: float) -> None:
+    def _learn(self, parts: list[Returned], of: Sent) -> None:
         if not self._supervised.learns():
             return
         batch = whole(self.plan.differentiable, parts)
-        self.predictor.weight = weight
+        self.predictor.weight = of.weight
         figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
         if figures is not None:
-            self._supervised.learnt(figures, weight)
+            self._supervised.learnt(figures, of.weight, of.step)
             self.statistics.add(figures)
+        elif batch.gradients is not None:
+            self._supervised.untold()
 
     def drain(self, version: int) -> None:
         """Takes the gradients of the last `window` batches, in order."""

@@ -39,6 +39,7 @@ class Supervision:
         self._replicas = replicas or Replicas()
         self._guard = Guard(plan.guard, plan.warmup_until)
         self._train_every = plan.head.train_every if plan.head is not None else 1
+        self._since = 0  # the step of the last turn
         self._brought = 0  # batches whose true gradients have come
         self._learnt = 0  # batches since the last check
         self._sums: Tensor | None = None
@@ -50,7 +51,9 @@ class Supervision:
 
     def turn(self, step: int) -> bool:
         """Whether the true gradient is awaited at a step; asked in the order of the steps."""
-        self.regime = self._guard.regime(step)
+        before, self.regime = self.regime, self._guard.regime(step)
+        if before != self.regime:  # no check is of both
+            self._since, self._learnt, self._sums = step, 0, None
         return self.awaits
 
     @property
@@ -58,19 +61,28 @@ class Supervision:
         """Whether the true gradient is awaited."""
         return self.regime in ("warm-up", "exact")
 
+    @property
+    def tried(self) -> bool:
+        """Whether the head is on trial, in the place of no gradient."""
+        return self._guard.tries
+
     def learns(self) -> bool:
         """Whether the heads learn from the next batch with gradients; asked once for each."""
         self._brought += 1
         return self._brought % self._train_every == 0
 
-    def learnt(self, statistics: PredictionStatistics, weight: float = 1.0) -> None:
+    def learnt(
+        self, statistics: PredictionStatistics, weight: float = 1.0, step: int | None = None
+    ) -> None:
         """Counts a batch that the heads have learnt from; waits for the device once a check.
 
         Args:
             statistics: of that batch.
             weight: of this replica's share of it.
+            step: of that batch; one of before the last turn tells nothing of what came of it. None:
+                of the step at hand.
         """
-        if not self._guard.measures:
+        if not self._guard.measures or (step is not None and step < self._since):
             return
         zero = torch.as_tensor(statistics.zero, device=statistics.loss.device)
         given = statistics.cosine, statistics.norm_ratio, statistics.loss, zero
@@ -84,6 +96,10 @@ class Supervision:
             )
             self._learnt, self._sums = 0, None
 
+    def untold(self) -> None:
+        """Counts a batch that heads have learnt from which do not say how they did."""
+        self._guard.trust()
+
     def figures(self) -> dict[str, Any]:
         """For the epoch's record: the regime, and what has changed in this epoch."""
         return {"regime": self.regime, "turns": [turn.to_json() for turn in self._guard.turns]}
@@ -92,6 +108,7 @@ class Supervision:
         """Everything that later decisions depend on."""
         return {
             "guard": self._guard.state_dict(),
+            "since": self._since,
             "brought": self._brought,
             "learnt": self._learnt,
             "sums": self._sums,
@@ -100,6 +117,8 @@ class Supervision:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was called."""
         self._guard.load_state_dict(state["guard"])
+        self.regime = state["guard"]["regime"]
+        self._since = int(state.get("since", 0))
         self._brought, self._learnt = int(state["brought"]), int(state["learnt"])
         self._sums = state["sums"]
 

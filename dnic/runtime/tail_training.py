@@ -61,6 +61,10 @@ class Seen:
 class TailPredictor(Predictor):
     """A tail with its own Adam. Deterministic.
 
+    Its gradient leads down a loss of its own, and is of use long before it explains anything of the
+    true one: features follow the tail, and both come to agree. Only what points the other way is
+    none.
+
     Args:
         request: what for.
         options: of the tail.
@@ -70,6 +74,7 @@ class TailPredictor(Predictor):
     """
 
     replicated: ClassVar[bool] = True
+    least_explained: ClassVar[float] = -0.1
 
     def __init__(self, request: PredictorRequest, options: TailOptions) -> None:
         self.options = options

@@ -10,10 +10,9 @@ from dnic.spec.expect import Count, expected
 from dnic.spec.section import Section
 
 Fallback = Literal["exact", "none"]
-Share = Annotated[
-    float,
-    Field(strict=True, lt=1, allow_inf_nan=False),
-    expected("a number below 1: 0.1 for a tenth of the gradient's variance"),
+ShareOrAuto = Annotated[
+    Annotated[float, Field(strict=True, lt=1, allow_inf_nan=False)] | Literal["auto"],
+    expected("auto, or a number below 1: 0.1 for a tenth of the gradient's variance", ["auto"]),
 ]
 
 
@@ -28,13 +27,15 @@ class GuardSpec(Section):
     enabled: Annotated[Annotated[bool, Field(strict=True)], expected("true or false")] = Field(
         default=True, description="guard: false switches it off"
     )
-    check_every: Count = Field(default=50, description="learnt batches of one check")
-    patience: Count = Field(default=3, description="failed checks in a row until it is not used")
+    check_every: Count = Field(default=25, description="learnt batches of one check")
+    proof: Count = Field(default=2, description="passed checks in a row until it is used")
+    patience: Count = Field(default=2, description="failed checks in a row until it is not used")
     retry_after: Count = Field(
         default=500, description="steps until it is tried again; twice as many each time"
     )
-    minimum: Share = Field(
-        default=0.0, description="part of the gradient's variance to explain more than"
+    minimum: ShareOrAuto = Field(
+        default="auto",
+        description="part of the variance to explain more than; auto: by source",
     )
     fallback: Annotated[Fallback, expected("exact or none", get_args(Fallback))] = Field(
         default="exact", description="exact (wait) or none (no gradient)"

@@ -47,7 +47,7 @@ def plan_of(graph: Graph, device: DeviceProfile, **keys: Any) -> Plan:
 def test_a_plan_says_what_the_guard_does(chain: Chain, device: DeviceProfile) -> None:
     graph = chain([1_000_000] * 8)
     guard = PlannedGuard(check_every=7, minimum=0.1, fallback="none")
-    for asked, read in ((guard, GuardPlan(7, 3, 500, 0.1, "none")), (None, None)):
+    for asked, read in ((guard, GuardPlan(7, 2, 500, 0.1, "none")), (None, None)):
         plan = plan_of(graph, device, guard=asked, warmup_until=0.2)
         (row,) = yaml.safe_load(plan_text(plan))["interfaces"]
         assert read_guard(row["guard"]) == read
@@ -85,14 +85,14 @@ def test_from_a_spec_into_a_plan_and_back(chain: Chain, device: DeviceProfile) -
     graph = chain([1_000_000] * 8)
     spec = asked(
         default={"guard": {"patience": 5, "minimum": 0.05}, "head": {"train_every": 2}},
-        layer2={"guard": {"retry_after": 9}, "warmup_until": 0.3},
+        layer2={"guard": {"retry_after": 9, "minimum": "auto", "proof": 3}, "warmup_until": 0.3},
         layer3={"guard": False},
         layer4={"guard": True},
     )
     request = request_of(spec, load_profile("cpu-core"), graph)
     default, own, off, on = (request.choice_at(n) for n in ("layer1", "layer2", "layer3", "layer4"))
     assert default.guard == on.guard == PlannedGuard(patience=5, minimum=0.05)
-    assert own.guard == PlannedGuard(patience=5, minimum=0.05, retry_after=9)
+    assert own.guard == PlannedGuard(patience=5, minimum="auto", retry_after=9, proof=3)
     assert (own.warmup_until, default.warmup_until, off.guard) == (0.3, None, None)
     assert own.train_every == 2 and learns_every("synthetic", own) == 2
     for choice in (own, off):
@@ -108,6 +108,8 @@ def test_from_a_spec_into_a_plan_and_back(chain: Chain, device: DeviceProfile) -
     [
         ("interfaces: {default: {guard: {fallback: stale}}}", "fallback cannot be 'stale'"),
         ("interfaces: {default: {guard: {minimum: 1.0}}}", "guard.minimum cannot be 1.0"),
+        ("interfaces: {default: {guard: {minimum: all}}}", "guard.minimum cannot be 'all'"),
+        ("interfaces: {default: {guard: {proof: 0}}}", "guard.proof cannot be 0"),
         ("interfaces: {default: {guard: 3}}", "guard"),
         (
             "interfaces: {default: {guard: {check: 3}}}",

@@ -332,6 +332,7 @@ def interface(source: int, to: int, *tensors: dict[str, Any], **keys: Any) -> di
         "head": head,
         "window": 2,
         "warmup_steps": 0,
+        "guard": False,  # else hardly a run here would be long enough for a head to be used
     } | keys
 
 

@@ -10,7 +10,9 @@ import pytest
 from dnic.runtime.guard import Guard, Quality, Turn, told
 from dnic.runtime.plan import GuardPlan
 
-GOOD, BAD, NO_NUMBER = (Quality(0.5, 1.0, explained) for explained in (0.3, -0.2, math.nan))
+GOOD, POOR, BAD, NO_NUMBER = (
+    Quality(0.5, 1.0, explained) for explained in (0.3, 0.1, -0.2, math.nan)
+)
 LETTERS = {"warm-up": "w", "predicted": "p", "exact": "e", "none": "n"}
 QUICK = GuardPlan(check_every=1, patience=2, retry_after=4)
 
@@ -29,15 +31,17 @@ def regimes(guard: Guard, checks: Iterable[Quality]) -> str:
     [
         pytest.param(QUICK, "ggggggggggg", "wwppppppppp", id="a good head is used"),
         pytest.param(None, "bbbbbbbbbbb", "wwppppppppp", id="no guard"),
-        pytest.param(QUICK, "ggbgbgbgbgb", "wwppppppppp", id="one failure is none"),
+        pytest.param(QUICK, "gggbgbgbgbg", "wwppppppppp", id="one failure is none"),
+        pytest.param(QUICK, "ggbgggggggg", "wwpeeeepppp", id="but for the first check in use"),
         pytest.param(QUICK, "gggbbgggggg", "wwpppeeeepp", id="back to exact, and tried again"),
         pytest.param(QUICK, "ggg--gggggg", "wwpppeeeepp", id="what is no number fails"),
-        pytest.param(QUICK, "bbgggggggggg", "wweeeepppppp", id="not let go after warming up"),
-        pytest.param(QUICK, "bggggggggggg", "wwpppppppppp", id="a failure while warming up"),
+        pytest.param(QUICK, "bbgggggggggg", "wweepppppppp", id="not let go after warming up"),
+        pytest.param(QUICK, "bgbgbgbgbg", "wwwwwwwwww", id="nor while it passes now and then"),
+        pytest.param(QUICK, "bggggggggggg", "wwwppppppppp", id="a failure while warming up"),
         pytest.param(
             QUICK,
-            "gggbbgggg" + "bb" + "g" * 12,
-            "wwpppeeee" + "pp" + "e" * 8 + "pppp",
+            "gggbbgggg" + "gbb" + "g" * 12,
+            "wwpppeeee" + "ppp" + "e" * 8 + "pppp",
             id="twice as long the second time",
         ),
         pytest.param(
@@ -47,19 +51,31 @@ def regimes(guard: Guard, checks: Iterable[Quality]) -> str:
             id="not tried while it would fail",
         ),
         pytest.param(
+            QUICK,
+            "gggbbggbg" + "g" * 12,
+            "wwpppeeee" + "e" * 8 + "pppp",
+            id="nor when it has passed just once",
+        ),
+        pytest.param(
             GuardPlan(1, 2, 4, fallback="none"),
             "gggbbgggggg",
             "wwpppnnnnpp",
             id="no gradient instead",
         ),
+        pytest.param(
+            GuardPlan(1, 2, 4, fallback="none"), "bbggggg", "wwnnppp", id="nor before it is proven"
+        ),
+        pytest.param(GuardPlan(1, 2, 4, proof=4), "ggggggg", "wwwwppp", id="a longer proof"),
         pytest.param(GuardPlan(1, 2, 4, minimum=0.3), "ggggggg", "wweeeee", id="not enough"),
+        pytest.param(QUICK, "ooooooo", "wweeeee", id="not enough, if nothing is said"),
+        pytest.param(GuardPlan(1, 2, 4, minimum=0.0), "ooooooo", "wwppppp", id="a little"),
     ],
 )
 def test_regimes(plan: GuardPlan | None, checks: str, expected: str) -> None:
-    """Two steps of warming up; g, b and - are checks after each step."""
+    """Two steps of warming up; g, o, b and - are checks after each step."""
     guard = Guard(plan)
     guard.begin(2)
-    quality = {"g": GOOD, "b": BAD, "-": NO_NUMBER}
+    quality = {"g": GOOD, "o": POOR, "b": BAD, "-": NO_NUMBER}
     assert regimes(guard, [quality[check] for check in checks]) == expected
 
 
@@ -109,16 +125,68 @@ def test_what_has_changed_is_said() -> None:
     assert not guard.turns, "each epoch tells its own"
 
 
+def test_until_is_not_less_than_the_minimum() -> None:
+    guard = Guard(QUICK, until=0.05)
+    guard.begin(9)
+    assert regimes(guard, [POOR, POOR, GOOD, GOOD, GOOD]) == "wwwpp"
+
+
 def test_that_warming_up_is_over_at_its_time_is_no_news() -> None:
+    for plan, checks, expected in (
+        (QUICK, [GOOD] * 5, "wwppp"),
+        (GuardPlan(1, 2, 4, fallback="none"), [BAD, GOOD, BAD], "wwn"),
+    ):
+        guard = Guard(plan)
+        guard.begin(2)
+        assert regimes(guard, checks) == expected
+        assert not guard.turns
+
+
+def test_that_a_head_is_not_let_go_is_said_and_when_it_is() -> None:
     guard = Guard(QUICK)
     guard.begin(2)
-    assert regimes(guard, [GOOD] * 5) == "wwppp"
-    assert not guard.turns
+    assert regimes(guard, [BAD, BAD, GOOD, GOOD, GOOD]) == "wweep"
+    assert guard.turns == [Turn(2, "exact", BAD), Turn(4, "predicted", GOOD)]
+    assert told("layer3", guard.turns[0].to_json()) == (
+        "from step 2 on layer3 waits for the true gradient: the head is of no use yet "
+        "(it explains -20% of the true gradient)"
+    )
+    late = Guard(QUICK)
+    late.begin(2)
+    assert regimes(late, [BAD, GOOD, GOOD, GOOD]) == "wwwp"
+    assert late.turns == [Turn(3, "predicted", GOOD)]
+
+
+def test_a_head_that_does_not_say_how_it_does_is_let_go() -> None:
+    guard = Guard(QUICK)
+    guard.begin(2)
+    guard.trust()
+    again = Guard(QUICK)
+    again.load_state_dict(guard.state_dict())
+    again.begin(2)
+    assert [again.regime(step) for step in range(4)] == ["warm-up"] * 2 + ["predicted"] * 2
+    assert not again.tries
+
+
+def test_a_trial_lasts_until_a_check_has_passed() -> None:
+    """From step 2 on the head is used; g at step 4 is the first check in use."""
+    guard = Guard(GuardPlan(1, 2, 4, fallback="none"))
+    guard.begin(2)
+    tries = []
+    for step, quality in enumerate([GOOD, GOOD, None, None, GOOD, BAD]):
+        guard.regime(step)
+        tries.append(guard.tries)
+        if quality is not None:
+            guard.judge(quality)
+    assert tries == [False, False, True, True, True, False]
+    waits = Guard(QUICK)
+    waits.begin(0)
+    assert regimes(waits, [GOOD, GOOD, GOOD]) == "wwp" and not waits.tries
 
 
 @pytest.mark.parametrize("stop", range(12))
 def test_a_guard_goes_on_where_it_stopped(stop: int) -> None:
-    checks = [GOOD if check == "g" else BAD for check in "ggbbggbgbbggggb"]
+    checks = [GOOD if check == "g" else BAD for check in "ggbbggggggbbggb"]
     whole = Guard(QUICK, until=0.2)
     whole.begin(4)
     expected = regimes(whole, checks)
@@ -132,13 +200,13 @@ def test_a_guard_goes_on_where_it_stopped(stop: int) -> None:
             guard.begin(4)
         found += LETTERS[guard.regime(step)]
         guard.judge(quality)
-    assert found == expected == "wpppeeeeppeeeee"
+    assert found == expected == "wpppeeeeppppeee"
 
 
 def test_a_guard_that_was_switched_off_lets_the_head_go_on() -> None:
     guard = Guard(QUICK)
     guard.begin(0)
-    assert regimes(guard, [BAD, BAD, BAD]) == "ppe"
+    assert regimes(guard, [BAD, BAD, BAD]) == "wwe"
     off = Guard(None)
     off.load_state_dict(guard.state_dict())
     off.begin(0)

@@ -71,6 +71,7 @@ def with_own(name: str, text: str) -> str:
         ("skip3", "local", 1, {"head": HEAD | {"one_in": 2}}, {}),
         ("skip3", "none", 2, {"warmup_steps": 3}, {"microbatches": 2}),
         ("mlp2", "mine", 2, {"head": {"size": 2.0}}, {}),
+        ("mlp3", "mine", 2, {"head": {"size": 2.0}, "guard": True}, {}),
     ],
 )
 def test_equals_reference(
@@ -100,6 +101,13 @@ def test_equals_reference(
         row |= {"gradient": "local" if gradient == "none" else "none", "head": None}
     (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
     assert reference(folder, **arguments).run().losses != expected.losses
+
+
+def test_a_source_that_does_not_say_how_it_does_is_used(bundle: Make, reference: Run) -> None:
+    """The guard waits for the first gradient that it learns from, and then for nothing."""
+    made = reference(bundle("mlp2", gradient="mine", edit=with_own, guard=True, head={"size": 2.0}))
+    made.run()
+    assert [(turn["step"], turn["regime"]) for turn in made.turns()["cut01"]] == [(1, "predicted")]
 
 
 @pytest.mark.parametrize("gradient", ["virtual", "local"])

@@ -24,7 +24,7 @@ Run = Callable[..., Any]
 
 HEAD = HeadPlan(1, 4, "target", 1e-3)
 PLAN = InterfacePlan(
-    "cut", 0, 1, (), "synthetic", HEAD, 2, 0, guard=GuardPlan(3, 1, 5, minimum=0.25)
+    "cut", 0, 1, (), "synthetic", HEAD, 2, 0, guard=GuardPlan(3, 1, 5, minimum=0.25, proof=1)
 )
 
 
@@ -43,23 +43,35 @@ def test_quality_is_that_of_all_batches_of_a_check() -> None:
     """A batch with a large gradient weighs more: of 6 in all 4.8 are left unexplained."""
     supervision = Supervision(PLAN)
     supervision.begin(100)
-    for step, batch in enumerate([statistics(0.5), statistics(0.3), statistics(4.0, 4.0)]):
+    for step in range(3):
+        assert supervision.turn(step), "until it is proven"
+        supervision.learnt(statistics(0.5))
+    for step, batch in enumerate([statistics(0.5), statistics(0.3), statistics(4.0, 4.0)], 3):
         assert not supervision.turn(step)
         supervision.learnt(batch)
-    assert supervision.turn(3), "0.2 is not more than 0.25"
+    assert supervision.turn(6), "0.2 is not more than 0.25"
+    proven = {"step": 3, "regime": "predicted", "explained": 0.5, "again": None}
+    failed = {"step": 6, "regime": "exact", "explained": pytest.approx(0.2), "again": 11}
     assert supervision.figures() == {
         "regime": "exact",
-        "turns": [
-            {
-                "step": 3,
-                "regime": "exact",
-                "cosine": 0.5,
-                "norm_ratio": 2.0,
-                "explained": pytest.approx(0.2),
-                "again": 8,
-            }
-        ],
+        "turns": [row | {"cosine": 0.5, "norm_ratio": 2.0} for row in (proven, failed)],
     }
+
+
+def test_no_check_is_of_batches_before_and_after_a_turn() -> None:
+    """The head is let go after five batches, two of them of a check; the next three are bad."""
+    guard = GuardPlan(3, 1, 5, minimum=0.25, proof=1)
+    supervision = Supervision(replace(PLAN, guard=guard, warmup_steps=5))
+    supervision.begin(100)
+    for step in range(8):
+        assert supervision.turn(step) == (step < 5)
+        supervision.learnt(statistics(0.0 if step < 5 else 1.0))
+        if step == 6:
+            again = Supervision(replace(PLAN, guard=guard, warmup_steps=5))
+            again.begin(100)
+            again.load_state_dict(supervision.state_dict())
+            supervision = again
+    assert supervision.turn(8)
 
 
 def test_the_device_is_waited_for_once_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,9 +117,9 @@ def test_heads_learn_at_every_kth_step_that_brings_a_gradient(bundle: Make, refe
 @pytest.mark.parametrize(
     ("keys", "fallback"),
     [
-        ({}, "exact"),
+        ({"guard": None}, "exact"),
         ({"guard": {"fallback": "none"}}, "none"),
-        ({"return_every": 2}, "none"),
+        ({"guard": True, "return_every": 2}, "none"),
         ({"guard": False}, None),
     ],
 )
@@ -124,8 +136,20 @@ def test_the_guard_of_a_decoupled_run(
     assert all(rows == [None, None] for rows in found.values())
 
 
+@pytest.mark.parametrize(
+    ("gradient", "minimum", "expected"),
+    [("synthetic", "auto", 0.1), ("virtual", "auto", -0.1), ("virtual", 0.3, 0.3)],
+)
+def test_how_much_is_enough_is_said_by_the_kind(
+    bundle: Make, gradient: str, minimum: Any, expected: float
+) -> None:
+    folder = bundle("mlp2", gradient=gradient, guard={"minimum": minimum})
+    (row,) = crossings(load_bundle(folder).plan, "decoupled").interfaces
+    assert row.guard is not None and row.guard.minimum == expected
+
+
 def test_late_gradients_cannot_be_awaited(bundle: Make) -> None:
-    folder = bundle("mlp3")
+    folder = bundle("mlp3", guard=True)
     plan = yaml.safe_load((folder / "plan.yaml").read_text())
     plan["interfaces"][1]["gradient"] = "stale"
     (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
@@ -138,6 +162,7 @@ def test_late_gradients_cannot_be_awaited(bundle: Make) -> None:
     [
         ({"guard": {"check_every": 0}}, "check_every cannot be 0"),
         ({"guard": {"patience": 1.5}}, "patience cannot be 1.5"),
+        ({"guard": {"proof": 0}}, "proof cannot be 0"),
         ({"guard": {"retry_after": "soon"}}, "retry_after cannot be 'soon'"),
         ({"guard": {"minimum": 1.0}}, "minimum cannot be 1.0"),
         ({"guard": {"minimum": "all"}}, "minimum cannot be 'all'"),

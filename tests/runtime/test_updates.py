@@ -75,7 +75,7 @@ def test_gradients_of_steps_without_an_update_are_not_counted(
 
 
 def test_only_decoupled_runs_have_sparse_updates(bundle: Make) -> None:
-    plan = load_bundle(sparse(bundle("mlp3"), 0.25)).plan
+    plan = load_bundle(sparse(bundle("mlp3", guard=True), 0.25)).plan
     for mode, expected in (("decoupled", 0.25), ("exact", 1.0), ("oracle", 1.0), ("stale", 1.0)):
         rows = crossings(plan, mode).interfaces  # type: ignore[arg-type]
         assert [row.update_probability for row in rows] == [expected] * 2

@@ -80,7 +80,8 @@ _guard = _maybe(
     check_every=_count,
     patience=_count,
     retry_after=_count,
-    minimum=st.floats(-9, 0.99),
+    minimum=st.floats(-9, 0.99) | st.just("auto"),
+    proof=_count,
     fallback=st.sampled_from(["exact", "none"]),
 )
 _interface = _maybe(
