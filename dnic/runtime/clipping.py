@@ -10,6 +10,7 @@
   `clip_norm * sqrt(share)`, `share` being its part of all parameters that train. If gradients are
   of one size everywhere, that is the same as clipping the whole. Where every interface of a
   decoupled run is exact, it is an exact run.
+- alone: as decoupled, whatever the interfaces are.
 
 Replicas of a stage clip the average of their gradients, which counts once.
 
@@ -124,6 +125,8 @@ def connect_clipping(worker: Worker, module: nn.Module) -> Clipping:
 
 def is_joint(plan: Plan, mode: Mode) -> bool:
     """Whether the limit applies to the norm over all stages."""
+    if mode == "alone":  # its stages make any number of steps, and meet at none
+        return False
     return mode not in ("decoupled", "stale") or all(
         interface.gradient == "exact" for interface in plan.interfaces if interface.differentiable
     )

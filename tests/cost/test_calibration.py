@@ -144,7 +144,8 @@ def test_a_real_pair() -> None:
     assert said[-1] == "pipeline schedule"
     assert min(found.crowded_arithmetic, found.crowded_memory, found.crowded_overhead) >= 1
     assert min(found.link_bytes_per_s, found.message_bytes_per_s, found.reduce_bytes_per_s) > 1e6
-    assert min(found.link_latency_us, found.reduce_latency_us, found.microbatch_us) > 0
+    assert min(found.link_latency_us, found.microbatch_us) > 0
+    assert found.reduce_latency_us >= 0  # what is left at no bytes at all, on a busy machine 0
 
 
 @pytest.mark.gpu

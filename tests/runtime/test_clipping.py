@@ -90,6 +90,8 @@ def test_whose_norm_is_limited(bundle: Callable[..., Path], load_module: Any) ->
         assert planned_limits(plan, mode, stages) == (2.0, [None, None])
     exact = replace(plan, interfaces=(replace(plan.interfaces[0], gradient="exact"),))
     assert planned_limits(exact, "decoupled", stages) == (2.0, [None, None])
+    # Alone, stages do not even make the same number of steps.
+    assert planned_limits(exact, "alone", stages) == (None, pytest.approx(own))
 
 
 def test_without_gradients_there_is_nothing_to_clip() -> None:

@@ -174,7 +174,9 @@ def test_without_torchrun(bundle: Make) -> None:
 def test_interrupted_launch_ends_its_children(bundle: Make) -> None:
     folder = bundle("mlp2", edit=failing_stage("import time; time.sleep(600)"))
     script = (
-        "import pathlib, sys\nfrom dnic.runtime.launch import launch\n"
+        "import pathlib, signal, sys\nfrom dnic.runtime.launch import launch\n"
+        # Where the tests run in the background, their children ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"launch(pathlib.Path({str(folder)!r}), quiet=True)\n"
     )
     process = subprocess.Popen(
