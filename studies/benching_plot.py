@@ -12,7 +12,7 @@ from studies.svg import COLOURS, INK, legend, line, picture, text
 WAYS: Sequence[tuple[tuple[str, ...], str, str]] = (
     (("naive",), "stages in turn", COLOURS[0]),
     (("ddp",), "DDP", COLOURS[1]),
-    (("gpipe", "1f1b"), "torch's GPipe or 1F1B", COLOURS[2]),
+    (("gpipe", "1f1b", "interleaved", "zerobubble"), "torch's best pipeline", COLOURS[2]),
     (("exact",), "our exact engine", COLOURS[3]),
     (("stale",), "stale gradients", COLOURS[7]),
     (("decoupled",), "decoupled", COLOURS[5]),

@@ -20,7 +20,16 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from dnic.runtime.links import Count, dtype_named
-from dnic.runtime.plan import AWAITED, Gradient, GuardPlan, InterfacePlan, Mode, Plan, TensorSpec
+from dnic.runtime.plan import (
+    AWAITED,
+    Gradient,
+    GuardPlan,
+    HeadPlan,
+    InterfacePlan,
+    Mode,
+    Plan,
+    TensorSpec,
+)
 from dnic.runtime.registry import predictor_kind
 from dnic.runtime.updates import EVERY_STEP, Updates, update_probability
 
@@ -155,11 +164,12 @@ def _in_mode(interface: InterfacePlan, mode: Mode, probability: float) -> Interf
 
 
 def _guard(interface: InterfacePlan) -> GuardPlan | None:
-    """As planned; `minimum: auto` is what the source's kind asks for."""
+    """As planned; `minimum: auto` is what the source asks for."""
     guard = interface.guard
     if guard is None or guard.minimum != "auto":
         return guard
-    return replace(guard, minimum=predictor_kind(interface.gradient).least_explained)
+    least = predictor_kind(interface.gradient).least_explained(interface.head or HeadPlan())
+    return replace(guard, minimum=least)
 
 
 def _return_every(interface: InterfacePlan) -> int:

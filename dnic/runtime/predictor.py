@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from dnic.runtime.guard import LEAST_EXPLAINED
+from dnic.runtime.plan import HeadPlan
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,6 @@ class Predictor(ABC):
     Attributes:
         needs_gradients: whether true gradients must come back once it has warmed up.
         needs_target: whether it cannot do without targets.
-        least_explained: part of the true gradient's variance that a prediction must explain more
-            than, for a guard to let a stage follow it.
         replicated: whether replicas of a stage learn together. Each has a copy and is given its
             share of every batch: what is a mean over the batch is averaged (`Replicas.weighed` of
             `weight`, `dnic.runtime.replicas`) before it is used, by all of them at once, and what
@@ -58,9 +57,17 @@ class Predictor(ABC):
 
     needs_gradients: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
-    least_explained: ClassVar[float] = LEAST_EXPLAINED
     replicated: ClassVar[bool] = False
     weight: float = 1.0
+
+    @classmethod
+    def least_explained(cls, head: HeadPlan) -> float:
+        """Part of the true gradient's variance to explain before a guard lets a stage follow.
+
+        Args:
+            head: the options that the predictor is built with.
+        """
+        return LEAST_EXPLAINED
 
     @abstractmethod
     def predict(self, tensors: list[Tensor], target: Tensor, microbatches: int) -> list[Tensor]:

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.guard import LEAST_EXPLAINED
 from dnic.runtime.loss import Loss
 from dnic.runtime.plan import AWAITED, HeadPlan, Size, TargetPlan, TensorSpec
 from dnic.runtime.predictor import Predictor
@@ -94,7 +93,7 @@ class PredictorKind:
     needs_gradients: bool = True
     needs_target: bool = True
     replicated: bool = False
-    least_explained: float = LEAST_EXPLAINED
+    least_explained: Callable[[HeadPlan], float] = Predictor.least_explained
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def options_of(self, head: HeadPlan) -> dict[str, Any]:
@@ -160,7 +159,7 @@ def register(
             said(needs_gradients, "needs_gradients"),
             said(needs_target, "needs_target"),
             said(replicated, "replicated"),
-            getattr(build, "least_explained", LEAST_EXPLAINED),
+            getattr(build, "least_explained", Predictor.least_explained),
             MappingProxyType(dict(options)),
         )
         return build

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dnic.runtime.head_training import INPUT_MOMENTUM
+from dnic.runtime.plan import HeadPlan
 from dnic.runtime.predictor import PredictionStatistics, Predictor
 from dnic.runtime.registry import PredictorRequest
 from dnic.runtime.replicas import Average, Replicas
@@ -74,7 +75,11 @@ class TailPredictor(Predictor):
     """
 
     replicated: ClassVar[bool] = True
-    least_explained: ClassVar[float] = -0.1
+
+    @classmethod
+    def least_explained(cls, head: HeadPlan) -> float:
+        """Only what points the other way is held back."""
+        return -0.1
 
     def __init__(self, request: PredictorRequest, options: TailOptions) -> None:
         self.options = options

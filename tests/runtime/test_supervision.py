@@ -137,13 +137,19 @@ def test_the_guard_of_a_decoupled_run(
 
 
 @pytest.mark.parametrize(
-    ("gradient", "minimum", "expected"),
-    [("synthetic", "auto", 0.1), ("virtual", "auto", -0.1), ("virtual", 0.3, 0.3)],
+    ("gradient", "context", "minimum", "expected"),
+    [
+        ("synthetic", "none", "auto", 0.1),
+        ("synthetic", "target", "auto", 0.0),
+        ("virtual", "target", "auto", -0.1),
+        ("virtual", "target", 0.3, 0.3),
+    ],
 )
 def test_how_much_is_enough_is_said_by_the_kind(
-    bundle: Make, gradient: str, minimum: Any, expected: float
+    bundle: Make, gradient: str, context: str, minimum: Any, expected: float
 ) -> None:
-    folder = bundle("mlp2", gradient=gradient, guard={"minimum": minimum})
+    head = {"hidden_layers": 1, "width": 8, "context": context}
+    folder = bundle("mlp2", gradient=gradient, guard={"minimum": minimum}, head=head)
     (row,) = crossings(load_bundle(folder).plan, "decoupled").interfaces
     assert row.guard is not None and row.guard.minimum == expected
 
