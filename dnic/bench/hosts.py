@@ -20,9 +20,7 @@ from typing import Any
 from dnic.bench.linkspec import LinkSpec
 from dnic.bench.namespaces import Namespace, namespaces
 from dnic.bench.relay import Relay, relay
-from dnic.runtime.failure import FAILURE_FILE
-from dnic.runtime.launch import run_environment, run_fault
-from dnic.runtime.metrics import RESULT_FILE
+from dnic.runtime.launch import RankFault, forget, run_environment, run_fault
 from dnic.runtime.plan import Mode
 
 FIRST_PORT = 29500
@@ -68,8 +66,7 @@ class Hosts:
         """
         count = processes or len(self.members)
         out.mkdir(parents=True, exist_ok=True)
-        (out / FAILURE_FILE).unlink(missing_ok=True)
-        (out / RESULT_FILE).unlink(missing_ok=True)
+        forget(out)
         train = [str(bundle.resolve() / "train.py"), f"--mode={mode}", f"--out={out.resolve()}"]
         started: list[subprocess.Popen[bytes]] = []
         try:
@@ -86,11 +83,7 @@ class Hosts:
             _end(started)
         if failed is not None:
             node, status = failed
-            tail = tail_of(_log(out, node))
-            fault = run_fault(out, status, tail)
-            # A rank that left no report may have said something before it went.
-            fault.report = fault.report or tail
-            raise fault
+            raise logged_fault(out, status, _log(out, node))
 
     def relay_figures(self) -> dict[str, Any]:
         """What the relay has moved and taken so far."""
@@ -132,10 +125,14 @@ def _log(out: Path, node: int) -> Path:
     return out / f"host{node}.log"
 
 
-def tail_of(log: Path) -> str:
-    """The last lines of a rank's log."""
+def logged_fault(out: Path, status: int, log: Path) -> RankFault:
+    """What a run failed of: its report, or the last lines of the failed rank's log."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-    return "".join(lines[-_TAIL_LINES:])
+    tail = "".join(lines[-_TAIL_LINES:])
+    fault = run_fault(out, status, tail)
+    # A rank that left no report may have said something before it went.
+    fault.report = fault.report or tail
+    return fault
 
 
 def _wait(started: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int] | None:

@@ -20,10 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from dnic.bench.held import let_go
-from dnic.bench.hosts import FIRST_PORT, Hosts, core_of, tail_of
-from dnic.runtime.failure import FAILURE_FILE
-from dnic.runtime.launch import RankFault, run_environment, run_fault
-from dnic.runtime.metrics import RESULT_FILE
+from dnic.bench.hosts import FIRST_PORT, Hosts, core_of, logged_fault
+from dnic.runtime.launch import RankFault, forget, run_environment
 from dnic.runtime.plan import Mode
 
 _PORTS = 1000
@@ -69,8 +67,7 @@ class Nursery:
         """
         self._runs += 1
         out.mkdir(parents=True, exist_ok=True)
-        (out / FAILURE_FILE).unlink(missing_ok=True)
-        (out / RESULT_FILE).unlink(missing_ok=True)
+        forget(out)
         script = str(bundle.resolve() / "train.py")
         shared = run_environment(pin=pin, quiet=True) | dict(environment or {})
         shared["TORCHELASTIC_RUN_ID"] = f"bench-{os.getpid()}-{self._runs}"
@@ -90,11 +87,7 @@ class Nursery:
         statuses = self._ask({"argv": argv, "ranks": ranks})
         failed = next((rank for rank, status in enumerate(statuses) if status), None)
         if failed is not None:
-            tail = tail_of(logs[failed])
-            fault = run_fault(out, statuses[failed], tail)
-            # A rank that left no report may have said something before it went.
-            fault.report = fault.report or tail
-            raise fault
+            raise logged_fault(out, statuses[failed], logs[failed])
 
     def _ask(self, run: Mapping[str, Any]) -> list[int]:
         process = self._process

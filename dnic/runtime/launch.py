@@ -100,8 +100,7 @@ def launch(
     mode = mode or plan.schedule.mode
     run_dir = (out or bundle_dir / "runs" / mode).resolve()
     arguments = [*_arguments(plan, epochs, mode, None if out is None else run_dir, seed), *extra]
-    (run_dir / FAILURE_FILE).unlink(missing_ok=True)
-    (run_dir / RESULT_FILE).unlink(missing_ok=True)
+    forget(run_dir)
     train = [str(bundle_dir / "train.py"), *arguments]
     command = [sys.executable, *_torchrun(processes or plan.processes(mode), mode), *train]
     variables = run_environment(pin=pin, quiet=quiet) | dict(environment or {})
@@ -149,6 +148,12 @@ def _torchrun(processes: int, mode: Mode) -> list[str]:
     if mode == "backprop":
         return []
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+
+
+def forget(run_dir: Path) -> None:
+    """Removes what an earlier run in this folder left of its end."""
+    (run_dir / FAILURE_FILE).unlink(missing_ok=True)
+    (run_dir / RESULT_FILE).unlink(missing_ok=True)
 
 
 def run_environment(*, pin: bool, quiet: bool) -> dict[str, str]:

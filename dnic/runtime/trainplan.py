@@ -118,8 +118,9 @@ def _scheduler(content: Mapping[str, Any] | None) -> LrSchedulerPlan | None:
 
 
 def _is_positive(value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return number and 0 < float(value) < math.inf  # type: ignore[arg-type]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return 0 < float(value) < math.inf
 
 
 def _are_stages(value: object, stages: int) -> bool:
