@@ -1,7 +1,8 @@
 """The lists of runs of each part of the study, in the order in which they are done.
 
-Sizes are chosen so that parts 1 and 2 take six to seven hours on two cores (`--estimate` measures).
-What does not depend on lateness is run once. Learning rates are those that `tuning` found best for
+Sizes are chosen so that parts 1 and 2 take six hours on two cores (`--estimate` measures). What
+does not depend on lateness is run once; what neither a goal nor a default hangs on, and takes long,
+with the first seed only. Learning rates are those that `tuning` found best for
 backprop, the same for every source.
 """
 
@@ -100,16 +101,17 @@ MAPS_SET: Wanted = {
     **dict.fromkeys(("cdni", "stale-weights"), (1, FAR)),
 }
 TEXT_SET: Wanted = {
-    **dict.fromkeys(("none", "local", "dni-hidden", "cdni", "cdni-hidden", "virtual"), (1,)),
-    **dict.fromkeys(("virtual-task", "stale"), (1, 4, FAR)),
-    "stale-weights": (1, FAR),
+    **dict.fromkeys(("none", "local", "dni-hidden", "cdni-hidden", "virtual"), (1,)),
+    **dict.fromkeys(("virtual-task", "stale", "stale-weights"), (1, FAR)),
 }
+# With the first seed only.
+FURTHER_TEXT_SET: Wanted = {"cdni": (1,), "virtual-task": (4,), "stale": (4,)}
 SMALL_TEXT_SET: Wanted = {
     **dict.fromkeys(("none", "local"), (1,)),
     **dict.fromkeys(("virtual-task", "stale"), (1, FAR)),
     "stale-weights": (FAR,),
 }
-DEEP_SET: Wanted = dict.fromkeys(("local", "virtual-task"), (1,))
+FURTHER_DEEP_SET: Wanted = dict.fromkeys(("local", "virtual-task"), (1,))
 # With the guard: what was worse than no gradient, or nearly, before there was one.
 GUARDED: Mapping[Model, tuple[str, ...]] = {
     "connected": ("dni", "dni-hidden"),
@@ -210,25 +212,41 @@ def sources(sizes: Sizes, rate: Rate) -> Iterator[Run]:
         (whole, 2, TEXT_SET),
         (whole, 4, SMALL_TEXT_SET),
     ]
+    further: list[tuple[Family, int, Wanted]] = [(whole, 2, FURTHER_TEXT_SET)]
     for layers in sizes.transformers[1:]:
-        cells += [(("text", "characters", layers, 256), stages, DEEP_SET) for stages in (2, 4)]
+        deep: Family = ("text", "characters", layers, 256)
+        further += [(deep, stages, FURTHER_DEEP_SET) for stages in (2, 4)]
     for seed in sizes.seeds:
-        seen: set[Family] = set()
-        for family, stages, wanted in cells:
-            lr = rate(whole if family[1] == "characters" else family)
-            common = {"part": "sources", "lr": lr, "seed": seed}
-            if family not in seen:
-                seen.add(family)
-                yield sizes.run(family, stages=2, source="exact", window=1, **common)
-            for source, windows in wanted.items():
-                for window in windows:
-                    yield sizes.run(family, stages=stages, source=source, window=window, **common)
-            if stages == 2 and wanted is not DEEP_SET:
-                yield from _guarded(sizes, family, common)
+        yield from _of_cells(sizes, cells, rate, seed)
+        for family in dict.fromkeys(family for family, _, _ in cells):
+            yield from _guarded(sizes, family, rate, seed)
+    yield from _of_cells(sizes, further, rate, sizes.seeds[0])
 
 
-def _guarded(sizes: Sizes, family: Family, common: dict[str, Any]) -> Iterator[Run]:
+def _of_cells(
+    sizes: Sizes, cells: Iterable[tuple[Family, int, Wanted]], rate: Rate, seed: int
+) -> Iterator[Run]:
+    """Backprop of every model, then its sources."""
+    seen: set[Family] = set()
+    for family, stages, wanted in cells:
+        common = _common(sizes, family, rate, seed)
+        if family not in seen:
+            seen.add(family)
+            yield sizes.run(family, stages=2, source="exact", window=1, **common)
+        for source, windows in wanted.items():
+            for window in windows:
+                yield sizes.run(family, stages=stages, source=source, window=window, **common)
+
+
+def _common(sizes: Sizes, family: Family, rate: Rate, seed: int) -> dict[str, Any]:
+    # The depths of the transformer share a learning rate.
+    tuned = transformer(sizes) if family[1] == "characters" else family
+    return {"part": "sources", "lr": rate(tuned), "seed": seed}
+
+
+def _guarded(sizes: Sizes, family: Family, rate: Rate, seed: int) -> Iterator[Run]:
     """Sources that can be worse than nothing, with the guard."""
+    common = _common(sizes, family, rate, seed)
     for source in GUARDED[family[1]]:
         yield sizes.run(family, stages=2, source=source, window=1, guard=True, **common)
 

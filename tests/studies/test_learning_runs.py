@@ -92,16 +92,20 @@ def test_the_same_epochs_and_rate_for_every_source(sizes: parts.Sizes) -> None:
         assert all(len(found) == 1 for found in equal.values())
 
 
-def test_every_seed_runs_the_same() -> None:
-    runs = list(everything(FULL))
-    by_seed = Counter(run.seed for run in runs)
-    assert by_seed[0] == by_seed[1] == by_seed[2] == len(runs) / 3
-    first = {replace(run, seed=9) for run in runs if run.seed == 0}
-    assert first == {replace(run, seed=9) for run in runs if run.seed == 2}
+def test_every_seed_runs_the_same_but_for_what_no_goal_hangs_on() -> None:
+    runs = chosen(list(everything(FULL)), [])
+    by_seed = {
+        seed: {replace(run, seed=9) for run in runs if run.seed == seed} for seed in (0, 1, 2)
+    }
+    assert by_seed[1] == by_seed[2] < by_seed[0]
+    further = by_seed[0] - by_seed[1]
+    assert {run.model for run in further} == {"characters"}
+    assert {run.layers for run in further} == {4, 6}
+    assert all(run.layers == 6 or run.source == "cdni" or run.window == 4 for run in further)
 
 
 def test_part_two_has_what_the_goals_are_judged_by() -> None:
-    runs = list(parts.sources(FULL, rate))
+    runs = chosen(list(parts.sources(FULL, rate)), [])
     for model, numbers in (
         ("connected", (2, 4, 6)),
         ("residual", (2, 4, 6)),
