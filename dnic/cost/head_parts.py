@@ -35,11 +35,19 @@ class HeadCost:
         parameters: number of parameters.
         forward_us: predicting the gradient of one batch.
         train_us: learning from one batch: forward again, backward, Adam's step.
+        unaveraged: parameters whose gradients replicas have no need to average, as none uses them
+            in a batch.
     """
 
     parameters: int = 0
     forward_us: float = 0.0
     train_us: float = 0.0
+    unaveraged: int = 0
+
+    @property
+    def averaged_bytes(self) -> int:
+        """What replicas average when they learn from a batch."""
+        return FLOAT_BYTES * (self.parameters - self.unaveraged)
 
     @property
     def total_us(self) -> float:
@@ -55,6 +63,7 @@ class HeadCost:
             self.parameters + other.parameters,
             self.forward_us + other.forward_us,
             self.train_us + other.train_us,
+            self.unaveraged + other.unaveraged,
         )
 
 

@@ -80,7 +80,7 @@ def time_head(
         found = [a + b for a, b in zip(found, [*known[key], 0.0], strict=False)]
     known.save()
     parameters = computed.parameters if source in BUILT_IN_SOURCES else round(found[2])
-    return HeadCost(parameters, found[0], found[1])
+    return HeadCost(parameters, found[0], found[1], computed.unaveraged)
 
 
 def _key(

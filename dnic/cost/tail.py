@@ -111,13 +111,13 @@ def tail_cost(
     predict_us = _PREDICT * work.product_us + work.predict_us + predict
     if source == "virtual":
         train_us = (_MATCH * work.product_us + work.match_us) / one_in + match + adam_us
-        return HeadCost(work.parameters, predict_us, train_us)
+        return HeadCost(work.parameters, predict_us, train_us, work.unused)
     adam_us += learn + walked_us(_OBSERVE_WALKS, observed, profile)
     if one_in == 1:
         predict_us += (_PREDICT_AND_LEARN - _PREDICT) * work.product_us
-        return HeadCost(work.parameters, predict_us, adam_us)
+        return HeadCost(work.parameters, predict_us, adam_us, work.unused)
     train_us = (_LEARN * work.product_us + work.predict_us) / one_in + predict + adam_us
-    return HeadCost(work.parameters, predict_us, train_us)
+    return HeadCost(work.parameters, predict_us, train_us, work.unused)
 
 
 def _work(

@@ -50,7 +50,8 @@ class TailWork:
         predict_us: all else, forward and back to the activation.
         match_us: all else in learning to match a gradient.
         sparse: parameters that only rows in use are updated of, included above.
-        sparse_us: updating these.
+        unused: those of them that a batch does not use.
+        sparse_us: updating the others.
     """
 
     parameters: int = 0
@@ -59,6 +60,7 @@ class TailWork:
     predict_us: float = 0.0
     match_us: float = 0.0
     sparse: int = 0
+    unused: int = 0
     sparse_us: float = 0.0
 
     def __add__(self, other: TailWork) -> TailWork:
@@ -69,6 +71,7 @@ class TailWork:
             self.predict_us + other.predict_us,
             self.match_us + other.match_us,
             self.sparse + other.sparse,
+            self.unused + other.unused,
             self.sparse_us + other.sparse_us,
         )
 
@@ -176,7 +179,15 @@ def _sampled(features: int, classes: int, rows: int, profile: DeviceProfile) -> 
     sparse_us = walked_us(_SPARSE_WALKS, used * (features + 1), profile)
     sparse_us += _SPARSE_ROW_LAUNCHES * used * profile.overhead_us
     scored = layer(features, DRAWN + 1, rows, profile)
-    own = TailWork(parameters, 1, scored.product_us, sparse=parameters, sparse_us=sparse_us)
+    unused = (classes - used) * (features + 1)
+    own = TailWork(
+        parameters,
+        1,
+        scored.product_us,
+        sparse=parameters,
+        unused=unused,
+        sparse_us=sparse_us,
+    )
     return own + _walks(_SAMPLED, rows * DRAWN, profile)
 
 

@@ -259,6 +259,8 @@ def _cut_works(setting: Setting, decided: Decided) -> tuple[CutWork, ...]:
                 predict_us=head.forward_us,
                 learn_us=head.train_us / every,
                 head_bytes=4 * head.parameters,
+                averaged_bytes=head.averaged_bytes,
+                learns_every=every,
                 window=flow.window or 1,
                 source_stage=interface.source,
                 to=interface.to,

@@ -27,6 +27,9 @@ from dnic.schedule.work import CutWork, Machine, StageWork, ends
 
 # Weights of a head, their gradients, and two of Adam's.
 _HEAD_COPIES = 4
+# All-reduces of next to nothing when a head learns: its gradients' scale, its inputs' statistics.
+_SCALARS = 2
+_SCALAR_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -95,9 +98,15 @@ class EngineWork:
         return work.predict_us / self._replicas(cut) if work.has_head else 0.0
 
     def learn_us(self, cut: int) -> float:
-        """(9)."""
-        work = self.cuts[cut]
-        return work.learn_us / self._replicas(cut) if work.has_head else 0.0
+        """(9), with what the stage's replicas average in it."""
+        work, replicas = self.cuts[cut], self._replicas(cut)
+        if not work.has_head:
+            return 0.0
+        average_us = 0.0
+        if work.averaged_bytes:
+            average_us += self.machine.allreduce_us(work.averaged_bytes, replicas)
+            average_us += _SCALARS * self.machine.allreduce_us(_SCALAR_BYTES, replicas)
+        return work.learn_us / replicas + average_us / work.learns_every
 
     def _replicas(self, cut: int) -> int:
         return self.stages[self.ends[cut][0]].replicas

@@ -93,8 +93,10 @@ class CutWork:
             computing.
         message_fixed_us: the part of it that does not shrink with the message.
         back_message_us: the same for the gradient's message; None: as `message_us`.
-        predict_us, learn_us: the head's, in each step.
+        predict_us, learn_us: the head's, in a mean step.
         head_bytes: parameters of the head.
+        averaged_bytes: what replicas of the stage average whenever the head learns.
+        learns_every: it learns in one of so many steps.
         window: batches in flight at most; of no meaning where the source is `exact`.
         source_stage, to: indices of the stages; None: the cut's own index and the next.
     """
@@ -109,6 +111,8 @@ class CutWork:
     predict_us: float = 0.0
     learn_us: float = 0.0
     head_bytes: int = 0
+    averaged_bytes: int = 0
+    learns_every: int = 1
     window: int = 2
     source_stage: int | None = None
     to: int | None = None
@@ -117,6 +121,10 @@ class CutWork:
         _none_negative(self)
         if self.window < 1:
             raise PartitionError(f"a window of {self.window}", expected="1 or more")
+        if self.learns_every < 1:
+            raise PartitionError(
+                f"a head that learns every {self.learns_every} steps", expected="1 or more"
+            )
 
     @property
     def has_head(self) -> bool:

@@ -177,6 +177,9 @@ def test_a_sample_of_many_classes_costs_what_is_drawn() -> None:
     assert sampled.forward_us == pytest.approx(3 * 2 * 8 * 64 * 128 * drawn / reached(128))
     assert full.forward_us == pytest.approx(3 * 2 * 8 * 64 * 128 * 50_000 / reached(128))
     assert full.parameters == sampled.parameters
+    # 8 x 64 targets and those that are drawn, a bias each; what standardises 128 features.
+    assert sampled.averaged_bytes == 4 * ((512 + DRAWN) * 129 + 2 * 128)
+    assert full.averaged_bytes == 4 * full.parameters
 
 
 def test_clusters_by_hand() -> None:

@@ -118,6 +118,19 @@ def test_replicas_share_the_batch_and_average_their_gradients() -> None:
     assert done.step_us == 7 + 12 + 3
 
 
+def test_replicas_average_what_their_heads_learn() -> None:
+    """In one of four steps: 200 bytes at 100 a microsecond and two scalars, each in two rounds."""
+    replicated = StageWork(10, 20, replicas=2)
+    machine = Machine(reduce_bytes_per_s=100e6, reduce_latency_us=1.0)
+    head = decoupled_cut(predict_us=2.0, learn_us=4.0, averaged_bytes=200, learns_every=4)
+    done = decoupled([replicated, StageWork(1, 1)], [head], machine=machine)
+    average_us = (2 + 200 / 100) + 2 * (2 + 4 / 100)
+    assert done.step_us == pytest.approx((10 + 20 + 2 + 4) / 2 + average_us / 4)
+    alone = replace(replicated, replicas=1)
+    done = decoupled([alone, StageWork(1, 1)], [head], machine=machine)
+    assert done.step_us == 10 + 20 + 2 + 4
+
+
 def test_the_first_stage_loads_its_share_of_the_batch() -> None:
     stages = [StageWork(1, 1, loader_us=50, replicas=2), StageWork(1, 1, loader_us=70)]
     assert decoupled(stages, [decoupled_cut()]).step_us == 1 + 25

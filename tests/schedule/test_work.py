@@ -44,6 +44,7 @@ def test_work_of_nothing_takes_no_time() -> None:
         (StageWork, {"forward_us": 1.0, "backward_us": 1.0, "replicas": 0}, "0 replicas"),
         (CutWork, {"nbytes": -1, "back_nbytes": 0}, "nbytes is -1"),
         (CutWork, {"nbytes": 1, "back_nbytes": 1, "window": 0}, "a window of 0"),
+        (CutWork, {"nbytes": 1, "back_nbytes": 1, "learns_every": 0}, "learns every 0 steps"),
         (Machine, {"overlap": 1.5}, "an overlap of 1.5"),
     ],
 )
