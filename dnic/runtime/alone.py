@@ -24,6 +24,7 @@ from dnic.runtime.evaluation import Evaluation
 from dnic.runtime.inputs import Batch
 from dnic.runtime.links import dtype_named
 from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.plan import TensorSpec
 from dnic.runtime.stopwatch import Stopwatch
 from dnic.runtime.trainer import Trainer
@@ -70,7 +71,7 @@ class Alone(Trainer):
     def _step(self, inputs: list[Tensor], made_up: _MadeUp, watch: Stopwatch) -> Tensor | None:
         output = self.module(*inputs)
         loss = self._loss_of(output, made_up.target) if self._last else None
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
         watch.lap("forward")
         if loss is not None:
             backward([loss])

@@ -17,6 +17,7 @@ from dnic.runtime.evaluation import Evaluation, Score
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import own_loss
 from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.trainer import Trainer
 
 
@@ -32,7 +33,7 @@ class Backprop(Trainer):
             watch.lap("data")
             output = self._inputs.call(self.module, batch, device)
             loss = self._loss_of(output, target.to(device, non_blocking=True))
-            self.optimizer.zero_grad(set_to_none=True)
+            clear_gradients(self.optimizer)
             watch.lap("forward")
             backward([loss])
             watch.lap("backward")

@@ -34,6 +34,7 @@ from dnic.runtime.failure import lost_peers_named
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss
 from dnic.runtime.metrics import EpochFigures
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import seed_everything, stage_seed
 from dnic.runtime.stopwatch import Stopwatch
@@ -116,7 +117,7 @@ class DataParallel(Backprop):
         except RuntimeError as error:
             raise _changed() if _UNREDUCED in str(error) else error from error
         loss = self._loss_of(output, target.to(device, non_blocking=True))
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
         watch.lap("forward")
         # DDP divides the sum by the number of processes.
         backward([loss * (weight * self._ranks)])

@@ -70,6 +70,7 @@ from dnic.runtime.links import Sender
 from dnic.runtime.loss import Loss, mean_loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.order import StageOrder
 from dnic.runtime.passing import Microbatch, named
 from dnic.runtime.replica_trainer import ReplicaTrainer
@@ -169,7 +170,7 @@ class Engine(ReplicaTrainer):
         between: deque[Microbatch] = deque()
         losses: list[Tensor] = []
         self._shared.exchange_values()  # 0
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
         watch.lap("share")
         updates = self.step in self._updates
         awaited = self._turns.begin(self.step, self.version) if updates else []

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from dnic.runtime.head_axis import BatchAxis
 from dnic.runtime.heads import Head
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.replicas import Average, Replicas
 
 # The scale follows the gradients' own decay within ten batches or so, the statistics of activations
@@ -144,7 +145,7 @@ class HeadTrainer:
         error = torch.addcmul(known, true, unit, value=-1)
         products = torch.stack((dot(known, known), dot(known, true), dot(error, error)))
         statistics = _compare(products, square, unit, error.numel())
-        self._optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self._optimizer)
         predicted.backward(error)
         gradients = [p.grad for p in self.head.parameters() if p.grad is not None]
         for of_loss in gradients:

@@ -43,6 +43,7 @@ from dnic.runtime.engine import Engine
 from dnic.runtime.foresight import Foresight
 from dnic.runtime.inputs import Batch
 from dnic.runtime.loss import Loss
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.passing import named
 from dnic.runtime.plan import TrainPlan
 from dnic.runtime.stash import WeightStash
@@ -112,7 +113,7 @@ class LateEngine(Engine):
     def _go_back(self, now: int, watch: Stopwatch) -> None:
         """The oldest open batch's backward pass, and the update; `now` counts on past the end."""
         batch = self._open.popleft()
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
         self._turns.begin(batch.step, self.version)
         roots, gradients = self._gradients(
             batch.outputs,

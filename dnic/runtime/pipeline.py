@@ -56,6 +56,7 @@ from dnic.runtime.links import Link
 from dnic.runtime.loss import Loss, own_loss
 from dnic.runtime.metrics import EpochFigures
 from dnic.runtime.microbatches import microbatches
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, Plan
 from dnic.runtime.split_backward import SplitStage
@@ -146,7 +147,7 @@ class Pipelined(Trainer):
         losses: list[Tensor] = []
         if target is not None:
             self._targets.extend(target.chunk(batch.microbatches))
-        self.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(self.optimizer)
         watch.lap("data" if self._first else "receive")
         batch.schedule.step(target=target, losses=losses, return_outputs=False)
         watch.lap("schedule")

@@ -32,7 +32,7 @@ from dnic.runtime.loss import Loss, total_loss
 from dnic.runtime.lr import planned_learning_rate
 from dnic.runtime.microbatches import microbatches
 from dnic.runtime.names import StateNames
-from dnic.runtime.optimizer import build_optimizer
+from dnic.runtime.optimizer import build_optimizer, clear_gradients
 from dnic.runtime.options import Mode
 from dnic.runtime.precision import autocast, autocast_forward
 from dnic.runtime.record import Record
@@ -270,7 +270,7 @@ class Reference:
         for stage in self._stages:
             late = [tie for tie in self._ties if tie.owner is stage and tie.waiting]
             if late:
-                stage.optimizer.zero_grad(set_to_none=True)
+                clear_gradients(stage.optimizer)
                 for tie in late:
                     while tie.waiting:
                         tie.take()
@@ -343,7 +343,7 @@ class Reference:
 
     def _backward(self, stage: ReferenceStage) -> None:
         """Backward of one stage's oldest batch; the stages above have done theirs."""
-        stage.optimizer.zero_grad(set_to_none=True)
+        clear_gradients(stage.optimizer)
         parts = stage.open.popleft()
         stage.turn(parts[0].step)
         for batch in parts:

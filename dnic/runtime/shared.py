@@ -41,6 +41,7 @@ from dnic.runtime.crossing import crossings
 from dnic.runtime.edges import pairs
 from dnic.runtime.groups import groups
 from dnic.runtime.links import Count, Link, Receiver, Sender
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import Plan, SharedPlan, TensorSpec
 
@@ -215,7 +216,7 @@ class SharedParameters:
     def drain(self, optimizer: torch.optim.Optimizer, clipping: Clipping) -> None:
         """At the end of an epoch: the update with the last gradients, and the final values."""
         if any(lent.behind for lent in self._lent):
-            optimizer.zero_grad(set_to_none=True)
+            clear_gradients(optimizer)
             for lent in self._lent:
                 lent.drain()
             clipping.clip()

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from dnic.runtime.head_training import INPUT_MOMENTUM
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.plan import HeadPlan
 from dnic.runtime.predictor import PredictionStatistics, Predictor
 from dnic.runtime.registry import PredictorRequest
@@ -227,7 +228,7 @@ class TailPredictor(Predictor):
             parameter.grad = gradient
         for optimizer in self._optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            clear_gradients(optimizer)
 
     @property
     def parameters_in_order(self) -> list[Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.optimizer import build_optimizer, first_step
+from dnic.runtime.optimizer import build_optimizer, clear_gradients, first_step
 
 CLASSES = sorted(
     name
@@ -60,6 +60,16 @@ def test_matrices_and_sparse_gradients_have_theirs() -> None:
     one_step("SparseAdam", nn.Embedding(5, 3, sparse=True), torch.tensor([1, 3]))
     with pytest.raises(RuntimeFault, match=r"Adam cannot make a step.*sparse"):
         one_step("Adam", nn.Embedding(5, 3, sparse=True), torch.tensor([1, 3]))
+
+
+def test_gradients_are_cleared_in_every_group() -> None:
+    first, second = nn.Linear(2, 2), nn.Linear(2, 2)
+    groups = [{"params": first.parameters()}, {"params": second.parameters(), "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups, lr=0.2)
+    second(first(torch.ones(1, 2))).sum().backward()
+    assert all(p.grad is not None for p in (*first.parameters(), *second.parameters()))
+    clear_gradients(optimizer)
+    assert all(p.grad is None for p in (*first.parameters(), *second.parameters()))
 
 
 def test_too_little_memory_is_not_the_gradients_fault(monkeypatch: pytest.MonkeyPatch) -> None:
