@@ -91,8 +91,7 @@ FULL_SET: Wanted = {
 }
 SMALL_SET: Wanted = {
     **dict.fromkeys(("none", "local", "virtual"), (1,)),
-    **dict.fromkeys(("cdni", "virtual-task", "stale"), (1, FAR)),
-    "stale-weights": (FAR,),
+    **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights"), (1, FAR)),
 }
 # Models of which a run takes minutes: fewer in between.
 MAPS_SET: Wanted = {
@@ -108,8 +107,7 @@ TEXT_SET: Wanted = {
 FURTHER_TEXT_SET: Wanted = {"cdni": (1,), "virtual-task": (4,), "stale": (4,)}
 SMALL_TEXT_SET: Wanted = {
     **dict.fromkeys(("none", "local"), (1,)),
-    **dict.fromkeys(("virtual-task", "stale"), (1, FAR)),
-    "stale-weights": (FAR,),
+    **dict.fromkeys(("virtual-task", "stale", "stale-weights"), (1, FAR)),
 }
 FURTHER_DEEP_SET: Wanted = dict.fromkeys(("local", "virtual-task"), (1,))
 # With the guard: what was worse than no gradient, or nearly, before there was one.
