@@ -29,6 +29,8 @@ from studies.learning.sources import SOURCES
 MODELS = Path(__file__).parent / "models"
 # Units of a head's hidden layer, or channels where maps cross.
 HIDDEN_WIDTH = {"connected": 64, "convolutional": 32, "residual": 32, "characters": 128}
+# Of a tail's hidden layer.
+TAIL_WIDTH = {"connected": 256, "convolutional": 128, "residual": 128, "characters": 256}
 
 
 class Unable(DnicError):
@@ -124,8 +126,9 @@ def edit_interface(interface: dict[str, Any], run: Run) -> None:
 def head_of(run: Run) -> dict[str, Any] | None:
     """The `head` of `plan.yaml`."""
     head = dict(SOURCES[run.source].head)
-    if head.get("width") == "hidden":
-        head["width"] = HIDDEN_WIDTH[run.model]
+    widths = {"hidden": HIDDEN_WIDTH, "tail": TAIL_WIDTH}
+    if head.get("width") in widths:
+        head["width"] = widths[head["width"]][run.model]
     return head or None
 
 

@@ -85,28 +85,34 @@ QUICK = Sizes(
 # A source whose gradients cannot be late has one entry.
 Wanted = Mapping[str, tuple[int, ...]]
 FULL_SET: Wanted = {
-    **dict.fromkeys(("none", "local", "dni", "dni-hidden", "cdni-hidden"), (1,)),
+    **dict.fromkeys(("none", "local", "local-hidden", "dni", "dni-hidden", "cdni-hidden"), (1,)),
+    "virtual-task-hidden": (1,),
     **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights"), (1, 4, FAR)),
     "virtual": (1, FAR),
 }
 SMALL_SET: Wanted = {
-    **dict.fromkeys(("none", "local", "virtual"), (1,)),
+    **dict.fromkeys(("none", "local", "local-hidden", "virtual", "virtual-task-hidden"), (1,)),
     **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights"), (1, FAR)),
 }
 # Models of which a run takes minutes: fewer in between.
 MAPS_SET: Wanted = {
-    **dict.fromkeys(("none", "local", "dni", "cdni-hidden", "virtual"), (1,)),
+    **dict.fromkeys(("none", "local", "local-hidden", "dni", "cdni-hidden", "virtual"), (1,)),
+    "virtual-task-hidden": (1,),
     **dict.fromkeys(("virtual-task", "stale"), (1, 4, FAR)),
     **dict.fromkeys(("cdni", "stale-weights"), (1, FAR)),
 }
 TEXT_SET: Wanted = {
-    **dict.fromkeys(("none", "local", "dni-hidden", "cdni-hidden", "virtual"), (1,)),
+    **dict.fromkeys(("none", "local", "local-hidden", "dni-hidden"), (1,)),
+    **dict.fromkeys(("cdni-hidden", "virtual"), (1,)),
     **dict.fromkeys(("virtual-task", "stale", "stale-weights"), (1, FAR)),
 }
 # With the first seed only.
-FURTHER_TEXT_SET: Wanted = {"cdni": (1,), "virtual-task": (4,), "stale": (4,)}
+FURTHER_TEXT_SET: Wanted = {
+    **dict.fromkeys(("cdni", "virtual-task-hidden"), (1,)),
+    **dict.fromkeys(("virtual-task", "stale"), (4,)),
+}
 SMALL_TEXT_SET: Wanted = {
-    **dict.fromkeys(("none", "local"), (1,)),
+    **dict.fromkeys(("none", "local", "local-hidden"), (1,)),
     **dict.fromkeys(("virtual-task", "stale", "stale-weights"), (1, FAR)),
 }
 FURTHER_DEEP_SET: Wanted = dict.fromkeys(("local", "virtual-task"), (1,))

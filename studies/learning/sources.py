@@ -8,6 +8,7 @@ from typing import Any
 
 LINEAR = {"hidden_layers": 0, "width": None, "context": "target", "lr": 1e-3, "one_in": 1}
 HIDDEN = {**LINEAR, "hidden_layers": 1, "width": "hidden"}
+HIDDEN_TAIL = {**LINEAR, "hidden_layers": 1, "width": "tail"}
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Source:
     Attributes:
         title: in tables.
         gradient: of `plan.yaml`.
-        head: of `plan.yaml`; a width of `hidden` is the model's (`bundles.HIDDEN_WIDTH`).
+        head: of `plan.yaml`; a width of `hidden` or `tail` is the model's (`bundles`).
         interface: further keys of an interface.
         lateness_matters: whether it learns from, or goes on with, gradients that come late.
         returns: whether true gradients are needed at all.
@@ -40,7 +41,13 @@ SOURCES: Mapping[str, Source] = {
     "cdni-hidden": Source("cDNI, hidden layer", "synthetic", HIDDEN),
     "virtual": Source("virtual tail, matched", "virtual", {**LINEAR, "task": 0.0}),
     "virtual-task": Source("virtual tail, matched + task", "virtual", {**LINEAR, "task": 1.0}),
+    "virtual-task-hidden": Source(
+        "virtual tail, hidden layer, matched + task", "virtual", {**HIDDEN_TAIL, "task": 1.0}
+    ),
     "local": Source("local loss", "local", LINEAR, lateness_matters=False, returns=False),
+    "local-hidden": Source(
+        "local loss, hidden layer", "local", HIDDEN_TAIL, lateness_matters=False, returns=False
+    ),
     "stale": Source("stale", "stale"),
     "stale-weights": Source(
         "stale, weights predicted", "stale", interface={"predict_weights": True}

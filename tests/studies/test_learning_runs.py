@@ -101,7 +101,8 @@ def test_every_seed_runs_the_same_but_for_what_no_goal_hangs_on() -> None:
     further = by_seed[0] - by_seed[1]
     assert {run.model for run in further} == {"characters"}
     assert {run.layers for run in further} == {4, 6}
-    assert all(run.layers == 6 or run.source == "cdni" or run.window == 4 for run in further)
+    few = {"cdni", "virtual-task-hidden"}
+    assert all(run.layers == 6 or run.source in few or run.window == 4 for run in further)
 
 
 def test_part_two_has_what_the_goals_are_judged_by() -> None:
