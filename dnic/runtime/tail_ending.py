@@ -152,3 +152,25 @@ def class_index(target: Tensor, positions: tuple[int, ...]) -> Tensor:
     if positions:
         index = nearest(index, positions)
     return index.reshape(index.shape[0], -1)
+
+
+def scored_rows(
+    z: Tensor, target: Tensor, positions: tuple[int, ...], classes: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What is scored against a class each, one row for every target.
+
+    Args:
+        z: `[B, P, F]`, or `[B, F]` where samples have the targets: each of these reads all of it.
+        target: classes; others than 0 to `classes - 1` do not count.
+        positions: that have targets; `()` where samples have.
+        classes: how many there are.
+
+    Returns:
+        `[N, F]`; the class of each row `[N]`, 0 where it does not count; whether it counts `[N]`.
+    """
+    index = class_index(target, positions)
+    if not positions:
+        z = z.unsqueeze(1).expand(-1, index.shape[1], -1)
+    z, index = z.flatten(0, 1), index.flatten()
+    valid = (index >= 0) & (index < classes)
+    return z, index.where(valid, 0), valid

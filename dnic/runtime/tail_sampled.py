@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from dnic.runtime.head_layout import Layout
 from dnic.runtime.seeds import draw_seed
 from dnic.runtime.tail_aim import Aim
-from dnic.runtime.tail_ending import Ending, class_index
+from dnic.runtime.tail_ending import Ending, scored_rows
 
 DRAWN = 512
 _NEVER = -1e30
@@ -64,12 +64,7 @@ class SampledEnding(Ending):
 
     def forward(self, z: Tensor, target: Tensor) -> Tensor:
         """Of every target that is a class; 0 where none is."""
-        index = class_index(target, self._positions)
-        if not self._positions:
-            z = z.unsqueeze(1).expand(-1, index.shape[1], -1)
-        z, index = z.flatten(0, 1), index.flatten()
-        valid = (index >= 0) & (index < self._classes)
-        index = index.where(valid, 0)
+        z, index, valid = scored_rows(z, target, self._positions, self._classes)
         drawn, expected = self._draw(index, valid)
         rows = F.embedding(index, self.weight, sparse=True)
         own = (z * rows[:, :-1]).sum(-1) + rows[:, -1]
