@@ -25,6 +25,7 @@ Name = Literal[
     "decoupled",
     "decoupled_replicas",
     "stale",
+    "synthetic",
     "virtual",
     "local",
 ]
@@ -55,6 +56,7 @@ MODES: dict[Name, Mode] = {
     "1f1b_ddp": "exact",
     "decoupled_replicas": "decoupled",
     # The same processes with another predictor: `gradient` of their interfaces says so.
+    "synthetic": "decoupled",
     "virtual": "decoupled",
     "local": "decoupled",
 }
@@ -118,7 +120,7 @@ class Alternative:
     @property
     def decouples(self) -> bool:
         """Whether a stage goes on without its true gradient."""
-        return self.name in ("decoupled", "decoupled_replicas", "stale", "virtual", "local")
+        return MODES[self.name] in ("decoupled", "stale")
 
     @property
     def samples_per_s(self) -> float:

@@ -26,10 +26,11 @@ from dnic.errors import PartitionError
 from dnic.graph.graph import Graph, Value
 from dnic.graph.shape import Shape
 from dnic.partition.cuts import CutTable, cut_points, resolve_cuts, resolve_groups
-from dnic.partition.defaults import TAILS, layers_of, learns_every, return_every, source_of
+from dnic.partition.defaults import layers_of, learns_every, return_every, source_of
 from dnic.partition.exact import DeviceClass, Option, Problem, Solution, solve_exact
-from dnic.partition.heads import asked_width, head_costing, replicas_misfit, source_misfit
+from dnic.partition.heads import asked_width, head_costing
 from dnic.partition.messages import asked_message
+from dnic.partition.misfits import TAILS, replicas_misfit, source_misfit
 from dnic.partition.penalties import penalty_of, ruled_out, settled
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.prediction import SMALLEST_WINDOW

@@ -1,8 +1,8 @@
 """What `gradient: auto` takes: one table, by what crosses and how late the true gradient comes.
 
 Which source learns best is not known at compile time; what is known is what a study has shown for
-interfaces of a kind. The first row of the table that applies, and whose source the spec lets `auto`
-take, decides.
+interfaces of a kind. The first row of the table that applies decides, whose source the spec lets
+`auto` take and can be built there; without one it is the first that the spec names.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Literal
 from dnic.cost import TargetSize, needs_gradients, per_position, samples_of
 from dnic.cost.head_parts import channels_first, layout_of
 from dnic.graph.graph import Value
+from dnic.partition.misfits import source_misfit
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.request import AWAITED, InterfaceChoice
 from dnic.partition.targets import target_size
@@ -38,15 +39,14 @@ class Rule:
 
 
 TABLE = (
-    Rule("positions", 0, "synthetic"),
-    Rule("sequence", 0, "synthetic"),
-    Rule("map", 0, "synthetic"),
+    Rule("positions", 0, "local"),
+    Rule("sequence", 0, "local"),
+    Rule("map", 0, "local"),
     Rule("vector", 0, "synthetic"),
 )
 # Hidden layers where a plan leaves them open: a head bends once, a tail is one linear map.
 LAYERS = {"virtual": 0, "local": 0}
 HEAD_LAYERS = 1
-TAILS = ("virtual", "local")
 
 
 def kind_of(values: Sequence[Value], target: TargetSize | None) -> Kind:
@@ -76,7 +76,8 @@ def source_of(
     kind = kind_of(values, target_size(target, values))
     late = SMALLEST_LATENESS if choice.window == "auto" else choice.window
     for rule in sorted(TABLE, key=lambda rule: -rule.late):
-        if rule.kind == kind and late >= rule.late and rule.source in predicted:
+        applies = rule.kind == kind and late >= rule.late and rule.source in predicted
+        if applies and not source_misfit(rule.source, values, choice, target):
             return rule.source
     return predicted[0] if predicted else "synthetic"
 

@@ -25,8 +25,9 @@ from dnic.graph.graph import Value
 from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
 from dnic.partition.defaults import learns_every, return_every, source_of
-from dnic.partition.heads import plan_head, replicas_misfit, source_misfit
+from dnic.partition.heads import plan_head
 from dnic.partition.messages import Message, plan_message
+from dnic.partition.misfits import replicas_misfit, source_misfit
 from dnic.partition.penalties import settled, with_penalty
 from dnic.partition.plan import (
     PlannedHead,

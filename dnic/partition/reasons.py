@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dnic.partition.defaults import source_of
-from dnic.partition.heads import head_misfit
+from dnic.partition.misfits import head_misfit
 from dnic.partition.penalties import ruled_out
 from dnic.partition.request import InterfaceChoice, PartitionRequest
 

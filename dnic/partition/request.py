@@ -52,7 +52,7 @@ class InterfaceChoice:
     """
 
     gradient: str = "auto"
-    sources: tuple[str, ...] = ("synthetic",)
+    sources: tuple[str, ...] = ("synthetic", "virtual", "local")
     penalty: tuple[tuple[str, float], ...] = ()
     hidden_layers: int | Auto = "auto"
     width: int | Auto | None = "auto"

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from math import ceil
-from typing import Literal
+from typing import Literal, get_args
 
 from dnic.cost import returned_share
 from dnic.errors import PartitionError, SpecError
@@ -24,7 +24,8 @@ from dnic.schedule.work import Source
 # A copy of a shared parameter, its gradient, and both on their way.
 SHARED_COPIES = 4
 # What else could predict, beside what a plan takes: shown with its speed.
-TAILED: tuple[Literal["virtual", "local"], ...] = ("virtual", "local")
+Predictor = Literal["synthetic", "virtual", "local"]
+PREDICTORS: tuple[Predictor, ...] = get_args(Predictor)
 # Beyond these, what only shows what else there could be takes longer than all the rest.
 MOST_SIMULATED = 64
 MOST_SEARCHED = 1_000_000
@@ -99,10 +100,10 @@ def _sources(setting: Setting, placement: Placement) -> Iterator[Alternative]:
     if made.outcome.how == "formula" or placement.stages <= MOST_SIMULATED:
         yield _with_source(setting, made, "stale")
         taken = {f.gradient for f in made.decided.interfaces}
-        for name in TAILED:
+        for name in PREDICTORS:
             if taken != {name}:
                 with suppress(PartitionError, SpecError):
-                    yield _with_tails(setting, made, name)
+                    yield _with_predictor(setting, made, name)
 
 
 def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternative:
@@ -269,9 +270,7 @@ def _cut_works(setting: Setting, decided: Decided) -> tuple[CutWork, ...]:
     return tuple(works)
 
 
-def _with_tails(
-    setting: Setting, made: Alternative, name: Literal["virtual", "local"]
-) -> Alternative:
+def _with_predictor(setting: Setting, made: Alternative, name: Predictor) -> Alternative:
     """The same stages with another predictor wherever `auto` was free to take one.
 
     What it costs in quality is not known here: it must be asked for, as an interface's `gradient`.

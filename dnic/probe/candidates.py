@@ -16,7 +16,7 @@ from dnic.cost import cost_model, load_profile
 from dnic.errors import PartitionError
 from dnic.graph.graph import Graph
 from dnic.partition.cuts import CutPoint, CutTable, cut_points, parameter_uses, resolve_cuts
-from dnic.partition.heads import head_misfit
+from dnic.partition.misfits import head_misfit
 from dnic.partition.probed import ProbeSkip
 from dnic.probe.asked import Asked
 

@@ -292,7 +292,10 @@ class InterfaceSpec(Section):
             expected(f"one of {', '.join(SOURCES)}, or a registered source", SOURCES),
         ],
         ...,
-    ] = Field(default=("synthetic",), description="what auto may take; exact makes a locked group")
+    ] = Field(
+        default=("synthetic", "virtual", "local"),
+        description="what auto may take; exact makes a locked group",
+    )
     penalty: PenaltySpec = Field(
         default=PenaltySpec(), description="more steps for the same quality, by source"
     )

@@ -27,7 +27,7 @@ from dnic.partition import (
     place,
     print_plan,
 )
-from dnic.partition.heads import context_misfit, head_misfit
+from dnic.partition.misfits import context_misfit, head_misfit
 
 Make = Callable[..., Operation]
 Build = Callable[..., Graph]
