@@ -42,13 +42,14 @@ FEWEST_STEPS, MOST_STEPS = 10, 300
 
 
 def spec_of(family: str, size: int, schedule: str) -> Any:
-    """The spec of one model: two processes of this machine, everything else as it comes."""
+    """The spec of one model: two processes of this machine, synthetic heads, else as it comes."""
     return spec_from_mapping(
         {
             "model": {"file": str(ROOT / "studies" / "predicted" / f"{family}.py")},
             "train": {"optimizer": OPTIMIZERS[size % 2], "epochs": 1},
             "devices": {"count": 2},
             "partition": {"schedule": schedule},
+            "interfaces": {"default": {"sources": ["synthetic"]}},
         },
         "studies.predicting",
     )

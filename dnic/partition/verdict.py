@@ -30,6 +30,7 @@ TITLES: dict[Name, str] = {
     "decoupled": "decoupled",
     "decoupled_replicas": "decoupled, replicated stages",
     "stale": "stale gradients",
+    "synthetic": "synthetic gradients",
     "virtual": "virtual gradients",
     "local": "local losses",
 }
