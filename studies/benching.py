@@ -54,7 +54,7 @@ FEWEST_ROUNDS = 5
 
 
 def spec_of(family: str, link: str) -> Any:
-    """The spec of one case: two decoupled stages with synthetic heads, the link, else as it comes."""
+    """The spec of one case: two decoupled stages with synthetic heads; else as it comes."""
     devices: dict[str, Any] = {"count": 2}
     _, default = LINKS[link]
     if default is not None:
