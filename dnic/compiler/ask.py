@@ -97,7 +97,7 @@ def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionReq
     # A starter spec writes every default out; the profile's own link is the better guess then.
     given = devices.links.default != LinkSpec()
     groups = _groups(devices.groups, profile, spec, graph)
-    output = _output(graph)
+    output, most = _output(graph), _most_stages(spec)
     return PartitionRequest(
         devices=devices.count,
         stages=None if partition.stages == "auto" else partition.stages,
@@ -118,8 +118,10 @@ def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionReq
             _link(devices.links.default) if given else None,
             {link.groups: _link(link) for link in devices.links.between},
         ),
-        default=_choice(spec.interface("default"), output),
-        choices={name: _choice(spec.interface(name), output) for name in spec.interface_names()},
+        default=_choice(spec.interface("default"), output, most),
+        choices={
+            name: _choice(spec.interface(name), output, most) for name in spec.interface_names()
+        },
     )
 
 
@@ -205,7 +207,15 @@ def _output(graph: Graph) -> Shape | None:
     return found[0].shape if len(found) == 1 and found[0] is not None else None
 
 
-def _choice(interface: InterfaceSpec, output: Shape | None) -> InterfaceChoice:
+def _most_stages(spec: Spec) -> int:
+    """How many stages there may be: as many as devices, where nothing is said of them."""
+    partition = spec.partition
+    if partition.cuts != "auto":
+        return len(partition.cuts) + 1
+    return spec.devices.count if partition.stages == "auto" else partition.stages
+
+
+def _choice(interface: InterfaceSpec, output: Shape | None, stages: int) -> InterfaceChoice:
     return InterfaceChoice(
         gradient=interface.gradient,
         sources=interface.sources,
@@ -226,4 +236,5 @@ def _choice(interface: InterfaceSpec, output: Shape | None) -> InterfaceChoice:
         task=interface.head.task,
         options=tuple(interface.head.options.items()),
         predict_weights=interface.predict_weights,
+        stages=stages,
     )

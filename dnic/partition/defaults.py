@@ -1,4 +1,4 @@
-"""What `gradient: auto` takes: one table, by what crosses and how late the true gradient comes.
+"""What `gradient: auto` takes: by what crosses, how late true gradients come, and how many stages.
 
 Which source learns best is not known at compile time; what is known is what a study has shown for
 interfaces of a kind. The first row of the table that applies decides, whose source the spec lets
@@ -29,20 +29,25 @@ class Rule:
 
     Attributes:
         kind: of the interface; `positions`: every position has a target of its own.
-        late: least updates by which true gradients are late.
         source: what to take.
+        late: where true gradients are late by so many updates at least.
+        stages: where there may be so many stages at least.
     """
 
     kind: Kind
-    late: int
     source: str
+    late: int = 0
+    stages: int = 0
 
 
 TABLE = (
-    Rule("positions", 0, "local"),
-    Rule("sequence", 0, "local"),
-    Rule("map", 0, "local"),
-    Rule("vector", 0, "synthetic"),
+    Rule("vector", "local", stages=3),
+    Rule("vector", "synthetic"),
+    Rule("positions", "local", late=8),
+    Rule("positions", "virtual"),
+    Rule("map", "local"),
+    # Not studied; by what it is read as, like a map.
+    Rule("sequence", "local"),
 )
 # Hidden layers where a plan leaves them open: a head bends once, a tail is one linear map.
 LAYERS = {"virtual": 0, "local": 0}
@@ -75,9 +80,10 @@ def source_of(
     predicted = [source for source in choice.sources if source not in AWAITED]
     kind = kind_of(values, target_size(target, values))
     late = SMALLEST_LATENESS if choice.window == "auto" else choice.window
-    for rule in sorted(TABLE, key=lambda rule: -rule.late):
-        applies = rule.kind == kind and late >= rule.late and rule.source in predicted
-        if applies and not source_misfit(rule.source, values, choice, target):
+    for rule in TABLE:
+        applies = rule.kind == kind and late >= rule.late and choice.stages >= rule.stages
+        allowed = applies and rule.source in predicted
+        if allowed and not source_misfit(rule.source, values, choice, target):
             return rule.source
     return predicted[0] if predicted else "synthetic"
 

@@ -49,6 +49,7 @@ class InterfaceChoice:
         task: weight of a virtual tail's own loss.
         options: further keys of a head that somebody registered.
         predict_weights: whether late stages go forward with the weights that they expect to have.
+        stages: how many there may be in the model.
     """
 
     gradient: str = "auto"
@@ -70,6 +71,7 @@ class InterfaceChoice:
     task: float = 1.0
     options: tuple[tuple[str, bool | int | float | str], ...] = ()
     predict_weights: bool = False
+    stages: int = 2
 
     @property
     def predicts(self) -> bool:

@@ -65,7 +65,7 @@ FLATTENED = """
 """
 
 
-def planned(folder: Path, layer: str, forward: str) -> Plan:
+def planned(folder: Path, layer: str, forward: str, source: str) -> Plan:
     model = folder / "net.py"
     model.write_text(HEAD.replace("{layer}", layer).replace("{forward}", forward))
     spec = spec_from_mapping(
@@ -73,12 +73,14 @@ def planned(folder: Path, layer: str, forward: str) -> Plan:
             "model": {"file": str(model)},
             "devices": {"count": 2, "profile": "cpu-core"},
             "partition": {"stages": 2, "cuts": ["layers.0"]},
+            "interfaces": {"default": {"sources": [source]}},
         },
         "test",
     )
     return plan_model(spec).plan
 
 
+@pytest.mark.parametrize("source", ["synthetic", "virtual", "local"])
 @pytest.mark.parametrize(
     ("layer", "forward", "shape"),
     [
@@ -89,12 +91,12 @@ def planned(folder: Path, layer: str, forward: str) -> Plan:
     ids=["transformer", "recurrent", "flattened"],
 )
 def test_gradients_are_predicted_where_the_batch_is_not_in_front(
-    tmp_path: Path, layer: str, forward: str, shape: tuple[int | str, ...]
+    tmp_path: Path, layer: str, forward: str, shape: tuple[int | str, ...], source: str
 ) -> None:
-    plan = planned(tmp_path, layer, forward)
+    plan = planned(tmp_path, layer, forward, source)
     (interface,) = plan.interfaces
     assert [tensor.shape for tensor in interface.tensors] == [shape]
-    assert interface.gradient == "synthetic"
+    assert interface.gradient == source
     assert interface.head is not None
     assert interface.head.context == "target"
     assert interface.head.parameters > 0

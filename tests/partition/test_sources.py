@@ -212,21 +212,36 @@ def test_other_predictors_are_listed_with_their_speed(chain: Chain, device: Devi
     graph = chain(LAYERS)
     found = decide(graph, cost_model(graph, device), PartitionRequest(2), LABELS).found
     by_name = {alternative.name: alternative for alternative in found}
+    assert "synthetic" not in by_name  # it is what is decoupled with here
     for name in ("virtual", "local"):
         assert by_name[name].mode == "decoupled"
         assert by_name[name].runs
         assert not by_name[name].eligible
     assert by_name["local"].outcome.link_bytes[0][1] == 0
     assert by_name["virtual"].outcome.link_bytes[0][1] > 0
+    many = PartitionRequest(3, default=InterfaceChoice(stages=3))
+    found = decide(graph, cost_model(graph, device), many, LABELS).found
+    by_name = {alternative.name: alternative for alternative in found}
+    assert {f.gradient for f in by_name["decoupled"].decided_interfaces} == {"local"}
+    assert by_name["decoupled"].eligible
+    assert not by_name["synthetic"].eligible
+    assert "local" not in by_name
 
 
 def test_the_table_decides_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     value = Value("h", ("B", 64), "float32", 0, True)
     choice = InterfaceChoice(sources=("synthetic", "virtual", "local"))
     assert source_of(choice, [value], LABELS) == "synthetic"
-    table = (Rule("vector", 0, "local"), Rule("vector", 4, "virtual"), Rule("map", 0, "synthetic"))
+    table = (
+        Rule("vector", "synthetic", stages=5),
+        Rule("vector", "virtual", late=4),
+        Rule("vector", "local"),
+        Rule("map", "synthetic"),
+    )
     monkeypatch.setattr(defaults, "TABLE", table)
     assert source_of(choice, [value], LABELS) == "local"
+    assert source_of(choice, [value], None) == "synthetic"  # a tail must have targets
+    assert source_of(replace(choice, stages=5), [value], LABELS) == "synthetic"
     assert source_of(replace(choice, window=4), [value], LABELS) == "virtual"
     assert source_of(replace(choice, window=4, sources=("local",)), [value], LABELS) == "local"
     assert source_of(replace(choice, gradient="synthetic"), [value], LABELS) == "synthetic"
