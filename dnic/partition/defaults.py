@@ -49,9 +49,12 @@ TABLE = (
     # Not studied; by what it is read as, like a map.
     Rule("sequence", "local"),
 )
-# Hidden layers where a plan leaves them open: a head bends once, a tail is one linear map.
-LAYERS = {"virtual": 0, "local": 0}
+# Hidden layers where a plan leaves them open. A head bends once, and so does a tail with only its
+# own loss; one that is to match a gradient is a linear map.
+LAYERS = {"virtual": 0, "local": 1}
 HEAD_LAYERS = 1
+# Of a tail's hidden layers, as they were studied.
+TAIL_WIDTH = 256
 
 
 def kind_of(values: Sequence[Value], target: TargetSize | None) -> Kind:

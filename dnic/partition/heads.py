@@ -14,7 +14,7 @@ from dnic.cost import (
 )
 from dnic.graph.graph import Value
 from dnic.graph.shape import batch_multiple
-from dnic.partition.defaults import layers_of, learns_every
+from dnic.partition.defaults import TAIL_WIDTH, layers_of, learns_every
 from dnic.partition.misfits import TAILS
 from dnic.partition.plan import PlannedHead, PlannedTarget
 from dnic.partition.request import Auto, InterfaceChoice
@@ -37,9 +37,9 @@ def head_costing(source: str, choice: InterfaceChoice, *, timed: bool) -> Callab
 
 
 def asked_width(source: str, choice: InterfaceChoice) -> int | Auto | None:
-    """The width that is asked for: a tail that is one linear map has none."""
-    if choice.width == "auto" and source in TAILS and layers_of(choice, source) == 0:
-        return None
+    """The width that is asked for: a tail has one of its own, or none as a linear map."""
+    if choice.width == "auto" and source in TAILS:
+        return TAIL_WIDTH if layers_of(choice, source) else None
     return choice.width
 
 

@@ -45,7 +45,7 @@ def planned(
 
 @pytest.mark.parametrize(
     ("gradient", "layers", "every"),
-    [("synthetic", 1, 1), ("virtual", 0, 1), ("local", 0, 0), ("none", None, 0)],
+    [("synthetic", 1, 1), ("virtual", 0, 1), ("local", 1, 0), ("none", None, 0)],
 )
 def test_what_is_asked_for_is_planned(
     gradient: str, layers: int | None, every: int, chain: Chain, device: DeviceProfile
