@@ -170,8 +170,9 @@ class Engine(ReplicaTrainer):
         between: deque[Microbatch] = deque()
         losses: list[Tensor] = []
         self._shared.exchange_values()  # 0
-        clear_gradients(self.optimizer)
         watch.lap("share")
+        clear_gradients(self.optimizer)
+        watch.lap("update")
         updates = self.step in self._updates
         awaited = self._turns.begin(self.step, self.version) if updates else []
         for one in self._order.passes(self.step, number, awaited):
@@ -180,13 +181,12 @@ class Engine(ReplicaTrainer):
                 if one.microbatch == number - 1:
                     self._expect(number)
                 continue
-            done = between.popleft()
+            if between[0].loss is not None:
+                losses.append(between[0].loss.detach())
             if updates:
-                self._backward(done, watch, last=one.microbatch == number - 1)
+                self._backward(between.popleft(), watch, last=one.microbatch == number - 1)
             else:
-                self._pass_by(done, watch)
-            if done.loss is not None:
-                losses.append(done.loss.detach())
+                self._pass_by(between.popleft(), watch)
         self._settle(self.step, watch, updates=updates)
         self.step += 1
         return mean_loss(losses)
@@ -238,13 +238,16 @@ class Engine(ReplicaTrainer):
                 weight=done.weight,
             )  # 4
             watch.lap("head")
-            self._averaging.backward(roots, gradients, last=last)  # 5
         else:
-            share = torch.full_like(done.loss, done.weight / done.number)
-            self._averaging.backward([done.loss], [share], last=last)  # 5
+            roots = [done.loss]
+            gradients = [torch.full_like(done.loss, done.weight / done.number)]
+        self._averaging.backward(roots, gradients, last=last)  # 5
+        inputs = done.inputs
+        # What the backward pass leaves of its graph goes here, and not in the midst of the rest.
+        del done, roots
         watch.lap("backward")
         for below in self._below:  # 6
-            below.send_back(done.inputs, self.step)
+            below.send_back(inputs, self.step)
         watch.lap("send back")
 
     def _pass_by(self, done: Microbatch, watch: Stopwatch) -> None:
