@@ -162,7 +162,7 @@ def decide_interfaces(
             if gradient in AWAITED:
                 reason = "the true gradient, as late as the window, is used without prediction"
                 if gradient == "exact":
-                    reason = why_exact(crossing, choice, request, placement)
+                    reason = why_exact(crossing, choice, request, placement, target)
                 heads.append((None, HeadCost(), reason))
                 continue
             values, slack = crossing.differentiable, slack_us[crossing.source]

@@ -12,10 +12,15 @@ from dnic.partition.request import InterfaceChoice, PartitionRequest
 if TYPE_CHECKING:
     from dnic.partition.choose import Placement
     from dnic.partition.interfaces import Crossing
+    from dnic.partition.plan import PlannedTarget
 
 
 def why_exact(
-    crossing: Crossing, choice: InterfaceChoice, request: PartitionRequest, placement: Placement
+    crossing: Crossing,
+    choice: InterfaceChoice,
+    request: PartitionRequest,
+    placement: Placement,
+    target: PlannedTarget | None,
 ) -> str:
     """Why a gradient is waited for."""
     if not crossing.differentiable:
@@ -25,7 +30,7 @@ def why_exact(
     misfit = head_misfit(crossing.differentiable)
     if misfit:
         return f"{misfit}: each step waits for the true gradient"
-    source = "stale" if choice.stale else source_of(choice, crossing.differentiable, None)
+    source = "stale" if choice.stale else source_of(choice, crossing.differentiable, target)
     why = ruled_out(placement.cuts[crossing.source], choice, source, request)
     if why:
         return f"{why}: each step waits for the true gradient"
