@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from dnic.cost.clock import Clock, repeated, typical
 from dnic.cost.walk import smaller
+from dnic.runtime.optimizer import clear_gradients
 from dnic.runtime.plan import Precision
 from dnic.runtime.precision import autocast
 from dnic.trace import TracedModel, as_compilers_see_it, fresh, has_own_loss, tensors_in
@@ -117,7 +118,7 @@ class Step:
         updating = clock()
         if self._optimizer is not None:
             self._optimizer.step()
-            self._optimizer.zero_grad()
+            clear_gradients(self._optimizer)
         return (
             clock.between(start, ran),
             clock.between(begin, done),
