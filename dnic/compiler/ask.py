@@ -15,6 +15,7 @@ from dnic.partition.plan import (
     PlannedTraining,
 )
 from dnic.partition.request import DeviceGroup
+from dnic.runtime.foresight import foreseeable
 from dnic.runtime.plan import AWAITED, HeadPlan
 from dnic.runtime.registry import predictor_kind
 from dnic.spec import InterfaceSpec, LinkSpec, Spec
@@ -111,6 +112,7 @@ def request_of(spec: Spec, profile: DeviceProfile, graph: Graph) -> PartitionReq
         shard=partition.shard,
         max_decoupled=partition.max_decoupled_interfaces,
         timed_heads=measures(spec),
+        may_be_late=_may_be_late(spec),
         overlap=1.0 if is_gpu(spec, profile) else 0.0,
         whole_backward=_whole_backward(spec),
         crowded=not is_gpu(spec, profile) and all(group.count > 1 for group in groups),
@@ -130,6 +132,13 @@ def _whole_backward(spec: Spec) -> str:
     if spec.train.compile:
         return "compiled stages go back in one piece"
     return "recomputed stages go back in one piece" if spec.train.recompute else ""
+
+
+def _may_be_late(spec: Spec) -> bool:
+    """Whether late stages can go forward with predicted weights, and all stages always update."""
+    train = spec.train
+    foreseen = foreseeable(train.optimizer.name, dict(train.optimizer.options))
+    return foreseen and train.update_probability == 1
 
 
 def _groups(

@@ -22,6 +22,7 @@ from dnic.cost import (
 )
 from dnic.errors import PartitionError, SpecError
 from dnic.graph.graph import Value
+from dnic.partition.alternating import LATE, alternated, late_window
 from dnic.partition.choose import Placement
 from dnic.partition.cuts import CutTable
 from dnic.partition.defaults import learns_every, return_every, source_of
@@ -36,7 +37,7 @@ from dnic.partition.plan import (
     PlannedTensor,
 )
 from dnic.partition.prediction import Flow, limits_us, smallest_window
-from dnic.partition.reasons import why_exact, why_predicted
+from dnic.partition.reasons import why_exact, why_late, why_predicted
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
 from dnic.spec.nearest import nearest
 
@@ -146,7 +147,12 @@ def decide_interfaces(
         _gradient(c, choice, placement, target)
         for c, choice in zip(crossings, choices, strict=True)
     ]
-    open_flows = _open_flows(crossings, choices, gradients, request, profile, placement)
+    given = request, profile, placement
+    open_flows = _open_flows(crossings, choices, gradients, *given)
+    predicted = gradients
+    gradients = alternated(crossings, choices, predicted, open_flows, request, stage_us, placement)
+    if gradients != predicted:
+        open_flows = _open_flows(crossings, choices, gradients, *given)
     messages = _messages(crossings, choices, gradients, open_flows, stage_us, profile)
     flows = [
         replace(flow, nbytes=message.nbytes, gradient_nbytes=message.gradient_nbytes)
@@ -160,7 +166,7 @@ def decide_interfaces(
         total_us = busy_us.copy()
         for crossing, choice, gradient in zip(crossings, choices, gradients, strict=True):
             if gradient in AWAITED:
-                reason = "the true gradient, as late as the window, is used without prediction"
+                reason = why_late(choice)
                 if gradient == "exact":
                     reason = why_exact(crossing, choice, request, placement, target)
                 heads.append((None, HeadCost(), reason))
@@ -190,7 +196,7 @@ def decide_interfaces(
             for stage, us in enumerate(narrow_us)
         ]
     )
-    sized = _sized(flows, choices, total_us)
+    sized = _sized(flows, choices, gradients, total_us)
     interfaces = tuple(
         _interface(
             crossings[i], choices[i], gradients[i], sized[i], messages[i], heads[i], total_us
@@ -313,17 +319,23 @@ def _with_messages(
 
 
 def _sized(
-    flows: Sequence[Flow], choices: Sequence[InterfaceChoice], stage_us: Sequence[float]
+    flows: Sequence[Flow],
+    choices: Sequence[InterfaceChoice],
+    gradients: Sequence[str],
+    stage_us: Sequence[float],
 ) -> tuple[Flow, ...]:
     """The traffic of each interface with its window."""
-    windows = [
-        1
-        if flow.locked
-        else smallest_window(flow, stage_us, flows)
-        if choice.window == "auto"
-        else choice.window
-        for flow, choice in zip(flows, choices, strict=True)
-    ]
+
+    def window(flow: Flow, choice: InterfaceChoice, gradient: str) -> int:
+        if flow.locked:
+            return 1
+        if gradient == LATE and not choice.stale:
+            return late_window(flow, choice, stage_us, flows)
+        if choice.window == "auto":
+            return smallest_window(flow, stage_us, flows)
+        return choice.window
+
+    windows = map(window, flows, choices, gradients)
     return tuple(replace(flow, window=window) for flow, window in zip(flows, windows, strict=True))
 
 
@@ -369,7 +381,7 @@ def _interface(
             "guard": choice.guard or False,
             "message": message.dtype,
             "return_every": flow.return_every,
-            "predict_weights": gradient == "stale" and choice.predict_weights,
+            "predict_weights": gradient == LATE and (choice.predict_weights or not choice.stale),
             "transfer_us": transfer_us(message.nbytes, flow.link),
             "reason": reason,
         }

@@ -106,11 +106,26 @@ def predict_step(stage_us: Sequence[float], flows: Sequence[Flow]) -> tuple[floa
     return bounds[bottleneck], bottleneck
 
 
-def smallest_window(flow: Flow, stage_us: Sequence[float], flows: Sequence[Flow]) -> int:
-    """The smallest window, at least 2, at which waiting for `flow` does not limit the step."""
-    step_us = max(limits_us(stage_us, flows).values())
+def smallest_window(
+    flow: Flow,
+    stage_us: Sequence[float],
+    flows: Sequence[Flow],
+    *,
+    least: int = SMALLEST_WINDOW,
+    waited: float = 0.0,
+) -> int:
+    """The smallest window at which waiting for `flow` does not limit the step.
+
+    Args:
+        flow: of an interface or a shared parameter.
+        stage_us: the time of each stage's own work in one step.
+        flows: all of them.
+        least: batches in flight at least.
+        waited: part of a step by which waiting may limit it all the same.
+    """
+    step_us = (1 + waited) * max(limits_us(stage_us, flows).values())
     if step_us <= 0:
-        return SMALLEST_WINDOW
+        return least
     away = round_trip_us(flow, stage_us, locked_groups(len(stage_us), flows))
     # Rounded first: a round trip of exactly two steps must not ask for three.
-    return max(SMALLEST_WINDOW, ceil(round(away / step_us, 9)))
+    return max(least, ceil(round(away / step_us, 9)))

@@ -42,6 +42,14 @@ def why_exact(
     return "waiting for the true gradient costs less here than predicting it"
 
 
+def why_late(choice: InterfaceChoice) -> str:
+    """Why a gradient is used without prediction, though it comes late."""
+    late = "the true gradient, as late as the window, is used without prediction"
+    if choice.stale:
+        return late
+    return f"{late}: it comes back soon, and at the next interface lateness ends"
+
+
 def why_predicted(crossing: Crossing, head_us: float, stage_us: float) -> str:
     """Why one is predicted, and what that costs."""
     share = head_us / stage_us if stage_us else 0.0

@@ -29,7 +29,7 @@ class InterfaceChoice:
 
     Attributes:
         gradient: `auto` decides; else `exact`, `stale` or the name of what predicts it.
-        sources: what `auto` may choose from.
+        sources: what `auto` may choose from; `stale` beside others at every second interface.
         penalty: for each source that predicts, the share of steps that it costs for the same
             quality; 0 where nothing is said, and a probe may say more.
         hidden_layers: of the head or tail, 0 to 3; `auto` is its kind's.
@@ -53,7 +53,7 @@ class InterfaceChoice:
     """
 
     gradient: str = "auto"
-    sources: tuple[str, ...] = ("synthetic", "virtual", "local")
+    sources: tuple[str, ...] = ("synthetic", "virtual", "local", "stale")
     penalty: tuple[tuple[str, float], ...] = ()
     hidden_layers: int | Auto = "auto"
     width: int | Auto | None = "auto"
@@ -86,11 +86,6 @@ class InterfaceChoice:
         if self.gradient == "auto":
             return "stale" in self.sources and not self.predicts
         return self.gradient == "stale"
-
-    @property
-    def may_be_stale(self) -> bool:
-        """Whether late gradients may be taken in place of predicted ones."""
-        return self.stale or (self.gradient == "auto" and "stale" in self.sources)
 
     def options_of(self, source: str) -> Mapping[str, bool | int | float | str]:
         """The options of a head's own kind that differ from its defaults, as plan.yaml has them."""
@@ -166,6 +161,8 @@ class PartitionRequest:
         crowded: whether the devices are cores of one machine, which slow one another down.
         whole_backward: why stages cannot go back in two parts; empty where they can.
         timed_heads: whether heads are built and timed on this machine, not computed.
+        may_be_late: whether the optimizer is one whose weights can be predicted, so that `auto` may
+            take late gradients.
         links: between devices.
         default: for every interface that `choices` does not name.
         choices: by the name of the interface, or of the module after which it is cut.
@@ -187,6 +184,7 @@ class PartitionRequest:
     crowded: bool = False
     whole_backward: str = ""
     timed_heads: bool = False
+    may_be_late: bool = True
     links: Links = field(default_factory=Links)
     default: InterfaceChoice = field(default_factory=InterfaceChoice)
     choices: Mapping[str, InterfaceChoice] = field(default_factory=lambda: MappingProxyType({}))

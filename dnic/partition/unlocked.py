@@ -312,6 +312,6 @@ def _with_source(setting: Setting, made: Alternative, name: Literal["stale"]) ->
         name=name,
         outcome=_outcome(setting, made.placement, works, cuts),
         penalty=sum(_penalty(setting, made.placement, f, name) for f in apart),
-        unasked=not all(choice.may_be_stale for choice in choices),
+        unasked=not all(choice.stale for choice in choices),
         decided=None,
     )

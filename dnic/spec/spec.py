@@ -293,7 +293,7 @@ class InterfaceSpec(Section):
         ],
         ...,
     ] = Field(
-        default=("synthetic", "virtual", "local"),
+        default=("synthetic", "virtual", "local", "stale"),
         description="what auto may take; exact makes a locked group",
     )
     penalty: PenaltySpec = Field(

@@ -6,10 +6,8 @@ from collections.abc import Iterable
 
 from studies.learning.parts import Family
 from studies.learning.quality import Done, Figure, better, done, figure, select
-from studies.learning.sources import DECOUPLED, SOURCES
+from studies.learning.sources import DECOUPLED, LATE, SOURCES
 from studies.learning.store import Result
-
-STALE = ("stale", "stale-weights")
 
 
 def best_head(results: Iterable[Result], family: Family, lateness: int) -> str | None:
@@ -20,7 +18,7 @@ def best_head(results: Iterable[Result], family: Family, lateness: int) -> str |
         family: of part 2.
         lateness: at which it is to be good.
     """
-    found = ranked(of_sources(done(results), family, 2), lateness, without=STALE)
+    found = ranked(of_sources(done(results), family, 2), lateness, without=LATE)
     return found[0][0] if found else None
 
 

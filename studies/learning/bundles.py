@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from dnic.runtime.bundle import PLAN_FILE, read_plan
 from dnic.runtime.plan import Plan
 from studies.learning.links import LINKS
 from studies.learning.runs import BATCH, Run, cuts
-from studies.learning.sources import SOURCES
+from studies.learning.sources import SOURCES, source_at
 
 MODELS = Path(__file__).parent / "models"
 # Units of a head's hidden layer, or channels where maps cross.
@@ -106,7 +107,8 @@ def edit(content: dict[str, Any], run: Run) -> None:
     if run.update_probability < 1:
         train["update_probability"] = run.update_probability
     for interface in content["interfaces"]:
-        edit_interface(interface, run)
+        here = source_at(run.source, run.stages - 1 - interface["to"])
+        edit_interface(interface, replace(run, source=here))
 
 
 def edit_interface(interface: dict[str, Any], run: Run) -> None:
@@ -118,6 +120,7 @@ def edit_interface(interface: dict[str, Any], run: Run) -> None:
     interface["message"] = "float32"
     interface["warmup_steps"] = "auto" if run.warmup_steps is None else run.warmup_steps
     interface["guard"] = {} if run.guard else False
+    interface.pop("predict_weights", None)
     interface.update(source.interface)
     if run.window:
         interface["window"] = run.window
@@ -141,7 +144,7 @@ def check(plan: Plan, run: Run) -> None:
     Raises:
         Unable: names what is missing.
     """
-    source, interface = SOURCES[run.source], plan.interfaces[0]
+    source, interface = SOURCES[run.source], plan.interfaces[-1]
     asked: list[tuple[str, bool, Any]] = [
         ("train.update_probability", run.update_probability < 1, plan.train),
         ("interfaces.guard", run.guard, interface),

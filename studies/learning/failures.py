@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from statistics import mean
 
-from studies.learning.best import STALE, of_sources
+from studies.learning.best import of_sources
 from studies.learning.figures import families_in, named, quality_words
 from studies.learning.goals import backprop, missed
 from studies.learning.parts import Family
 from studies.learning.quality import Done, better, cosine, done, figure, select, shortfall
 from studies.learning.runs import Run
-from studies.learning.sources import SOURCES
+from studies.learning.sources import LATE, SOURCES
 from studies.learning.store import Result
 
 HIGH_COSINE = 0.5
@@ -103,7 +103,7 @@ def _late(runs: Sequence[Done], cells: Sequence[Cell]) -> list[str]:
     lines = []
     for cell in cells:
         way = _way(runs, cell)
-        if cell[2] in STALE and cell[3] > 1 and way is not None and way < LITTLE:
+        if cell[2] in LATE and cell[3] > 1 and way is not None and way < LITTLE:
             lines.append(f"{_where(cell)}: {way:.0%} of the way")
     return lines
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from studies.learning.best import STALE, of_sources, ranked
+from studies.learning.best import of_sources, ranked
 from studies.learning.clock import EXACT_WAYS, LINK_GOALS, Race, races
 from studies.learning.figures import NONE, families_in, short_words
 from studies.learning.links import LINKS
 from studies.learning.parts import FAR, Family
 from studies.learning.quality import Done, by_seed, select, shortfall
-from studies.learning.sources import SOURCES
+from studies.learning.sources import LATE, SOURCES
 
 POINTS = 0.3
 SHARES = {2: 0.02, 4: 0.04}
@@ -102,9 +102,9 @@ def _transformer(runs: Sequence[Done], stages: int, share: float) -> Iterator[tu
 def _late(runs: Sequence[Done]) -> Iterator[tuple[str, Judged]]:
     for family in families_in(runs, part="sources"):
         for stages in (2, 4, 6):
-            heads = best_at(runs, family, stages, FAR, without=(*STALE, "none"))
+            heads = best_at(runs, family, stages, FAR, without=(*LATE, "none"))
             here = of_sources(runs, family, stages)
-            stale = [entry for entry in ranked(here, FAR) if entry[0] in STALE]
+            stale = [entry for entry in ranked(here, FAR) if entry[0] in LATE]
             if heads is None or not stale:
                 continue
             late = select(here, source=stale[0][0], window=FAR)

@@ -93,6 +93,8 @@ FULL_SET: Wanted = {
 SMALL_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden", "virtual", "virtual-task-hidden"), (1,)),
     **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights"), (1, FAR)),
+    "turns": (1,),
+    "turns-hidden": (1, 2, FAR),
 }
 # Models of which a run takes minutes: fewer in between.
 MAPS_SET: Wanted = {
@@ -114,6 +116,8 @@ FURTHER_TEXT_SET: Wanted = {
 SMALL_TEXT_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden"), (1,)),
     **dict.fromkeys(("virtual-task", "stale", "stale-weights"), (1, FAR)),
+    "turns": (1, 2, FAR),
+    "turns-hidden": (1,),
 }
 FURTHER_DEEP_SET: Wanted = dict.fromkeys(("local", "virtual-task"), (1,))
 # With the guard: what was worse than no gradient, or nearly, before there was one.

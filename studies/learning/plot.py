@@ -24,7 +24,7 @@ DASHED = "6 4"
 MARGIN = 0.04  # of an axis, beyond the best
 LATENESS = (1, 4, 16)
 # Okabe and Ito's colours; the yellow is too light for a line. Black is backprop.
-SHOWN = ("none", "cdni", "virtual", "virtual-task", "local", "stale", "stale-weights")
+SHOWN = ("none", "cdni", "virtual-task", "local-hidden", "stale", "stale-weights", "turns-hidden")
 INKS = dict(zip(SHOWN, (*COLOURS[:4], *COLOURS[5:]), strict=True)) | {"exact": "#000000"}
 WAY_INKS = dict(zip(WAYS, ("#000000", *COLOURS[1:4], COLOURS[5]), strict=True))
 

@@ -22,6 +22,7 @@ class Source:
         interface: further keys of an interface.
         lateness_matters: whether it learns from, or goes on with, gradients that come late.
         returns: whether true gradients are needed at all.
+        turns: another source, which every second interface has: the last but one, and so on.
     """
 
     title: str
@@ -30,6 +31,7 @@ class Source:
     interface: Mapping[str, Any] = field(default_factory=dict)
     lateness_matters: bool = True
     returns: bool = True
+    turns: str = ""
 
 
 SOURCES: Mapping[str, Source] = {
@@ -52,6 +54,33 @@ SOURCES: Mapping[str, Source] = {
     "stale-weights": Source(
         "stale, weights predicted", "stale", interface={"predict_weights": True}
     ),
+    "turns": Source(
+        "stale, weights predicted, in turns with a local loss",
+        "stale",
+        interface={"predict_weights": True},
+        turns="local",
+    ),
+    "turns-hidden": Source(
+        "stale, weights predicted, in turns with a local loss, hidden layer",
+        "stale",
+        interface={"predict_weights": True},
+        turns="local-hidden",
+    ),
 }
+# Those that live on late gradients.
+LATE = ("stale", "stale-weights", "turns", "turns-hidden")
+
+
+def source_at(name: str, cuts_after: int) -> str:
+    """What an interface has where a run has a source.
+
+    Args:
+        name: of the run's source.
+        cuts_after: how many cuts lie behind the interface.
+    """
+    turns = SOURCES[name].turns
+    return turns if turns and cuts_after % 2 else name
+
+
 # Those that wait for nothing, in the order of the tables.
 DECOUPLED = tuple(name for name in SOURCES if name != "exact")

@@ -107,7 +107,7 @@ def test_penalties_sources_and_limits(graph: Graph) -> None:
     assert request.default.penalty_of("synthetic") == 0.05
     assert request.choices["layer"].sources == ("exact", "synthetic")
     assert request.choices["layer"].penalty_of("synthetic") == 0.05
-    assert request.default.sources == ("synthetic", "virtual", "local")
+    assert request.default.sources == ("synthetic", "virtual", "local", "stale")
 
 
 @pytest.mark.parametrize(

@@ -158,16 +158,6 @@ def test_sources_say_whether_late_gradients_may_be_taken(
     assert stale.samples_per_s > ours.samples_per_s
     assert (unasked.verdict.best, unasked.schedule.mode) == ("decoupled", "decoupled")
 
-    allowed = decision_of(graph, device, width=wide, sources=("synthetic", "stale"))
-    assert (allowed.verdict.best, allowed.schedule.mode) == ("stale", "stale")
-    assert allowed.verdict.decouple
-    assert allowed.verdict.reason.startswith("decouple here, stale gradients: ")
-
-    dear = (("stale", 0.5),)
-    both = {"width": wide, "sources": ("synthetic", "stale")}
-    costly = decision_of(graph, device, **both, penalty=dear)
-    assert costly.verdict.best == "decoupled"
-
     alone = decision_of(graph, device, sources=("stale",))
     assert alone.chosen.decided is not None
     assert [f.gradient for f in alone.chosen.decided.interfaces] == ["stale"]

@@ -13,10 +13,14 @@ from studies.learning.bundles import Unable, bundle_of, check, edit, run_folder
 from tests.studies.conftest import small
 
 
-def content() -> dict[str, Any]:
+def content(to: tuple[int, ...] = (1,)) -> dict[str, Any]:
     interface = {"name": "a", "gradient": "synthetic", "window": 2, "head": {"hidden_layers": 1}}
     train = {"epochs": 5, "seed": 0, "optimizer": {"name": "SGD", "options": {"lr": 1.0}}}
-    return {"model": {"weights": "file"}, "train": train, "interfaces": [dict(interface)]}
+    return {
+        "model": {"weights": "file"},
+        "train": train,
+        "interfaces": [{**interface, "to": t} for t in to],
+    }
 
 
 def test_what_is_edited() -> None:
@@ -37,6 +41,7 @@ def test_what_is_edited() -> None:
         "interfaces": [
             {
                 "name": "a",
+                "to": 1,
                 "gradient": "synthetic",
                 "window": 4,
                 "head": {
@@ -80,6 +85,20 @@ def test_sources(source: str, gradient: str, head: dict[str, Any] | None) -> Non
     # True gradients that nobody learns from are not sent.
     assert interface["return_every"] == (0 if source in ("none", "local") else 1)
     assert "scheduler" not in plan["train"]
+
+
+@pytest.mark.parametrize("stages", [3, 4, 6])
+def test_in_turns_the_last_interface_is_late(stages: int) -> None:
+    plan = content(to=tuple(range(1, stages)))
+    edit(plan, small(source="turns-hidden", stages=stages, window=1))
+    gradients = [interface["gradient"] for interface in reversed(plan["interfaces"])]
+    assert gradients[::2] == ["stale"] * len(gradients[::2])
+    assert gradients[1::2] == ["local"] * len(gradients[1::2])
+    for interface in plan["interfaces"]:
+        late = interface["gradient"] == "stale"
+        assert interface.get("predict_weights", False) == late
+        assert interface["return_every"] == late
+        assert late or interface["head"]["hidden_layers"] == 1
 
 
 def test_sparse_updates_and_a_guard() -> None:

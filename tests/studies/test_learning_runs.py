@@ -118,9 +118,11 @@ def test_part_two_has_what_the_goals_are_judged_by() -> None:
         for stages in numbers:
             at = {(run.source, run.window) for run in here if run.stages == stages}
             assert {("none", 1), ("stale", 1), ("stale", FAR), ("virtual-task", FAR)} <= at
+            assert stages == 2 or {("turns", 1), ("turns-hidden", 1)} <= at
         both = {run.source for run in here if run.stages == 2 and not run.guard}
         without_context = {"dni", "dni-hidden"}
-        assert set(DECOUPLED) - without_context <= both
+        # In two stages there is nothing to take turns with.
+        assert set(DECOUPLED) - without_context - {"turns", "turns-hidden"} <= both
         assert both & without_context
         assert any(run.guard for run in here)
     assert all(run.window == 1 for run in runs if not SOURCES[run.source].lateness_matters)

@@ -1,0 +1,109 @@
+"""Late true gradients at every second cut: where `auto` does without a predictor.
+
+A true gradient that is an update late is nearly as good as one in time, but lateness adds up along
+a chain of stages; a predictor is never late, but each one in a chain learns from what the next one
+predicts. In turns neither adds up: counted from the last stage, the first cut has late gradients,
+the second a predictor, and so on. In four and six stages that learns better than either of them
+everywhere (`docs/learning.md`), and half of the predictors are saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from dnic.partition.penalties import penalty_of
+from dnic.partition.prediction import Flow, smallest_window
+from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
+
+if TYPE_CHECKING:
+    from dnic.partition.choose import Placement
+    from dnic.partition.interfaces import Crossing
+
+LATE = "stale"
+FEWEST_CUTS = 2
+# Updates that a gradient may be late.
+MOST_LATE = 2
+# Part of a step that a stage may wait for it, rather than that it is later.
+WAITED = 0.05
+
+
+def alternated(
+    crossings: Sequence[Crossing],
+    choices: Sequence[InterfaceChoice],
+    gradients: Sequence[str],
+    flows: Sequence[Flow],
+    request: PartitionRequest,
+    stage_us: Sequence[float],
+    placement: Placement,
+) -> list[str]:
+    """The sources of all interfaces, where `auto` may take late gradients in turns with others.
+
+    Args:
+        crossings: what crosses between the stages.
+        choices: what is asked for each of them.
+        gradients: where each gradient comes from otherwise.
+        flows: their traffic, windows still to be chosen.
+        request: whether the optimizer allows late gradients, and what a probe says.
+        stage_us: time of each stage in one step, heads not included.
+        placement: where the cuts are.
+    """
+    found = list(gradients)
+    over_cuts = _crossed(crossings, gradients, len(stage_us))
+    if len(over_cuts) < FEWEST_CUTS or not request.may_be_late or max(placement.replicas) > 1:
+        return found
+    flows = [replace(flow, return_every=1) for flow in flows]
+    # Cuts that wait are no neighbours: what they join is late together.
+    for place, (stage, over) in reversed(list(enumerate(over_cuts.items()))):
+        only = over[0]
+        beside = [i for cut in list(over_cuts.values())[max(0, place - 1) : place + 2] for i in cut]
+        fits = (
+            len(over) == 1
+            and crossings[only].source == stage
+            and not any(found[i] == LATE for i in beside)
+            and _may_be_late(choices[only], gradients[only])
+            and late_window(flows[only], choices[only], stage_us, flows) <= MOST_LATE
+            and not _better_predicted(
+                placement.cuts[stage], choices[only], gradients[only], request
+            )
+        )
+        if fits:
+            found[only] = LATE
+    return found
+
+
+def _crossed(
+    crossings: Sequence[Crossing], gradients: Sequence[str], stages: int
+) -> dict[int, list[int]]:
+    """What crosses the cut behind each stage and has gradients, where not all of them are exact."""
+    found = {}
+    for stage in range(stages - 1):
+        over = [i for i, c in enumerate(crossings) if c.source <= stage < c.to and c.differentiable]
+        if any(gradients[i] != "exact" for i in over):
+            found[stage] = over
+    return found
+
+
+def late_window(
+    flow: Flow, choice: InterfaceChoice, stage_us: Sequence[float], flows: Sequence[Flow]
+) -> int:
+    """Updates by which a gradient that `auto` does not predict is late; hardly anything waits."""
+    if choice.window != "auto":
+        return choice.window
+    return smallest_window(flow, stage_us, flows, least=1, waited=WAITED)
+
+
+def _may_be_late(choice: InterfaceChoice, gradient: str) -> bool:
+    free = choice.gradient == "auto" and LATE in choice.sources and gradient not in AWAITED
+    return free and choice.return_every == 1
+
+
+def _better_predicted(
+    gap: int, choice: InterfaceChoice, gradient: str, request: PartitionRequest
+) -> bool:
+    """Whether the spec or a probe says so, or a probe knows of the prediction alone."""
+    late = request.penalty_at(gap, choice, LATE, MOST_LATE)
+    predicted = penalty_of(gap, choice, gradient, request)
+    untold = request.predictability is not None and predicted.reason and not late.reason
+    return late.hopeless or bool(untold) or late.counted > predicted.counted

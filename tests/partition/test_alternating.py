@@ -1,0 +1,133 @@
+"""Late gradients in turns with predicted ones: where `auto` takes them, and where it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dnic.cost import DeviceProfile, Link, cost_model
+from dnic.graph.graph import Graph, Operation
+from dnic.partition import (
+    InterfaceChoice,
+    Links,
+    PartitionRequest,
+    Plan,
+    PlannedOptimizer,
+    PlannedTarget,
+    PlannedTraining,
+    make_plan,
+    place,
+)
+from dnic.partition.alternating import MOST_LATE
+
+Chain = Callable[..., Graph]
+TRAINING = PlannedTraining(batch_size=4, epochs=1, optimizer=PlannedOptimizer())
+LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
+LAYERS = [1_000_000_000] * 12
+NEAR = Links()
+FAR = Links(Link(name="far", bandwidth_bytes_per_s=1e9, latency_us=200_000.0))
+
+
+def plan_of(
+    graph: Graph,
+    device: DeviceProfile,
+    cuts: tuple[str, ...],
+    *,
+    links: Links = NEAR,
+    **rest: Any,
+) -> Plan:
+    request = PartitionRequest(len(cuts) + 1, cuts=cuts, links=links, **rest)
+    costs = cost_model(graph, device)
+    placed = place(graph, costs, request)
+    return make_plan(graph, graph, costs, placed.cuts, request, TRAINING, LABELS, placed)
+
+
+def cuts_for(stages: int) -> tuple[str, ...]:
+    """Of 12 layers into equal stages."""
+    return tuple(f"layers.{12 // stages * stage - 1}" for stage in range(1, stages))
+
+
+def chosen(stages: int, **keys: Any) -> InterfaceChoice:
+    return InterfaceChoice(stages=stages, **keys)
+
+
+@pytest.mark.parametrize("stages", [2, 3, 4, 6])
+def test_every_second_interface_from_the_last_is_late(
+    stages: int, chain: Chain, device: DeviceProfile
+) -> None:
+    plan = plan_of(chain(LAYERS), device, cuts_for(stages), default=chosen(stages))
+    backwards = [row.gradient for row in reversed(plan.interfaces)]
+    # A single interface has nothing to take turns with.
+    turns = ["stale", "local"] * 3 if stages > 2 else ["synthetic"]
+    assert backwards == turns[: stages - 1]
+    for row in plan.interfaces:
+        late = row.gradient == "stale"
+        assert row.predict_weights == late
+        assert (row.head is None) == late
+        if late:
+            assert row.window <= MOST_LATE
+            assert "at the next interface lateness ends" in row.reason
+
+
+def test_a_gradient_that_comes_too_late_is_predicted(chain: Chain, device: DeviceProfile) -> None:
+    given = chain(LAYERS), device, cuts_for(4)
+    far = plan_of(*given, links=FAR, default=chosen(4))
+    assert [row.gradient for row in far.interfaces] == ["local"] * 3
+    asked = plan_of(*given, default=chosen(4, window=MOST_LATE + 1))
+    assert [row.gradient for row in asked.interfaces] == ["local"] * 3
+    little = plan_of(*given, default=chosen(4, window=MOST_LATE))
+    assert [row.gradient for row in little.interfaces] == ["stale", "local", "stale"]
+    assert [row.window for row in little.interfaces] == [MOST_LATE] * 3
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"sources": ("synthetic", "virtual", "local")},
+        {"return_every": 2},
+        {"penalty": (("stale", 0.01),)},
+        {"gradient": "local"},
+    ],
+)
+def test_what_is_asked_for_holds(keys: dict[str, Any], chain: Chain, device: DeviceProfile) -> None:
+    plan = plan_of(chain(LAYERS), device, cuts_for(4), default=chosen(4, **keys))
+    assert [row.gradient for row in plan.interfaces] == ["local"] * 3
+
+
+def test_an_optimizer_that_cannot_be_foreseen(chain: Chain, device: DeviceProfile) -> None:
+    given = chain(LAYERS), device, cuts_for(4)
+    plan = plan_of(*given, default=chosen(4), may_be_late=False)
+    assert [row.gradient for row in plan.interfaces] == ["local"] * 3
+
+
+def test_one_that_is_asked_for_takes_its_turn(chain: Chain, device: DeviceProfile) -> None:
+    """Neighbours of a late interface are not late, whoever asked for it."""
+    given = chain(LAYERS), device, cuts_for(4)
+    name = cuts_for(4)[1]
+    late = {name: chosen(4, gradient="stale")}
+    plan = plan_of(*given, default=chosen(4), choices=late)
+    assert [row.gradient for row in plan.interfaces] == ["local", "stale", "local"]
+    waits = {name: chosen(4, gradient="exact")}
+    plan = plan_of(*given, default=chosen(4), choices=waits)
+    assert [row.gradient for row in plan.interfaces] == ["local", "exact", "stale"]
+
+
+def test_what_skips_a_stage_is_predicted(
+    operation: Callable[..., Operation],
+    graph_of: Callable[..., Graph],
+    device: DeviceProfile,
+) -> None:
+    """Two gradients meet behind the first two stages: neither is late, the third one's is."""
+    operations = [operation("x", kind="input", differentiable=False)]
+    for i in range(4):
+        before = (operations[-1].name,) if i != 2 else ("l1", "l0")
+        flops = 1_000_000_000
+        operations.append(operation(f"l{i}", before, parameters=(f"l{i}.w",), flops=flops))
+    operations.append(operation("output", ("l3",), kind="output", shape=None))
+    plan = plan_of(graph_of(operations), device, ("l0", "l1", "l2"), default=chosen(4))
+    found = {row.name: row.gradient for row in plan.interfaces}
+    assert len(found) == 4
+    assert found.pop("l2") == "stale"
+    assert set(found.values()) == {"local"}
