@@ -346,12 +346,13 @@ def _head_estimate(
         source = source_of(choice, values, target)
         if source == "none":
             return HeadCost()
-        given = values, batch_size, layers_of(choice, source)
+        layers = layers_of(choice, source, values, target)
+        given = values, batch_size, layers
         seen = choice.context == "target" or source in TAILS
         size = target_size(target, values) if seen else None
         costing = head_costing(source, choice, timed=request.timed_heads)
         computed = head_costing(source, choice, timed=False)
-        wanted, factor = (asked_width(source, choice), choice.one_in), 1.0
+        wanted, factor = (asked_width(source, choice, layers), choice.one_in), 1.0
         every = learns_every(source, choice)
         if "auto" in wanted:
             # Few heads are worth building: what one takes longer than computed, the others will.

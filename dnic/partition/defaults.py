@@ -51,8 +51,9 @@ TABLE = (
     Rule("sequence", "local"),
 )
 # Hidden layers where a plan leaves them open. A head bends once, and so does a tail with only its
-# own loss; one that is to match a gradient is a linear map.
+# own loss; one that is to match a gradient, or to score every position, is a linear map.
 LAYERS = {"virtual": 0, "local": 1}
+POSITION_LAYERS = {"virtual": 0, "local": 0}
 HEAD_LAYERS = 1
 # Of a tail's hidden layers, as they were studied.
 TAIL_WIDTH = 256
@@ -104,8 +105,21 @@ def learns_every(source: str, choice: InterfaceChoice) -> int:
     return (return_every(source, choice) or 1) * choice.train_every
 
 
-def layers_of(choice: InterfaceChoice, source: str) -> int:
-    """Hidden layers of a head or tail: as asked for, or its kind's."""
+def layers_of(
+    choice: InterfaceChoice,
+    source: str,
+    values: Sequence[Value],
+    target: PlannedTarget | None,
+) -> int:
+    """Hidden layers of a head or tail: as asked for, or its kind's.
+
+    Args:
+        choice: what is asked for.
+        source: what predicts.
+        values: the differentiable tensors that cross.
+        target: what training targets look like.
+    """
     if choice.hidden_layers != "auto":
         return choice.hidden_layers
-    return LAYERS.get(source, HEAD_LAYERS)
+    positions = kind_of(values, target_size(target, values)) == "positions"
+    return (POSITION_LAYERS if positions else LAYERS).get(source, HEAD_LAYERS)

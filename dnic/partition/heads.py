@@ -36,10 +36,10 @@ def head_costing(source: str, choice: InterfaceChoice, *, timed: bool) -> Callab
     return partial(time_head if timed else head_cost, source=source, tail=choice.tail)
 
 
-def asked_width(source: str, choice: InterfaceChoice) -> int | Auto | None:
+def asked_width(source: str, choice: InterfaceChoice, layers: int) -> int | Auto | None:
     """The width that is asked for: a tail has one of its own, or none as a linear map."""
     if choice.width == "auto" and source in TAILS:
-        return TAIL_WIDTH if layers_of(choice, source) else None
+        return TAIL_WIDTH if layers else None
     return choice.width
 
 
@@ -73,9 +73,9 @@ def plan_head(
     read = following if source in TAILS else values
     size = target_size(target, read) if context == "target" else None
     costing = head_costing(source, choice, timed=timed)
-    layers = layers_of(choice, source)
+    layers = layers_of(choice, source, values, target)
     given = values, batch_size, layers
-    wanted = asked_width(source, choice), choice.one_in
+    wanted = asked_width(source, choice, layers), choice.one_in
     every = learns_every(source, choice)
     width, one_in = fitting_head(*given, *wanted, slack_us, profile, size, costing, every)
     cost = costing(*given, width, profile, size, one_in=one_in)

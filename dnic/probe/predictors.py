@@ -17,6 +17,7 @@ from dnic.graph.graph import Value
 from dnic.graph.shape import Shape
 from dnic.partition.defaults import layers_of
 from dnic.partition.heads import asked_width
+from dnic.partition.plan import PlannedTarget
 from dnic.partition.predictability import NO_CONTEXT
 from dnic.partition.request import InterfaceChoice
 from dnic.runtime.loss import Loss
@@ -37,21 +38,28 @@ def known_sources() -> tuple[str, ...]:
     return tuple(dict.fromkeys([*SOURCES, *predictor_names()]))
 
 
-def head_of(source: str, choice: InterfaceChoice, values: Sequence[Value]) -> HeadPlan:
+def head_of(
+    source: str,
+    choice: InterfaceChoice,
+    values: Sequence[Value],
+    target: PlannedTarget | None,
+) -> HeadPlan:
     """The head or tail of a source at a cut, as asked for; `auto` is a middling one.
 
     Args:
         source: of `known_sources`, but `stale`.
         choice: what is asked for there.
         values: the differentiable tensors of the cut.
+        target: what training targets look like.
     """
     kind = _kind(source)
-    width = asked_width(kind, choice)
+    layers = layers_of(choice, kind, values, target)
+    width = asked_width(kind, choice, layers)
     if width == "auto":
         features = max(head_features(value) for value in values)
         width = None if features <= NARROWEST else min(WIDTH, features)
     return HeadPlan(
-        hidden_layers=layers_of(choice, kind),
+        hidden_layers=layers,
         width=width,
         context="none" if source == NO_CONTEXT else choice.context,
         lr=choice.lr,

@@ -136,7 +136,8 @@ class _Run:
                 continue
             values = cut.point.differentiable
             choice = subject.request.choice_at(cut.point.after)
-            head = self._heads[number][source] = head_of(source, choice, values)
+            head = head_of(source, choice, values, subject.target)
+            self._heads[number][source] = head
             try:
                 for lateness in self._asked.latenesses:
                     predictor = build_predictor(

@@ -245,8 +245,18 @@ def test_the_table_decides_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert source_of(replace(choice, window=4), [value], LABELS) == "virtual"
     assert source_of(replace(choice, window=4, sources=("local",)), [value], LABELS) == "local"
     assert source_of(replace(choice, gradient="synthetic"), [value], LABELS) == "synthetic"
-    assert layers_of(choice, "virtual") == 0
-    assert layers_of(replace(choice, hidden_layers=3), "virtual") == 3
+
+
+def test_hidden_layers_that_are_left_open() -> None:
+    choice = InterfaceChoice()
+    vector, sequence = (Value("h", ("B", *rest), "float32", 0, True) for rest in ((64,), (7, 64)))
+    tokens = PlannedTarget(shape=("B", 7), dtype="int64", classes=10)
+    assert layers_of(choice, "virtual", [vector], LABELS) == 0
+    assert layers_of(choice, "local", [vector], LABELS) == 1
+    assert layers_of(choice, "local", [sequence], LABELS) == 1
+    assert layers_of(choice, "local", [sequence], tokens) == 0
+    assert layers_of(choice, "synthetic", [sequence], tokens) == 1
+    assert layers_of(replace(choice, hidden_layers=3), "local", [sequence], tokens) == 3
 
 
 @pytest.mark.parametrize(
