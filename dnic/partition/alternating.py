@@ -3,8 +3,9 @@
 A true gradient that is an update late is nearly as good as one in time, but lateness adds up along
 a chain of stages; a predictor is never late, but each one in a chain learns from what the next one
 predicts. In turns neither adds up: counted from the last stage, the first cut has late gradients,
-the second a predictor, and so on. In four and six stages that learns better than either of them
-everywhere (`docs/learning.md`), and half of the predictors are saved.
+the second a local loss, and so on. In four and six stages that learns better than either of them
+everywhere (`docs/learning.md`), and half of the tails are saved. A predictor that learns from true
+gradients gets them late as well there: with one in between all are predicted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dnic.cost import needs_gradients
 from dnic.partition.penalties import penalty_of
 from dnic.partition.prediction import Flow, smallest_window
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
@@ -55,13 +57,16 @@ def alternated(
         return found
     flows = [replace(flow, return_every=1) for flow in flows]
     # Cuts that wait are no neighbours: what they join is late together.
-    for place, (stage, over) in reversed(list(enumerate(over_cuts.items()))):
+    cuts = list(over_cuts.items())
+    for place, (stage, over) in reversed(list(enumerate(cuts))):
         only = over[0]
-        beside = [i for cut in list(over_cuts.values())[max(0, place - 1) : place + 2] for i in cut]
+        before = cuts[place - 1][1] if place else []
+        after = cuts[place + 1][1] if place + 1 < len(cuts) else []
         fits = (
             len(over) == 1
             and crossings[only].source == stage
-            and not any(found[i] == LATE for i in beside)
+            and not any(found[i] == LATE for i in (*before, *after))
+            and not any(_learns_from_true(gradients[i]) for i in before)
             and _may_be_late(choices[only], gradients[only])
             and late_window(flows[only], choices[only], stage_us, flows) <= MOST_LATE
             and not _better_predicted(
@@ -92,6 +97,11 @@ def late_window(
     if choice.window != "auto":
         return choice.window
     return smallest_window(flow, stage_us, flows, least=1, waited=WAITED)
+
+
+def _learns_from_true(gradient: str) -> bool:
+    """Whether a prediction would be judged by, and learn from, what a late stage sends back."""
+    return gradient not in AWAITED and needs_gradients(gradient)
 
 
 def _may_be_late(choice: InterfaceChoice, gradient: str) -> bool:

@@ -45,7 +45,8 @@ def _guard_notes(plan: Plan) -> Iterator[str]:
     sparse = plan.train.update_probability < 1
     for interface in plan.interfaces:
         guard = interface.guard
-        if not interface.predicted or not guard or guard.fallback == "none":
+        checked = interface.predicted and interface.return_every and guard
+        if not checked or not guard or guard.fallback == "none":
             continue
         if late[interface.to] > late[interface.source]:
             why = f"the true gradients of stage{interface.to} are late"
@@ -65,9 +66,7 @@ def _late(plan: Plan) -> list[int]:
     """Batches by which each stage goes back later than forward."""
     late = [0] * len(plan.stages)
     for interface in sorted(plan.interfaces, key=lambda interface: -interface.source):
-        if interface.gradient == "synthetic" or not any(
-            t.differentiable for t in interface.tensors
-        ):
+        if interface.predicted or not any(t.differentiable for t in interface.tensors):
             continue
         window = interface.window if interface.gradient == "stale" else 0
         late[interface.source] = max(late[interface.source], window + late[interface.to])

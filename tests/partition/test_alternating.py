@@ -114,6 +114,16 @@ def test_one_that_is_asked_for_takes_its_turn(chain: Chain, device: DeviceProfil
     assert [row.gradient for row in plan.interfaces] == ["local", "exact", "stale"]
 
 
+def test_nothing_learns_from_true_gradients_of_a_late_stage(
+    chain: Chain, device: DeviceProfile
+) -> None:
+    """A stage's own tail may; what is before the stage, and needs its gradients, may not."""
+    given = chain(LAYERS), device, cuts_for(4)
+    learns = {cuts_for(4)[1]: chosen(4, gradient="synthetic")}
+    plan = plan_of(*given, default=chosen(4), choices=learns)
+    assert [row.gradient for row in plan.interfaces] == ["stale", "synthetic", "local"]
+
+
 def test_what_skips_a_stage_is_predicted(
     operation: Callable[..., Operation],
     graph_of: Callable[..., Graph],

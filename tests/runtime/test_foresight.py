@@ -117,6 +117,28 @@ def test_equals_reference(
     assert expected.losses != plain.losses
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("window", [1, 2])
+def test_in_turns_with_local_losses_equals_reference(
+    bundle: Make, run_ranks: Run, reference: Run, same: Run, window: int, tmp_path: Path
+) -> None:
+    """What `auto` plans for four stages: lateness ends at the local loss in between."""
+    optimizer = {"name": "AdamW", "options": {"lr": 3e-3}}
+    train = {"batch_size": 16, "epochs": 2, "optimizer": optimizer, "seed": 3}
+    folder = bundle("mlp4", window=window, gradient="stale", plan_keys={"train": train})
+    foreseeing(folder, "cut01", "cut23")
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    plan["interfaces"][1] |= {"gradient": "local", "return_every": 0}
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    stages = reference(folder)._stages
+    assert [stage.late for stage in stages] == [window, 0, window, 0]
+    assert [stage.foresight is not None for stage in stages] == [True, False, True, False]
+    run_ranks(folder, 4, f"--record={tmp_path / 'record'}")
+    record = read_record(tmp_path / "record")
+    assert same(record, reference(folder).run())
+    assert {name.split(".")[0] for name in record.heads} == {"cut12"}
+
+
 def test_an_exact_interface_below_a_late_stage_foresees_with_it(
     bundle: Make, reference: Run
 ) -> None:

@@ -260,8 +260,8 @@ def test_the_pictures(results: list[dict[str, Any]]) -> None:
         name: sum(element.tag.endswith("polyline") for element in root)
         for name, root in shapes.items()
     }
-    # Images: five sources and backprop; text: four, as one was lost, and backprop.
-    assert lines["lateness.svg"] == 6 + 5
+    # Images: four of the sources that are shown, and backprop; text: three, and backprop.
+    assert lines["lateness.svg"] == 5 + 4
     assert lines["clock.svg"] == 4 + 3
 
 
