@@ -16,8 +16,8 @@ WAYS = {
     "backprop": "one core",
     "ddp": "DDP",
     "exact": "1F1B, our exact engine",
-    "stale": "decoupled, stale",
-    "decoupled": "decoupled, head",
+    "stale": "late gradients",
+    "decoupled": "predicted gradients",
 }
 # At most this share of the fastest exact way's time.
 LINK_GOALS = {"loopback": 0.83, "20ms-1gbit": 0.66}
