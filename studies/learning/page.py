@@ -130,6 +130,30 @@ def _paper(runs: Sequence[Done]) -> Iterator[str]:
     ]
     yield from table(("model", "epochs", "DNI", "cDNI"), rows)
     yield ""
+    yield from _lower(select(runs, part="rates"))
+
+
+def _lower(here: Sequence[Done]) -> Iterator[str]:
+    if not here:
+        return
+    yield "At lower learning rates than backprop's best, one seed, as many epochs as above:"
+    yield ""
+    columns = ("none", "exact", "dni", "dni-hidden", "cdni")
+    rows = [
+        [
+            named(family),
+            f"{lr:g}",
+            *(
+                error_words(figure(select(_of(here, family), source=source, lr=lr)))
+                for source in columns
+            ),
+        ]
+        for family in families_in(here)
+        for lr in sorted({found.run.lr for found in here}, reverse=True)
+    ]
+    titles = ("no backprop", "backprop", "DNI", "DNI, hidden layer", "cDNI")
+    yield from table(("model", "learning rate", *titles), rows)
+    yield ""
 
 
 def _of(runs: Sequence[Done], family: Family) -> list[Done]:

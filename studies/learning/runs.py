@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Part = Literal["tuning", "paper", "sources", "time"]
+Part = Literal["tuning", "paper", "rates", "sources", "time"]
 Model = Literal["connected", "convolutional", "residual", "characters"]
 Way = Literal["reference", "backprop", "ddp", "exact", "stale", "decoupled"]
 
@@ -30,7 +30,8 @@ class Run:
     """One run.
 
     Attributes:
-        part: of the study; `tuning` finds learning rates, on a held-out part of the training set.
+        part: of the study; `tuning` finds learning rates, on a held-out part of the training set;
+            `rates` is what part 1 has at lower ones.
         data: `mnist`, `fashion` or `text`.
         model: a file of `studies/learning/models`.
         layers: with weights, or blocks.

@@ -12,9 +12,18 @@ from studies.learning.best import best_head, ranked
 from studies.learning.clock import races, target
 from studies.learning.failures import failures
 from studies.learning.goals import goals
-from studies.learning.page import page
+from studies.learning.page import _lower, page
 from studies.learning.plot import _quality_axis, pictures
-from studies.learning.quality import Done, Figure, done, figure, shortfall, smoothed, time_to
+from studies.learning.quality import (
+    Done,
+    Figure,
+    done,
+    figure,
+    select,
+    shortfall,
+    smoothed,
+    time_to,
+)
 from studies.learning.runs import Run
 from studies.learning.store import Store
 from studies.learning.tuned import rates, tuned_rate
@@ -104,7 +113,12 @@ def race() -> list[dict[str, Any]]:
 def paper() -> list[dict[str, Any]]:
     fixed = {"part": "paper", "stages": 6, "warmup_steps": 0, "data": "mnist"}
     made = [connected(source, 98.0, **fixed) for source in ("none", "exact", "dni")]
-    return [*made, connected("cdni", 97.5, update_probability=0.2, epochs=24, **fixed)]
+    fixed |= {"epochs": 24}
+    made.append(connected("cdni", 97.5, update_probability=0.2, **fixed))
+    return made + [
+        connected("dni", quality, **(fixed | {"part": "rates", "lr": lr}))
+        for lr, quality in ((1e-4, 88.0), (3e-5, 77.0))
+    ]
 
 
 def tuning() -> list[dict[str, Any]]:
@@ -263,6 +277,13 @@ def test_the_pictures(results: list[dict[str, Any]]) -> None:
     # Images: four of the sources that are shown, and backprop; text: three, and backprop.
     assert lines["lateness.svg"] == 5 + 4
     assert lines["clock.svg"] == 4 + 3
+
+
+def test_lower_rates_are_a_table_of_their_own(results: list[dict[str, Any]]) -> None:
+    rows = list(_lower(select(done(results), part="rates")))
+    assert rows[-3].endswith("| 0.0001 | – | – | 12.00 | – | – |")
+    assert rows[-2].endswith("| 3e-05 | – | – | 23.00 | – | – |")
+    assert not list(_lower([]))
 
 
 def test_an_axis_shows_what_differs() -> None:

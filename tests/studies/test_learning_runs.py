@@ -92,6 +92,16 @@ def test_the_same_epochs_and_rate_for_every_source(sizes: parts.Sizes) -> None:
         assert all(len(found) == 1 for found in equal.values())
 
 
+def test_lower_rates_are_rows_of_their_own() -> None:
+    runs = list(parts.rates(FULL))
+    assert {run.lr for run in runs} == set(parts.LOWER)
+    assert max(parts.LOWER) < rate(("mnist", "connected", 6, 256))
+    assert not {run.key for run in runs} & {run.key for run in everything(FULL)}
+    assert {run.layers for run in runs} == {3, 6}
+    at = {(run.layers, run.lr, run.source) for run in runs}
+    assert len(at) == len(runs) == 2 * len(parts.LOWER) * 5
+
+
 def test_every_seed_runs_the_same_but_for_what_no_goal_hangs_on() -> None:
     runs = chosen(list(everything(FULL)), [])
     by_seed = {
