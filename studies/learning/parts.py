@@ -193,8 +193,7 @@ def paper(sizes: Sizes, rate: Rate) -> Iterator[Run]:
 def rates(sizes: Sizes) -> Iterator[Run]:
     """The paper's shallowest and deepest nets at rates below backprop's best, one seed.
 
-    The paper trains for a hundred times as many steps at 3e-5: does a head without context want
-    that?
+    The paper trains for much longer at a lower rate: do heads without context want that?
     """
     for layers in dict.fromkeys((min(sizes.depths), max(sizes.depths))):
         for lr in LOWER:
