@@ -17,7 +17,8 @@ from dnic.partition.check import check_plan
 from dnic.partition.choose import Placement, head_memory_bytes
 from dnic.partition.cuts import cut_points, is_computed
 from dnic.partition.evaluate import stage_sums
-from dnic.partition.interfaces import Crossing, Decided, by_stage, decide_interfaces, match_choices
+from dnic.partition.interfaces import Crossing, Decided, by_stage, decide_interfaces
+from dnic.partition.matching import match_choices
 from dnic.partition.plan import (
     Plan,
     PlannedInterface,

@@ -20,11 +20,10 @@ from dnic.cost import (
     stage_slack_us,
     transfer_us,
 )
-from dnic.errors import PartitionError, SpecError
+from dnic.errors import PartitionError
 from dnic.graph.graph import Value
 from dnic.partition.alternating import LATE, alternated, late_window
 from dnic.partition.choose import Placement
-from dnic.partition.cuts import CutTable
 from dnic.partition.defaults import learns_every, return_every, source_of
 from dnic.partition.heads import plan_head
 from dnic.partition.messages import Message, plan_message
@@ -39,7 +38,6 @@ from dnic.partition.plan import (
 from dnic.partition.prediction import Flow, limits_us, smallest_window
 from dnic.partition.reasons import why_exact, why_late, why_predicted
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
-from dnic.spec.nearest import nearest
 
 HeadPlan = tuple[PlannedHead | None, HeadCost, str]
 
@@ -85,33 +83,6 @@ class Decided:
     flows: tuple[Flow, ...]
     stage_us: tuple[float, ...]
     heads: tuple[HeadCost, ...]
-
-
-def match_choices(
-    crossings: Sequence[Crossing],
-    request: PartitionRequest,
-    table: CutTable,
-    cuts: tuple[int, ...],
-) -> tuple[InterfaceChoice, ...]:
-    """What is asked for each interface.
-
-    A choice names the interface, or any module or operation that ends at its cut.
-
-    Raises:
-        SpecError: a choice names no interface of this plan.
-    """
-    by_name: dict[str, InterfaceChoice] = {}
-    neighbours = {c.source: c.name for c in crossings if c.to == c.source + 1}
-    for name, choice in request.choices.items():
-        where = f"interfaces.{name}"
-        found: str | None = name if any(c.name == name for c in crossings) else None
-        if found is None and "->" not in name:
-            gap = table.gap_after(name, where)
-            found = neighbours.get(cuts.index(gap)) if gap in cuts else None
-        if found is None:
-            raise _no_interface(name, where, crossings)
-        by_name[found] = choice
-    return tuple(by_name.get(crossing.name, request.default) for crossing in crossings)
 
 
 def decide_interfaces(
@@ -385,17 +356,6 @@ def _interface(
             "transfer_us": transfer_us(message.nbytes, flow.link),
             "reason": reason,
         }
-    )
-
-
-def _no_interface(name: str, where: str, crossings: Sequence[Crossing]) -> SpecError:
-    names = [crossing.name for crossing in crossings]
-    close = nearest(name, names)
-    return SpecError(
-        f"this plan has no interface {name!r}",
-        where=where,
-        expected=f"one of {', '.join(names)}" if names else "no interface: the plan has one stage",
-        hint=close or f"{name} in partition.cuts, to cut there",
     )
 
 

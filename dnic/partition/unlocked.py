@@ -13,7 +13,8 @@ from dnic.errors import PartitionError, SpecError
 from dnic.partition.alternative import Alternative, Name
 from dnic.partition.choose import Placement, place
 from dnic.partition.evaluate import crossings_of, in_parts, shared_of, stage_works
-from dnic.partition.interfaces import Decided, decide_interfaces, match_choices
+from dnic.partition.interfaces import Decided, decide_interfaces
+from dnic.partition.matching import match_choices
 from dnic.partition.plan import PlannedInterface
 from dnic.partition.request import InterfaceChoice
 from dnic.partition.setting import Setting, forced
