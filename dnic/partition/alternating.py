@@ -68,7 +68,7 @@ def alternated(
             and not any(found[i] == LATE for i in (*before, *after))
             and not any(_learns_from_true(gradients[i]) for i in before)
             and _may_be_late(choices[only], gradients[only])
-            and late_window(flows[only], choices[only], stage_us, flows) <= MOST_LATE
+            and _late_by(choices[only], flows[only], stage_us, flows) <= MOST_LATE
             and not _better_predicted(
                 placement.cuts[stage], choices[only], gradients[only], request
             )
@@ -90,13 +90,20 @@ def _crossed(
     return found
 
 
-def late_window(
-    flow: Flow, choice: InterfaceChoice, stage_us: Sequence[float], flows: Sequence[Flow]
-) -> int:
-    """Updates by which a gradient that `auto` does not predict is late; hardly anything waits."""
-    if choice.window != "auto":
-        return choice.window
+def in_turns(choice: InterfaceChoice, gradient: str) -> bool:
+    """Whether an interface has late gradients that nobody asked for."""
+    return gradient == LATE and not choice.stale
+
+
+def late_window(flow: Flow, stage_us: Sequence[float], flows: Sequence[Flow]) -> int:
+    """Updates by which the gradient of an interface in turns is late; hardly anything waits."""
     return smallest_window(flow, stage_us, flows, least=1, waited=WAITED)
+
+
+def _late_by(
+    choice: InterfaceChoice, flow: Flow, stage_us: Sequence[float], flows: Sequence[Flow]
+) -> int:
+    return late_window(flow, stage_us, flows) if choice.window == "auto" else choice.window
 
 
 def _learns_from_true(gradient: str) -> bool:

@@ -18,6 +18,7 @@ from dnic.partition.choose import Placement, head_memory_bytes
 from dnic.partition.cuts import cut_points, is_computed
 from dnic.partition.evaluate import stage_sums
 from dnic.partition.interfaces import Crossing, Decided, by_stage, decide_interfaces
+from dnic.partition.lateness import lateness
 from dnic.partition.matching import match_choices
 from dnic.partition.plan import (
     Plan,
@@ -198,7 +199,7 @@ def _stages(
         a + p
         for a, p in zip(stage_sums(costs.activation_bytes, cuts), parameter_bytes, strict=True)
     ]
-    late = _lateness(decided.interfaces, total)
+    late = lateness(decided.interfaces, total)
     planned = []
     for i in range(total):
         operations = [op for op in coarse.operations if i in stage[op.name]]
@@ -234,18 +235,6 @@ def _stages(
             )
         )
     return tuple(planned)
-
-
-def _lateness(interfaces: Sequence[PlannedInterface], stages: int) -> list[int]:
-    """Batches of each stage whose graphs and weights wait for a gradient that is late."""
-    late = [0] * stages
-    for stage in reversed(range(stages)):
-        for row in interfaces:
-            if row.source == stage and any(tensor.differentiable for tensor in row.tensors):
-                window = row.window if row.gradient == "stale" else 0
-                if not row.predicted:
-                    late[stage] = max(late[stage], window + late[row.to])
-    return late
 
 
 def _operation(op: Operation, shares: dict[str, float], *, first: bool) -> PlannedOperation:

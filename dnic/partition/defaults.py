@@ -14,7 +14,7 @@ from typing import Literal
 from dnic.cost import TargetSize, needs_gradients, per_position, samples_of
 from dnic.cost.head_parts import channels_first, layout_of
 from dnic.graph.graph import Value
-from dnic.partition.misfits import source_misfit
+from dnic.partition.misfits import TAILS, source_misfit
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.request import AWAITED, InterfaceChoice
 from dnic.partition.targets import target_size
@@ -53,7 +53,6 @@ TABLE = (
 # Hidden layers where a plan leaves them open. A head bends once, and so does a tail with only its
 # own loss; one that is to match a gradient, or to score every position, is a linear map.
 LAYERS = {"virtual": 0, "local": 1}
-POSITION_LAYERS = {"virtual": 0, "local": 0}
 HEAD_LAYERS = 1
 # Of a tail's hidden layers, as they were studied.
 TAIL_WIDTH = 256
@@ -121,5 +120,6 @@ def layers_of(
     """
     if choice.hidden_layers != "auto":
         return choice.hidden_layers
-    positions = kind_of(values, target_size(target, values)) == "positions"
-    return (POSITION_LAYERS if positions else LAYERS).get(source, HEAD_LAYERS)
+    if source in TAILS and kind_of(values, target_size(target, values)) == "positions":
+        return 0
+    return LAYERS.get(source, HEAD_LAYERS)

@@ -22,7 +22,7 @@ from dnic.cost import (
 )
 from dnic.errors import PartitionError
 from dnic.graph.graph import Value
-from dnic.partition.alternating import LATE, alternated, late_window
+from dnic.partition.alternating import LATE, alternated, in_turns, late_window
 from dnic.partition.choose import Placement
 from dnic.partition.defaults import learns_every, return_every, source_of
 from dnic.partition.heads import plan_head
@@ -300,11 +300,11 @@ def _sized(
     def window(flow: Flow, choice: InterfaceChoice, gradient: str) -> int:
         if flow.locked:
             return 1
-        if gradient == LATE and not choice.stale:
-            return late_window(flow, choice, stage_us, flows)
-        if choice.window == "auto":
-            return smallest_window(flow, stage_us, flows)
-        return choice.window
+        if choice.window != "auto":
+            return choice.window
+        if in_turns(choice, gradient):
+            return late_window(flow, stage_us, flows)
+        return smallest_window(flow, stage_us, flows)
 
     windows = map(window, flows, choices, gradients)
     return tuple(replace(flow, window=window) for flow, window in zip(flows, windows, strict=True))
@@ -320,6 +320,7 @@ def _interface(
     stage_us: Sequence[float],
 ) -> PlannedInterface:
     head, cost, reason = planned
+    foreseen = choice.predict_weights or in_turns(choice, gradient)
     if head is not None:
         head_us = cost.step_us(learns_every(gradient, choice))
         reason += why_predicted(crossing, head_us, stage_us[crossing.source])
@@ -352,7 +353,8 @@ def _interface(
             "guard": choice.guard or False,
             "message": message.dtype,
             "return_every": flow.return_every,
-            "predict_weights": gradient == LATE and (choice.predict_weights or not choice.stale),
+            "predict_weights": gradient == LATE
+            and (choice.predict_weights or in_turns(choice, gradient)),
             "transfer_us": transfer_us(message.nbytes, flow.link),
             "reason": reason,
         }

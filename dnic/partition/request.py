@@ -161,8 +161,8 @@ class PartitionRequest:
         crowded: whether the devices are cores of one machine, which slow one another down.
         whole_backward: why stages cannot go back in two parts; empty where they can.
         timed_heads: whether heads are built and timed on this machine, not computed.
-        may_be_late: whether the optimizer is one whose weights can be predicted, so that `auto` may
-            take late gradients.
+        may_be_late: whether `auto` may take late gradients: the optimizer is one whose weights can
+            be predicted, and every stage updates in every step.
         links: between devices.
         default: for every interface that `choices` does not name.
         choices: by the name of the interface, or of the module after which it is cut.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import groupby
 
+from dnic.partition.lateness import lateness
 from dnic.partition.plan import Plan
 from dnic.report.units import size
 from dnic.trace import TracedModel
@@ -41,11 +42,11 @@ def plan_notes(traced: TracedModel, plan: Plan) -> Iterator[str]:
 
 def _guard_notes(plan: Plan) -> Iterator[str]:
     """What guards can do where the true gradient cannot be awaited."""
-    late = _late(plan)
+    late = lateness(plan.interfaces, len(plan.stages))
     sparse = plan.train.update_probability < 1
     for interface in plan.interfaces:
         guard = interface.guard
-        checked = interface.predicted and interface.return_every and guard
+        checked = interface.predicted and interface.return_every > 0
         if not checked or not guard or guard.fallback == "none":
             continue
         if late[interface.to] > late[interface.source]:
@@ -60,14 +61,3 @@ def _guard_notes(plan: Plan) -> Iterator[str]:
             f"guard: {interface.name} cannot go back to exact, because {why}: while its head is of "
             "no use it goes on without a gradient"
         )
-
-
-def _late(plan: Plan) -> list[int]:
-    """Batches by which each stage goes back later than forward."""
-    late = [0] * len(plan.stages)
-    for interface in sorted(plan.interfaces, key=lambda interface: -interface.source):
-        if interface.predicted or not any(t.differentiable for t in interface.tensors):
-            continue
-        window = interface.window if interface.gradient == "stale" else 0
-        late[interface.source] = max(late[interface.source], window + late[interface.to])
-    return late

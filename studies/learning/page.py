@@ -105,10 +105,7 @@ def _paper(runs: Sequence[Done]) -> Iterator[str]:
     rows = [
         [
             named(family),
-            *(
-                error_words(figure(select(_of(ordinary, family), source=source)))
-                for source in columns
-            ),
+            *_errors(_of(ordinary, family), columns),
         ]
         for family in families_in(ordinary)
     ]
@@ -121,10 +118,7 @@ def _paper(runs: Sequence[Done]) -> Iterator[str]:
         [
             named(family),
             str(_of(sparse, family)[0].run.epochs),
-            *(
-                error_words(figure(select(_of(sparse, family), source=source)))
-                for source in ("dni", "cdni")
-            ),
+            *_errors(_of(sparse, family), ("dni", "cdni")),
         ]
         for family in families_in(sparse)
     ]
@@ -143,10 +137,7 @@ def _lower(here: Sequence[Done]) -> Iterator[str]:
         [
             named(family),
             f"{lr:g}",
-            *(
-                error_words(figure(select(_of(here, family), source=source, lr=lr)))
-                for source in columns
-            ),
+            *_errors(select(_of(here, family), lr=lr), columns),
         ]
         for family in families_in(here)
         for lr in sorted({found.run.lr for found in here}, reverse=True)
@@ -154,6 +145,10 @@ def _lower(here: Sequence[Done]) -> Iterator[str]:
     titles = ("no backprop", "backprop", "DNI", "DNI, hidden layer", "cDNI")
     yield from table(("model", "learning rate", *titles), rows)
     yield ""
+
+
+def _errors(runs: Sequence[Done], sources: Sequence[str]) -> Iterator[str]:
+    return (error_words(figure(select(runs, source=source))) for source in sources)
 
 
 def _of(runs: Sequence[Done], family: Family) -> list[Done]:
