@@ -353,8 +353,7 @@ def _interface(
             "guard": choice.guard or False,
             "message": message.dtype,
             "return_every": flow.return_every,
-            "predict_weights": gradient == LATE
-            and (choice.predict_weights or in_turns(choice, gradient)),
+            "predict_weights": gradient == LATE and foreseen,
             "transfer_us": transfer_us(message.nbytes, flow.link),
             "reason": reason,
         }

@@ -7,24 +7,18 @@ from typing import Any
 
 import pytest
 
-from dnic.cost import DeviceProfile, Link, cost_model
+from dnic.cost import DeviceProfile, Link
 from dnic.graph.graph import Graph, Operation
 from dnic.partition import (
     InterfaceChoice,
     Links,
     PartitionRequest,
     Plan,
-    PlannedOptimizer,
-    PlannedTarget,
-    PlannedTraining,
-    make_plan,
-    place,
 )
 from dnic.partition.alternating import MOST_LATE
+from tests.partition.planning import planned
 
 Chain = Callable[..., Graph]
-TRAINING = PlannedTraining(batch_size=4, epochs=1, optimizer=PlannedOptimizer())
-LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
 LAYERS = [1_000_000_000] * 12
 NEAR = Links()
 FAR = Links(Link(name="far", bandwidth_bytes_per_s=1e9, latency_us=200_000.0))
@@ -39,9 +33,7 @@ def plan_of(
     **rest: Any,
 ) -> Plan:
     request = PartitionRequest(len(cuts) + 1, cuts=cuts, links=links, **rest)
-    costs = cost_model(graph, device)
-    placed = place(graph, costs, request)
-    return make_plan(graph, graph, costs, placed.cuts, request, TRAINING, LABELS, placed)
+    return planned(graph, device, request)
 
 
 def cuts_for(stages: int) -> tuple[str, ...]:

@@ -21,12 +21,12 @@ from dnic.partition import (
     make_plan,
 )
 from dnic.partition.alternative import Alternative
-from dnic.partition.plan import PlannedOptimizer, PlannedTarget, PlannedTraining
+from dnic.partition.plan import PlannedOptimizer, PlannedTraining
 from dnic.partition.verdict import MARGIN
+from tests.partition.planning import LABELS
 
 Chain = Callable[..., Graph]
 Make = Callable[..., Operation]
-LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
 LAYERS = [1_000_000_000] * 8
 SLOW = Link(name="slow", bandwidth_bytes_per_s=1e6, latency_us=20_000.0)
 ALL = {

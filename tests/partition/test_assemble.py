@@ -18,9 +18,7 @@ from dnic.partition import (
     Links,
     PartitionRequest,
     Plan,
-    PlannedOptimizer,
     PlannedTarget,
-    PlannedTraining,
     check_plan,
     choose_cuts,
     make_plan,
@@ -28,12 +26,11 @@ from dnic.partition import (
     print_plan,
 )
 from dnic.partition.misfits import context_misfit, head_misfit
+from tests.partition.planning import LABELS, TRAINING
 
 Make = Callable[..., Operation]
 Build = Callable[..., Graph]
 Coarsen = Callable[[Graph, tuple[int, ...]], Graph]
-TRAINING = PlannedTraining(batch_size=4, epochs=1, optimizer=PlannedOptimizer())
-LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
 EXACT = InterfaceChoice(gradient="exact")
 
 

@@ -13,17 +13,15 @@ from dnic.graph.graph import Graph, Operation
 from dnic.partition import (
     PartitionRequest,
     Plan,
-    PlannedOptimizer,
-    PlannedTraining,
     check_plan,
     choose_cuts,
     cut_points,
     make_plan,
 )
+from tests.partition.planning import TRAINING
 
 Make = Callable[..., Operation]
 Build = Callable[..., Graph]
-TRAINING = PlannedTraining(batch_size=4, epochs=1, optimizer=PlannedOptimizer())
 
 
 @pytest.fixture

@@ -11,37 +11,29 @@ import yaml
 from dnic.asked import _interface_again
 from dnic.codegen.planfile import plan_text
 from dnic.compiler.ask import request_of
-from dnic.cost import DeviceProfile, cost_model, load_profile
+from dnic.cost import DeviceProfile, load_profile
 from dnic.errors import PartitionError, SpecError
 from dnic.graph.graph import Graph
 from dnic.partition import (
     InterfaceChoice,
     PartitionRequest,
     Plan,
-    PlannedOptimizer,
-    PlannedTarget,
-    PlannedTraining,
     check_plan,
-    make_plan,
-    place,
 )
 from dnic.partition.defaults import learns_every
 from dnic.partition.guard import PlannedGuard
 from dnic.runtime.guardplan import read_guard
 from dnic.runtime.plan import GuardPlan
 from dnic.spec import Spec, spec_from_mapping, spec_from_text
+from tests.partition.planning import TRAINING, planned
 
 Chain = Callable[..., Graph]
-TRAINING = PlannedTraining(batch_size=4, epochs=1, optimizer=PlannedOptimizer())
-LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
 
 
 def plan_of(graph: Graph, device: DeviceProfile, **keys: Any) -> Plan:
     choice = InterfaceChoice(**{"gradient": "synthetic", "width": 4, **keys})
     request = PartitionRequest(2, cuts=("layers.3",), default=choice)
-    costs = cost_model(graph, device)
-    placed = place(graph, costs, request)
-    return make_plan(graph, graph, costs, placed.cuts, request, TRAINING, LABELS, placed)
+    return planned(graph, device, request)
 
 
 def test_a_plan_says_what_the_guard_does(chain: Chain, device: DeviceProfile) -> None:

@@ -16,13 +16,13 @@ from dnic.partition.check import check_plan
 from dnic.partition.cuts import cut_points
 from dnic.partition.evaluate import stage_works
 from dnic.partition.pipelined import chain as chain_works
-from dnic.partition.plan import PlannedOptimizer, PlannedTarget, PlannedTraining
+from dnic.partition.plan import PlannedOptimizer, PlannedTraining
 from dnic.partition.setting import Setting
 from dnic.schedule import interleaved, zero_bubble
+from tests.partition.planning import LABELS
 
 Chain = Callable[..., Graph]
 Make = Callable[..., Operation]
-LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
 LAYERS = [10_000_000_000] * 16
 
 

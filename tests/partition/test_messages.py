@@ -17,19 +17,13 @@ from dnic.partition import (
     Links,
     PartitionRequest,
     Plan,
-    PlannedOptimizer,
-    PlannedTarget,
-    PlannedTraining,
     check_plan,
     decide,
-    make_plan,
-    place,
 )
 from dnic.partition.messages import plan_message
+from tests.partition.planning import LABELS, planned
 
 Chain = Callable[..., Graph]
-TRAINING = PlannedTraining(batch_size=4, epochs=1, optimizer=PlannedOptimizer())
-LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
 LAYERS = [1_000_000_000] * 8
 # 256 bytes of an activation take 25.6 ms, a stage of four layers about 12.
 THIN = Links(Link(name="thin", bandwidth_bytes_per_s=1e4, latency_us=5.0))
@@ -41,9 +35,7 @@ def plan_of(graph: Graph, device: DeviceProfile, links: Links | None = None, **k
     request = PartitionRequest(
         2, cuts=cuts, links=links or Links(), default=InterfaceChoice(**keys)
     )
-    costs = cost_model(graph, device)
-    placed = place(graph, costs, request)
-    return make_plan(graph, graph, costs, placed.cuts, request, TRAINING, LABELS, placed)
+    return planned(graph, device, request)
 
 
 def decision_of(graph: Graph, device: DeviceProfile, **keys: Any) -> Decision:

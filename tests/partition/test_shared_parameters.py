@@ -14,16 +14,14 @@ from dnic.partition import (
     InterfaceChoice,
     PartitionRequest,
     Plan,
-    PlannedOptimizer,
-    PlannedTraining,
     choose_cuts,
     make_plan,
     place,
 )
+from tests.partition.planning import TRAINING
 
 Make = Callable[..., Operation]
 Build = Callable[..., Graph]
-TRAINING = PlannedTraining(batch_size=4, epochs=1, optimizer=PlannedOptimizer())
 EXACT = InterfaceChoice(gradient="exact")
 TIED_BYTES = 4_000_000
 

@@ -27,9 +27,9 @@ from dnic.partition.plan import PlannedOptimizer, PlannedTarget, PlannedTraining
 from dnic.runtime import registry
 from dnic.runtime.predictors.nothing import Nothing
 from dnic.runtime.registry import predictor_kind, register
+from tests.partition.planning import LABELS
 
 Chain = Callable[..., Graph]
-LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
 LAYERS = [1_000_000_000] * 6
 
 
