@@ -1,6 +1,6 @@
 """The lists of runs of each part of the study, in the order in which they are done.
 
-Sizes are chosen so that parts 1 and 2 take some eight hours on two cores (`--estimate` measures). What
+Sizes are chosen so that parts 1 and 2 take a working day on two cores (`--estimate` measures). What
 does not depend on lateness is run once; what neither a goal nor a default hangs on, and takes long,
 with the first seed only. Learning rates are those that `tuning` found best for backprop, the same
 for every source.
