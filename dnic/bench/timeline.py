@@ -91,9 +91,7 @@ def _program(plan: Plan, stage: int, steps: int) -> list[tuple[str, Action]]:
     here = plan.stages[stage]
     below = [k for k, interface in enumerate(plan.interfaces) if interface.to == stage]
     above = [k for k, interface in enumerate(plan.interfaces) if interface.source == stage]
-    returning = [
-        k for k, i in enumerate(plan.interfaces) if any(t.differentiable for t in i.tensors)
-    ]
+    returning = [k for k, i in enumerate(plan.interfaces) if i.differentiable]
     heads = [i.head for i in (plan.interfaces[k] for k in above) if i.head is not None]
     head_us, learn_us = sum(h.forward_us for h in heads), sum(h.train_us for h in heads)
     rest_us = _rest_us(plan, stage, here.forward_us + here.backward_us + head_us + learn_us)

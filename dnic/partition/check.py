@@ -99,7 +99,7 @@ def _interface_problems(interface: PlannedInterface, plan: Plan) -> Iterator[str
             yield f"interface {name} carries {tensor.name}, which {source.name} does not return"
         if tensor.name not in to.inputs:
             yield f"interface {name} carries {tensor.name}, which {to.name} does not take"
-    needs_head = any(tensor.differentiable for tensor in interface.tensors)
+    needs_head = bool(interface.differentiable)
     if interface.gradient == "synthetic" and needs_head and interface.head is None:
         yield f"interface {name} is synthetic and has no head"
     waits = needs_head and not interface.predicted

@@ -12,7 +12,7 @@ def lateness(interfaces: Sequence[PlannedInterface], stages: int) -> list[int]:
     late = [0] * stages
     for stage in reversed(range(stages)):
         for row in interfaces:
-            if row.source == stage and any(tensor.differentiable for tensor in row.tensors):
+            if row.source == stage and row.differentiable:
                 window = row.window if row.gradient == "stale" else 0
                 if not row.predicted:
                     late[stage] = max(late[stage], window + late[row.to])

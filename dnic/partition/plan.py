@@ -282,6 +282,11 @@ class PlannedInterface(Part):
         """Whether its gradient is predicted, rather than waited for."""
         return self.gradient not in ("exact", "stale")
 
+    @property
+    def differentiable(self) -> tuple[PlannedTensor, ...]:
+        """The tensors through which a gradient flows back."""
+        return tuple(tensor for tensor in self.tensors if tensor.differentiable)
+
 
 class PlannedShared(Part):
     """A parameter that several stages use: one parameter, of which the other stages hold copies.

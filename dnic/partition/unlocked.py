@@ -129,7 +129,7 @@ def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternativ
     outcome = _outcome(setting, placement, works, _cut_works(setting, decided))
     outcome = in_parts(outcome, works, placement, setting.request)
     apart = [f for f in decided.interfaces if f.gradient != "exact"]
-    locked = all(f.gradient == "exact" for f in decided.interfaces if _returns(f))
+    locked = all(f.gradient == "exact" for f in decided.interfaces if f.differentiable)
     if locked:
         name = "naive" if max(placement.replicas) == 1 else "1f1b_ddp"
     return Alternative(
@@ -154,17 +154,13 @@ def _penalty(
     return setting.request.penalty_at(gap, choice, source, interface.window).counted
 
 
-def _returns(interface: PlannedInterface) -> bool:
-    return any(tensor.differentiable for tensor in interface.tensors)
-
-
 def _kind(interface: PlannedInterface) -> Source:
     """What a schedule sees of a source: whether it waits, predicts, or needs no gradient."""
-    if interface.gradient == "exact" and _returns(interface):
+    if interface.gradient == "exact" and interface.differentiable:
         return "exact"
-    if interface.gradient == "stale" and _returns(interface):
+    if interface.gradient == "stale" and interface.differentiable:
         return "stale"
-    return "synthetic" if interface.return_every or not _returns(interface) else "local"
+    return "synthetic" if interface.return_every or not interface.differentiable else "local"
 
 
 def _outcome(

@@ -152,7 +152,7 @@ class _Gradient:
     @property
     def passes(self) -> bool:
         """Whether any tensor has a gradient."""
-        return any(tensor.differentiable for tensor in self.interface.tensors)
+        return bool(self.interface.differentiable)
 
     @property
     def bottom(self) -> float:
@@ -281,7 +281,7 @@ def _tensor_lines(interface: PlannedInterface) -> list[str]:
 
 
 def _gradient_lines(interface: PlannedInterface) -> list[str]:
-    if not any(tensor.differentiable for tensor in interface.tensors):
+    if not interface.differentiable:
         return ["no gradient"]
     if interface.gradient == "exact":
         return ["exact gradient", "sender waits"]

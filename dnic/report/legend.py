@@ -48,7 +48,7 @@ def _entries(plan: Plan) -> list[tuple[Style, str]]:
     sources = {
         interface.gradient if not interface.predicted else "predicted"
         for interface in plan.interfaces
-        if any(tensor.differentiable for tensor in interface.tensors)
+        if interface.differentiable
     }
     entries = [(ink.FORWARD, "activation")] if plan.interfaces else []
     if "predicted" in sources:

@@ -164,7 +164,7 @@ def _interface_table(interfaces: Sequence[PlannedInterface]) -> Table:
 def _interface_lines(interface: PlannedInterface) -> list[tuple[str, str]]:
     tensors = [f"{t.name} {shape.text(t.shape)} {t.dtype}" for t in interface.tensors]
     gradient: str = interface.gradient
-    if not any(tensor.differentiable for tensor in interface.tensors):
+    if not interface.differentiable:
         gradient = "none passes"
     elif gradient != "exact":
         gradient += f", window {interface.window}"

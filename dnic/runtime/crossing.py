@@ -9,7 +9,8 @@ forward pass.
 A stage is late where it goes on with `stale` gradients, by the window; where the stage above is
 late itself, its gradients are that much later, and lateness adds up along a chain. Stages joined by
 `exact` interfaces are late together. Where several late gradients meet, the latest counts and the
-others wait for it.
+others wait for it. A run begins in time, though: no stage is late before the first interface with
+late gradients has warmed up.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Crossings:
 
     Attributes:
         interfaces: each with the gradient, the messages and the returns that it has in this mode.
-        late: for each stage, batches by which its backward pass is behind its forward pass.
+        late: for each stage, batches by which its backward pass is behind its forward pass, once
+            the run is `in_time` no more.
         foresees: for each stage, whether it goes forward with weights that it predicts.
     """
 
@@ -59,6 +61,11 @@ class Crossings:
         """The interface from one stage to another, if they have one."""
         found = (row for row in self.interfaces if (row.source, row.to) == (source, to))
         return next(found, None)
+
+    def in_time(self, total_steps: int) -> int:
+        """Steps at the start of a run of so many in which no stage is late."""
+        late = [row for row in self.interfaces if row.gradient == "stale" and row.differentiable]
+        return min((warmup_steps(row, total_steps) for row in late), default=0)
 
     def hold(self, source: int, to: int) -> int:
         """Batches that may be past an interface, beside the one at hand."""

@@ -359,10 +359,7 @@ class Engine(ReplicaTrainer):
         return score.result() if self._last and self._replicas.index == 0 else None
 
     def _begin(self, header: Header, *, gradients: bool) -> None:
-        options = self.worker.options
-        total = options.epochs * header.batches
-        if options.max_steps is not None:
-            total = min(total, options.max_steps)
+        total = self.worker.options.total_steps(header.batches)
         self._order.begin(total)
         for source in self._sources:
             source.expect(total)

@@ -17,7 +17,8 @@ Numbers as in `dnic.runtime.engine`; the stage is late by L batches (`dnic.runti
 
 In the first L steps of an epoch no gradient is due: the stage does not update. The last L batches
 go back, each with its update, when the epoch's steps are over, so that an epoch makes as many
-updates as it has batches, and checkpoints and evaluation find nothing under way. The true gradient
+updates as it has batches, and checkpoints and evaluation find nothing under way. While the
+interfaces warm up L is 0. The true gradient
 is that of the batch, taken with the weights of its own forward pass; what is late is only the
 update (PipeDream, arXiv 1806.03377, section 3.3).
 
@@ -38,6 +39,7 @@ from torch.autograd import backward
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.averaging import Averaging, ByHand
+from dnic.runtime.batches import Header
 from dnic.runtime.crossing import crossings
 from dnic.runtime.engine import Engine
 from dnic.runtime.foresight import Foresight
@@ -79,11 +81,15 @@ class LateEngine(Engine):
                 where="--microbatches",
                 expected="1, or another source of gradients",
             )
-        crossed, stage_ = crossings(plan, mode), worker.place.stage
-        self._late = crossed.late[stage_]
-        foresees = crossed.foresees[stage_]
+        self._crossed, stage_ = crossings(plan, mode), worker.place.stage
+        self._late, self._in_time = self._crossed.late[stage_], 0
+        foresees = self._crossed.foresees[stage_]
         self._stash = WeightStash(stage, Foresight(stage, optimizer) if foresees else None)
         self._open: deque[_Open] = deque()
+
+    def _begin(self, header: Header, *, gradients: bool) -> None:
+        super()._begin(header, gradients=gradients)
+        self._in_time = self._crossed.in_time(self.worker.options.total_steps(header.batches))
 
     def _averages(self, stage: nn.Module) -> Averaging:
         return ByHand(stage, self.worker.replicas)
@@ -103,7 +109,7 @@ class LateEngine(Engine):
         self._open.append(
             _Open(self.step, self.version, inputs, outputs, target, self._weight, weights)
         )
-        if len(self._open) > self._late:
+        if len(self._open) > (self._late if self.step >= self._in_time else 0):
             self._go_back(self.step, watch)
         else:
             self._shared.take_gradients()  # none is due: this only counts the step

@@ -74,6 +74,11 @@ class Options:
     precision: Precision | None
     device: Literal["auto", "cpu", "cuda"]
 
+    def total_steps(self, batches: int) -> int:
+        """Steps of the whole run, whose epochs have so many batches."""
+        total = self.epochs * batches
+        return total if self.max_steps is None else min(total, self.max_steps)
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:

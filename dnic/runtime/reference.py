@@ -119,6 +119,7 @@ class Reference:
             for index, part in enumerate(self._stages):
                 seed_everything(replica_seed(self._seed, index, self._replicas.index))
                 part.random = random_state()
+        self._crossed, self._in_time = crossed, 0
         self._inputs = Inputs(bundle.plan.samples)
         self._microbatches = microbatches
         self._step = 0
@@ -181,6 +182,7 @@ class Reference:
         epochs = self._plan.train.epochs if epochs is None else epochs
         total = epochs * len(self._batches)
         total = total if max_steps is None else min(total, max_steps)
+        self._in_time = self._crossed.in_time(total)
         for stage in self._stages:
             stage.module.train()
             for interface in stage.above:
@@ -292,7 +294,7 @@ class Reference:
         going: list[ReferenceStage] = []
         for stage in reversed(self._stages):
             with stage.own_random_numbers():
-                if len(stage.open) > stage.late:
+                if len(stage.open) > (stage.late if self._step >= self._in_time else 0):
                     if self._step in stage.updates:
                         self._backward(stage)
                     else:

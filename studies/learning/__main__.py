@@ -135,7 +135,7 @@ class _Study:
     def _listed(self, part: str, rate: parts.Rate, best: parts.Best) -> list[Run]:
         made = {
             "1": lambda: [*parts.paper(self._sizes, rate), *parts.rates(self._sizes)],
-            "2": lambda: parts.sources(self._sizes, rate),
+            "2": lambda: [*parts.sources(self._sizes, rate), *parts.cold(self._sizes, rate)],
             "3": lambda: parts.time(self._sizes, rate, best),
         }
         return chosen(list(made[part]()), self._only)

@@ -175,6 +175,26 @@ def _sources(runs: Sequence[Done]) -> Iterator[str]:
         yield from _quality_table(cells, family, exact)
         yield ""
         yield from _prediction_table(cells)
+    yield from _cold(select(runs, part="cold"), here)
+
+
+def _cold(without: Sequence[Done], warmed: Sequence[Done]) -> Iterator[str]:
+    if not without:
+        return
+    yield "### Late gradients from the first step on"
+    yield ""
+    yield "Elsewhere a run is exact for its first 5 % of steps, at most 200. One seed, late 1."
+    yield ""
+    rows = []
+    for found in without:
+        run, family = found.run, family_of(found.run)
+        same = {"stages": run.stages, "source": run.source, "window": 1, "seed": run.seed}
+        cells = [[found], select(_of(warmed, family), guard=False, **same)]
+        words = [quality_words(figure(cell), family) for cell in cells]
+        rows.append([named(family), str(run.stages), source_title(run), *words])
+    columns = ("model", "K", "source", "from the first step on", "begun in time")
+    yield from table(columns, rows)
+    yield ""
 
 
 def _columns(runs: Sequence[Done]) -> list[tuple[int, int]]:

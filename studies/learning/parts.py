@@ -121,6 +121,12 @@ SMALL_TEXT_SET: Wanted = {
     "turns-hidden": (1,),
 }
 FURTHER_DEEP_SET: Wanted = dict.fromkeys(("local", "virtual-task"), (1,))
+# Without warming up, with the first seed only; late gradients begin in time otherwise.
+COLD: Mapping[Model, tuple[tuple[int, str], ...]] = {
+    "connected": ((2, "stale-weights"), (6, "stale-weights"), (6, "turns")),
+    "residual": ((2, "stale-weights"), (6, "stale-weights"), (6, "turns")),
+    "characters": ((2, "stale-weights"), (4, "stale-weights"), (4, "turns")),
+}
 # With the guard: what was worse than no gradient, or nearly, before there was one.
 GUARDED: Mapping[Model, tuple[str, ...]] = {
     "connected": ("dni", "dni-hidden"),
@@ -278,6 +284,17 @@ def _guarded(sizes: Sizes, family: Family, rate: Rate, seed: int) -> Iterator[Ru
     common = _common(sizes, family, rate, seed)
     for source in GUARDED[family[1]]:
         yield sizes.run(family, stages=2, source=source, window=1, guard=True, **common)
+
+
+def cold(sizes: Sizes, rate: Rate) -> Iterator[Run]:
+    """Late gradients from the first step on."""
+    connected: Family = ("fashion", "connected", max(sizes.depths), 256)
+    for family in (connected, residual(), transformer(sizes)):
+        common = _common(sizes, family, rate, sizes.seeds[0]) | {"part": "cold"}
+        for stages, source in COLD[family[1]]:
+            if stages <= family[2]:
+                given = {"stages": stages, "source": source, "window": 1, "warmup_steps": 0}
+                yield sizes.run(family, **given, **common)
 
 
 def time(sizes: Sizes, rate: Rate, best: Best) -> Iterator[Run]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Part = Literal["tuning", "paper", "rates", "sources", "time"]
+Part = Literal["tuning", "paper", "rates", "sources", "cold", "time"]
 Model = Literal["connected", "convolutional", "residual", "characters"]
 Way = Literal["reference", "backprop", "ddp", "exact", "stale", "decoupled"]
 
@@ -31,7 +31,7 @@ class Run:
 
     Attributes:
         part: of the study; `tuning` finds learning rates, on a held-out part of the training set;
-            `rates` is what part 1 has at lower ones.
+            `rates` is what part 1 has at lower ones, `cold` what part 2 has without a warm-up.
         data: `mnist`, `fashion` or `text`.
         model: a file of `studies/learning/models`.
         layers: with weights, or blocks.

@@ -43,6 +43,16 @@ def plan_of(*rows: tuple[int, int, Gradient, int], **keys: Any) -> Plan:
     return Plan("m", SamplePlan(), "file", train, None, stages, interfaces, (), "", {})
 
 
+def warmed(rows: Any, steps: tuple[Any, ...]) -> Crossings:
+    """As decoupled, with warm-ups of so many steps."""
+    plan = plan_of(*rows)
+    interfaces = tuple(
+        replace(row, warmup_steps=number)
+        for row, number in zip(plan.interfaces, steps, strict=True)
+    )
+    return crossings(replace(plan, interfaces=interfaces), "decoupled")
+
+
 CHAIN = ((0, 1, "synthetic", 3), (1, 2, "stale", 2), (2, 3, "stale", 4))
 SKIP = ((0, 1, "stale", 1), (1, 2, "stale", 2), (0, 2, "stale", 1))
 LOCKED = ((0, 1, "exact", 1), (1, 2, "stale", 3), (2, 3, "synthetic", 2))
@@ -80,6 +90,23 @@ def test_no_warm_up_before_a_stage_that_is_late() -> None:
         plan_of((0, 1, "synthetic", 3), (0, 2, "stale", 2), (1, 2, "stale", 1)), "decoupled"
     )
     assert rows.interfaces[0].warmup_steps == 5, "stage 0 is later than stage 1"
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "total", "in_time"),
+    [
+        (CHAIN, (0, 5, 5), 100, 5),
+        (CHAIN, (9, 7, 5), 100, 5),
+        (CHAIN, (9, "auto", 9), 100, 5),
+        (CHAIN, ("auto",) * 3, 10_000, 200),
+        (LOCKED, (0, 5, 0), 100, 5),
+        (((0, 1, "synthetic", 1),), (5,), 100, 0),
+    ],
+)
+def test_no_stage_is_late_before_the_first_has_warmed_up(
+    rows: Any, steps: Any, total: int, in_time: int
+) -> None:
+    assert warmed(rows, steps).in_time(total) == in_time
 
 
 @pytest.mark.parametrize("mode", ["decoupled", "stale", "exact", "oracle"])

@@ -118,14 +118,21 @@ def test_equals_reference(
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize(("window", "warmup_steps"), [(1, 9), (2, 0)])
 def test_in_turns_with_local_losses_equals_reference(
-    bundle: Make, run_ranks: Run, reference: Run, same: Run, window: int, tmp_path: Path
+    bundle: Make,
+    run_ranks: Run,
+    reference: Run,
+    same: Run,
+    window: int,
+    warmup_steps: int,
+    tmp_path: Path,
 ) -> None:
     """What `auto` plans for four stages: lateness ends at the local loss in between."""
     optimizer = {"name": "AdamW", "options": {"lr": 3e-3}}
     train = {"batch_size": 16, "epochs": 2, "optimizer": optimizer, "seed": 3}
-    folder = bundle("mlp4", window=window, gradient="stale", plan_keys={"train": train})
+    keys = {"gradient": "stale", "warmup_steps": warmup_steps, "plan_keys": {"train": train}}
+    folder = bundle("mlp4", window=window, **keys)
     foreseeing(folder, "cut01", "cut23")
     plan = yaml.safe_load((folder / "plan.yaml").read_text())
     plan["interfaces"][1] |= {"gradient": "local", "return_every": 0}

@@ -36,7 +36,15 @@ def edited(folder: Path, *gradients: str) -> Path:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("kind", "window"), [("mlp2", 1), ("conv2", 2), ("mlp3", 1), ("mlp3", 2), ("skip3", 2)]
+    ("kind", "window", "warmup_steps"),
+    [
+        ("mlp2", 1, 0),
+        ("conv2", 2, 0),
+        ("mlp3", 1, 9),
+        ("mlp3", 2, 0),
+        ("skip3", 2, 0),
+        ("skip3", 2, 3),
+    ],
 )
 def test_stale_equals_reference(
     bundle: Make,
@@ -45,10 +53,11 @@ def test_stale_equals_reference(
     same: Run,
     kind: str,
     window: int,
+    warmup_steps: int,
     tmp_path: Path,
 ) -> None:
     """Two epochs of seven steps; of three stages the first is late by twice the window."""
-    folder = bundle(kind, window=window)
+    folder = bundle(kind, window=window, warmup_steps=warmup_steps)
     run_ranks(folder, int(kind[-1]), "--mode=stale", f"--record={tmp_path / 'record'}")
     record = read_record(tmp_path / "record")
     assert not record.heads
@@ -67,6 +76,7 @@ def test_stale_equals_reference(
         ("mlp3", ("stale", "synthetic"), {"warmup_steps": 3, "message": "bfloat16"}),
         ("mlp3", ("exact", "stale"), {}),
         ("skip3", ("synthetic", "stale", "exact"), {"warmup_steps": 3}),
+        ("mlp3", ("virtual", "stale"), {"warmup_steps": 9}),
     ],
 )
 def test_stale_beside_other_sources(
@@ -82,6 +92,24 @@ def test_stale_beside_other_sources(
     folder = edited(bundle(kind, **keys), *gradients)
     run_ranks(folder, 3, f"--record={tmp_path / 'record'}")
     assert same(read_record(tmp_path / "record"), reference(folder).run())
+
+
+@pytest.mark.processes
+def test_the_first_to_have_warmed_up_ends_it_for_all(
+    bundle: Make, run_ranks: Run, reference: Run, same: Run, tmp_path: Path
+) -> None:
+    """While nothing is late the run is exact; the losses tell when that ends."""
+    folder = bundle("mlp3", gradient="stale")
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    for row, steps in zip(plan["interfaces"], (5, 3), strict=True):
+        row["warmup_steps"] = steps
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    run_ranks(folder, 3, f"--record={tmp_path / 'record'}")
+    record = read_record(tmp_path / "record")
+    assert same(record, reference(folder).run())
+    exact = reference(folder, mode="exact").run().losses
+    assert record.losses[:4] == exact[:4]
+    assert record.losses[4] != exact[4], "step 3 updates nothing below the last stage"
 
 
 @pytest.mark.processes
@@ -109,12 +137,17 @@ def test_stale_resumes_bit_for_bit(bundle: Make, run_ranks: Run, same: Run, tmp_
 
 
 @pytest.mark.processes
-@pytest.mark.parametrize("window", [1, 2])
+@pytest.mark.parametrize(("window", "warmup_steps"), [(1, 0), (2, 0), (2, 9)])
 def test_stale_equals_plain_torch(
-    bundle: Make, run_ranks: Run, load_module: Run, window: int, tmp_path: Path
+    bundle: Make,
+    run_ranks: Run,
+    load_module: Run,
+    window: int,
+    warmup_steps: int,
+    tmp_path: Path,
 ) -> None:
     """Every batch has a copy of the first half to go forward through, and back again, late."""
-    folder = bundle("conv2", window=window)
+    folder = bundle("conv2", window=window, warmup_steps=warmup_steps)
     run_ranks(folder, 2, "--mode=stale", f"--record={tmp_path / 'record'}")
     record = read_record(tmp_path / "record")
 
@@ -152,7 +185,7 @@ def test_stale_equals_plain_torch(
             losses.append(loss.item())
             assert leaf.grad is not None
             late.append((then, hidden, leaf.grad))
-            if len(late) > window:
+            if len(losses) <= warmup_steps or len(late) > window:
                 go_back()
         while late:
             go_back()
