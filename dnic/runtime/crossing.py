@@ -128,10 +128,15 @@ def crossings(plan: Plan, mode: Mode) -> Crossings:
 
 
 def warmup_steps(plan: InterfacePlan, total_steps: int) -> int:
-    """Steps for which an interface starts exact; `auto` is 5% of the run, at most 200."""
-    if plan.warmup_steps == "auto":
-        return min(WARMUP_MOST_STEPS, int(WARMUP_SHARE * total_steps))
-    return plan.warmup_steps
+    """Steps for which an interface starts exact; `auto` is 5% of the run, at most 200.
+
+    Where a predictor says that it does not warm up, `auto` is 0.
+    """
+    if plan.warmup_steps != "auto":
+        return plan.warmup_steps
+    if plan.predicted and not predictor_kind(plan.gradient).warms_up:
+        return 0
+    return min(WARMUP_MOST_STEPS, int(WARMUP_SHARE * total_steps))
 
 
 def rounded(tensor: Tensor, spec: TensorSpec) -> Tensor:

@@ -23,12 +23,12 @@ after all that it waits for, because a stage runs at least as far ahead as those
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from dnic.runtime.crossing import crossings, warmup_steps
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan, Plan
-from dnic.runtime.sources import warmup_steps
 
 AHEAD_OF_EACH = 2
 
@@ -106,7 +106,7 @@ class StageOrder:
     """
 
     def __init__(self, plan: Plan, mode: Mode, stage: int) -> None:
-        self._plan = plan
+        self._plan = replace(plan, interfaces=crossings(plan, mode).interfaces)
         self._mode = mode
         self._stage = stage
         self._warmup: dict[str, int] = {}

@@ -47,6 +47,7 @@ class Predictor(ABC):
 
     Attributes:
         needs_gradients: whether true gradients must come back once it has warmed up.
+        warms_up: whether a run with `warmup_steps: auto` begins with the true gradients.
         needs_target: whether it cannot do without targets.
         replicated: whether replicas of a stage learn together. Each has a copy and is given its
             share of every batch: what is a mean over the batch is averaged (`Replicas.weighed` of
@@ -56,6 +57,7 @@ class Predictor(ABC):
     """
 
     needs_gradients: ClassVar[bool] = True
+    warms_up: ClassVar[bool] = True
     needs_target: ClassVar[bool] = True
     replicated: ClassVar[bool] = False
     weight: float = 1.0

@@ -84,13 +84,14 @@ class PredictorKind:
     Attributes:
         name: as `gradient:` says it.
         build: makes one.
-        needs_gradients, needs_target, replicated, least_explained: as `Predictor` says.
+        needs_gradients, warms_up, needs_target, replicated, least_explained: as `Predictor` says.
         options: keys of its own that `head:` may hold, and their defaults.
     """
 
     name: str
     build: Callable[[PredictorRequest], Predictor]
     needs_gradients: bool = True
+    warms_up: bool = True
     needs_target: bool = True
     replicated: bool = False
     least_explained: Callable[[HeadPlan], float] = Predictor.least_explained
@@ -122,6 +123,7 @@ def register(
     name: str,
     *,
     needs_gradients: bool | None = None,
+    warms_up: bool | None = None,
     needs_target: bool | None = None,
     replicated: bool | None = None,
     options: Mapping[str, Any] = MappingProxyType({}),
@@ -132,7 +134,7 @@ def register(
 
     Args:
         name: for `gradient:` in specs and plans.
-        needs_gradients, needs_target, replicated: None: what the class says.
+        needs_gradients, warms_up, needs_target, replicated: None: what the class says.
         options: keys of its own that `head:` may hold, and their defaults.
 
     Raises:
@@ -157,6 +159,7 @@ def register(
             name,
             build,
             said(needs_gradients, "needs_gradients"),
+            said(warms_up, "warms_up"),
             said(needs_target, "needs_target"),
             said(replicated, "replicated"),
             getattr(build, "least_explained", Predictor.least_explained),

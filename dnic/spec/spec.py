@@ -278,7 +278,8 @@ class PenaltySpec(Section):
 class InterfaceSpec(Section):
     """How the gradient at an interface is obtained.
 
-    `warmup_steps` `auto` is 5% of all steps, at most 200; only the run knows their number.
+    `warmup_steps` `auto` is 5% of all steps, at most 200, and none of a local loss; only the run
+    knows their number.
     """
 
     gradient: Annotated[

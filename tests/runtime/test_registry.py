@@ -61,9 +61,11 @@ def test_one_of_ones_own() -> None:
     @register("mine", options={"size": 2.0})
     class Mine(Nothing):
         needs_gradients: ClassVar[bool] = True
+        warms_up: ClassVar[bool] = False
 
     kind = predictor_kind("mine")
     assert (kind.needs_gradients, kind.needs_target, kind.replicated) == (True, False, True)
+    assert not kind.warms_up
     assert isinstance(kind.build(REQUEST), Mine)
     assert kind.options_of(HeadPlan()) == {"size": 2.0}
     assert kind.options_of(HeadPlan(options={"size": 3.0})) == {"size": 3.0}
@@ -80,6 +82,7 @@ def test_a_function_may_build_one() -> None:
 
     assert predictor_kind("built").needs_gradients is False
     assert predictor_kind("built").needs_target is True
+    assert predictor_kind("built").warms_up is True
     assert predictor_kind("built").replicated is False
     register("built", replicated=True)(build)
     assert predictor_kind("built").replicated is True

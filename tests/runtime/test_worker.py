@@ -84,11 +84,24 @@ def test_dtypes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("planned", "total", "expected"),
-    [("auto", 1000, 50), ("auto", 100_000, 200), ("auto", 10, 0), (7, 10, 7), (0, 10, 0)],
+    ("planned", "gradient", "total", "expected"),
+    [
+        ("auto", "synthetic", 1000, 50),
+        ("auto", "synthetic", 100_000, 200),
+        ("auto", "stale", 1000, 50),
+        ("auto", "none", 1000, 50),
+        ("auto", "local", 1000, 0),
+        ("auto", "synthetic", 10, 0),
+        (7, "synthetic", 10, 7),
+        (7, "local", 10, 7),
+        (0, "synthetic", 10, 0),
+    ],
 )
-def test_warmup(bundle: Callable[..., Path], planned: int | str, total: int, expected: int) -> None:
-    plan = load_bundle(bundle("mlp2", warmup_steps=planned)).plan
+def test_warmup(
+    bundle: Callable[..., Path], planned: int | str, gradient: str, total: int, expected: int
+) -> None:
+    """A local loss begins without, unless asked for it."""
+    plan = load_bundle(bundle("mlp2", gradient=gradient, warmup_steps=planned)).plan
     assert warmup_steps(plan.interfaces[0], total) == expected
 
 

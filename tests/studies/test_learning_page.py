@@ -12,7 +12,7 @@ from studies.learning.best import best_head, ranked
 from studies.learning.clock import races, target
 from studies.learning.failures import failures
 from studies.learning.goals import goals
-from studies.learning.page import _lower, page
+from studies.learning.page import _cold, _lower, page
 from studies.learning.plot import _quality_axis, pictures
 from studies.learning.quality import (
     Done,
@@ -284,6 +284,14 @@ def test_lower_rates_are_a_table_of_their_own(results: list[dict[str, Any]]) -> 
     assert rows[-3].endswith("| 0.0001 | – | – | 12.00 | – | – |")
     assert rows[-2].endswith("| 3e-05 | – | – | 23.00 | – | – |")
     assert not list(_lower([]))
+
+
+def test_without_a_warm_up_is_a_table_beside_what_has_one() -> None:
+    warmed = [connected("stale", 87.5), connected("stale", 80.0, window=16)]
+    cold = [connected("stale", 85.0, part="cold", warmup_steps=0)]
+    rows = list(_cold(done(cold), done(warmed)))
+    assert "| Fashion-MNIST, fully connected, 6 layers | 2 | stale | 85.00 | 87.50 |" in rows
+    assert not list(_cold([], done(warmed)))
 
 
 def test_an_axis_shows_what_differs() -> None:

@@ -102,6 +102,15 @@ def test_lower_rates_are_rows_of_their_own() -> None:
     assert len(at) == len(runs) == 2 * len(parts.LOWER) * 5
 
 
+def test_without_a_warm_up_stands_beside_the_same_run_with_one() -> None:
+    runs = list(parts.cold(FULL, rate))
+    assert all(run.warmup_steps == 0 and run.seed == 0 for run in runs)
+    warmed = {replace(run, part="sources", warmup_steps=None) for run in runs}
+    assert warmed < set(parts.sources(FULL, rate))
+    assert {run.stages for run in runs} == {2, 4, 6}
+    assert all(SOURCES[run.source].gradient == "stale" for run in runs)
+
+
 def test_every_seed_runs_the_same_but_for_what_no_goal_hangs_on() -> None:
     runs = chosen(list(everything(FULL)), [])
     by_seed = {

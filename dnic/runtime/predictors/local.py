@@ -42,6 +42,8 @@ class Local(TailPredictor):
     """
 
     needs_gradients: ClassVar[bool] = False
+    # Features that begin with true gradients are not those that a loss of one's own goes on with.
+    warms_up: ClassVar[bool] = False
 
     def __init__(self, request: PredictorRequest) -> None:
         options = predictor_kind("local").options_of(request.head)
