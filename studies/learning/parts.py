@@ -88,7 +88,8 @@ Wanted = Mapping[str, tuple[int, ...]]
 FULL_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden", "dni", "dni-hidden", "cdni-hidden"), (1,)),
     "virtual-task-hidden": (1,),
-    **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights"), (1, 4, FAR)),
+    **dict.fromkeys(("cdni", "virtual-task", "stale"), (1, 4, FAR)),
+    "stale-weights": (1, 2, 4, FAR),
     "virtual": (1, FAR),
 }
 SMALL_SET: Wanted = {
@@ -102,12 +103,14 @@ MAPS_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden", "dni", "cdni-hidden", "virtual"), (1,)),
     "virtual-task-hidden": (1,),
     **dict.fromkeys(("virtual-task", "stale"), (1, 4, FAR)),
-    **dict.fromkeys(("cdni", "stale-weights"), (1, FAR)),
+    "cdni": (1, FAR),
+    "stale-weights": (1, 2, FAR),
 }
 TEXT_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden", "dni-hidden", "cdni-hidden"), (1,)),
     "virtual": (1,),
-    **dict.fromkeys(("virtual-task", "stale", "stale-weights"), (1, FAR)),
+    **dict.fromkeys(("virtual-task", "stale"), (1, FAR)),
+    "stale-weights": (1, 2, FAR),
 }
 # With the first seed only.
 FURTHER_TEXT_SET: Wanted = {
