@@ -1,4 +1,4 @@
-"""Late true gradients at every second cut: where `auto` does without a predictor.
+"""Late true gradients, at every second cut or at the only one: where `auto` needs no predictor.
 
 A true gradient that is an update late is nearly as good as one in time, but lateness adds up along
 a chain of stages; a predictor is never late, but each one in a chain learns from what the next one
@@ -6,18 +6,24 @@ predicts. In turns neither adds up: counted from the last stage, the first cut h
 the second a local loss, and so on. In four and six stages that learns better than either of them
 everywhere (`docs/learning.md`), and half of the tails are saved. A predictor that learns from true
 gradients gets them late as well there: with one in between all are predicted.
+
+A single cut has nothing to take turns with. What predicts there is as good as a late gradient, but
+for positions that each have a target.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnic.cost import needs_gradients
+from dnic.partition.defaults import Kind, kind_of
 from dnic.partition.penalties import penalty_of
+from dnic.partition.plan import PlannedTarget
 from dnic.partition.prediction import Flow, smallest_window
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
+from dnic.partition.targets import target_size
 
 if TYPE_CHECKING:
     from dnic.partition.choose import Placement
@@ -25,8 +31,9 @@ if TYPE_CHECKING:
 
 LATE = "stale"
 FEWEST_CUTS = 2
-# Updates that a gradient may be late.
+# Updates that a gradient may be late, in turns; at a single cut by what crosses.
 MOST_LATE = 2
+MOST_LATE_ALONE: Mapping[Kind, int] = {"positions": 1}
 # Part of a step that a stage may wait for it, rather than that it is later.
 WAITED = 0.05
 
@@ -39,8 +46,9 @@ def alternated(
     request: PartitionRequest,
     stage_us: Sequence[float],
     placement: Placement,
+    target: PlannedTarget | None,
 ) -> list[str]:
-    """The sources of all interfaces, where `auto` may take late gradients in turns with others.
+    """The sources of all interfaces, where `auto` may take late gradients.
 
     Args:
         crossings: what crosses between the stages.
@@ -50,10 +58,11 @@ def alternated(
         request: whether the optimizer allows late gradients, and what a probe says.
         stage_us: time of each stage in one step, heads not included.
         placement: where the cuts are.
+        target: what training targets look like.
     """
     found = list(gradients)
     over_cuts = _crossed(crossings, gradients, len(stage_us))
-    if len(over_cuts) < FEWEST_CUTS or not request.may_be_late or max(placement.replicas) > 1:
+    if not request.may_be_late or max(placement.replicas) > 1:
         return found
     flows = [replace(flow, return_every=1) for flow in flows]
     # Cuts that wait are no neighbours: what they join is late together.
@@ -62,13 +71,14 @@ def alternated(
         only = over[0]
         before = cuts[place - 1][1] if place else []
         after = cuts[place + 1][1] if place + 1 < len(cuts) else []
+        most = MOST_LATE if len(cuts) >= FEWEST_CUTS else _most_alone(crossings[only], target)
         fits = (
             len(over) == 1
             and crossings[only].source == stage
             and not any(found[i] == LATE for i in (*before, *after))
             and not any(_learns_from_true(gradients[i]) for i in before)
             and _may_be_late(choices[only], gradients[only])
-            and _late_by(choices[only], flows[only], stage_us, flows) <= MOST_LATE
+            and _late_by(choices[only], flows[only], stage_us, flows) <= most
             and not _better_predicted(
                 placement.cuts[stage], choices[only], gradients[only], request
             )
@@ -76,6 +86,12 @@ def alternated(
         if fits:
             found[only] = LATE
     return found
+
+
+def _most_alone(crossing: Crossing, target: PlannedTarget | None) -> int:
+    """Updates that the gradient of the only interface may be late."""
+    values = crossing.differentiable
+    return MOST_LATE_ALONE.get(kind_of(values, target_size(target, values)), 0)
 
 
 def _crossed(
@@ -91,7 +107,7 @@ def _crossed(
 
 
 def in_turns(choice: InterfaceChoice, gradient: str) -> bool:
-    """Whether an interface has late gradients that nobody asked for."""
+    """Whether an interface has late gradients by itself: nobody asked for them."""
     return gradient == LATE and not choice.stale
 
 

@@ -43,9 +43,7 @@ class Rule:
 TABLE = (
     Rule("vector", "local", stages=3),
     Rule("vector", "synthetic"),
-    Rule("positions", "local", late=8),
-    Rule("positions", "local", stages=3),
-    Rule("positions", "virtual"),
+    Rule("positions", "local"),
     Rule("map", "local"),
     # Not studied; by what it is read as, like a map.
     Rule("sequence", "local"),

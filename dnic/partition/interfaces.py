@@ -121,7 +121,9 @@ def decide_interfaces(
     given = request, profile, placement
     open_flows = _open_flows(crossings, choices, gradients, *given)
     predicted = gradients
-    gradients = alternated(crossings, choices, predicted, open_flows, request, stage_us, placement)
+    gradients = alternated(
+        crossings, choices, predicted, open_flows, request, stage_us, placement, target
+    )
     if gradients != predicted:
         open_flows = _open_flows(crossings, choices, gradients, *given)
     messages = _messages(crossings, choices, gradients, open_flows, stage_us, profile)

@@ -47,7 +47,7 @@ def why_late(choice: InterfaceChoice) -> str:
     late = "the true gradient, as late as the window, is used without prediction"
     if choice.stale:
         return late
-    return f"{late}: it comes back soon, and at the next interface lateness ends"
+    return f"{late}: it comes back soon, and no other late gradient adds to it"
 
 
 def why_predicted(crossing: Crossing, head_us: float, stage_us: float) -> str:

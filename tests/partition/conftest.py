@@ -70,7 +70,9 @@ def make_graph(
     return Graph("Net", BATCH, spanned, blocked or {}, known | (weights or {}))
 
 
-def make_chain(flops: list[int], module: str = "layers.{}") -> Graph:
+def make_chain(
+    flops: list[int], module: str = "layers.{}", shape: tuple[int | str, ...] = ("B", 16)
+) -> Graph:
     """`layers.0`, `layers.1`, ... one after the other, each with a parameter of its own."""
     operations = [make_operation("x", kind="input", differentiable=False)]
     for i, cost in enumerate(flops):
@@ -80,6 +82,7 @@ def make_chain(flops: list[int], module: str = "layers.{}") -> Graph:
                 path.replace(".", "_"),
                 (operations[-1].name,),
                 module=path,
+                shape=shape,
                 parameters=(f"{path}.weight",),
                 parameter_bytes=1024,
                 flops=cost,

@@ -18,8 +18,13 @@ TRAINING = PlannedTraining(batch_size=4, epochs=1, optimizer=PlannedOptimizer())
 LABELS = PlannedTarget(shape=("B",), dtype="int64", classes=10)
 
 
-def planned(graph: Graph, device: DeviceProfile, request: PartitionRequest) -> Plan:
-    """The plan of a fine graph, with labels for targets."""
+def planned(
+    graph: Graph,
+    device: DeviceProfile,
+    request: PartitionRequest,
+    target: PlannedTarget = LABELS,
+) -> Plan:
+    """The plan of a fine graph, with labels for targets unless told otherwise."""
     costs = cost_model(graph, device)
-    placed = place(graph, costs, request)
-    return make_plan(graph, graph, costs, placed.cuts, request, TRAINING, LABELS, placed)
+    placed = place(graph, costs, request, target=target)
+    return make_plan(graph, graph, costs, placed.cuts, request, TRAINING, target, placed)

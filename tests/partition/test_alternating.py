@@ -14,11 +14,13 @@ from dnic.partition import (
     Links,
     PartitionRequest,
     Plan,
+    PlannedTarget,
 )
-from dnic.partition.alternating import MOST_LATE
-from tests.partition.planning import planned
+from dnic.partition.alternating import MOST_LATE, MOST_LATE_ALONE
+from tests.partition.planning import LABELS, planned
 
 Chain = Callable[..., Graph]
+TOKENS = PlannedTarget(shape=("B", 7), dtype="int64", classes=10)
 LAYERS = [1_000_000_000] * 12
 NEAR = Links()
 FAR = Links(Link(name="far", bandwidth_bytes_per_s=1e9, latency_us=200_000.0))
@@ -30,10 +32,11 @@ def plan_of(
     cuts: tuple[str, ...],
     *,
     links: Links = NEAR,
+    target: PlannedTarget = LABELS,
     **rest: Any,
 ) -> Plan:
     request = PartitionRequest(len(cuts) + 1, cuts=cuts, links=links, **rest)
-    return planned(graph, device, request)
+    return planned(graph, device, request, target)
 
 
 def cuts_for(stages: int) -> tuple[str, ...]:
@@ -60,7 +63,33 @@ def test_every_second_interface_from_the_last_is_late(
         assert (row.head is None) == late
         if late:
             assert row.window <= MOST_LATE
-            assert "at the next interface lateness ends" in row.reason
+            assert "no other late gradient adds to it" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("target", "keys", "gradient"),
+    [
+        (TOKENS, {}, "stale"),
+        (TOKENS, {"default": chosen(2, window=MOST_LATE_ALONE["positions"] + 1)}, "local"),
+        (TOKENS, {"default": chosen(2, sources=("virtual", "local"))}, "local"),
+        (TOKENS, {"may_be_late": False}, "local"),
+        (TOKENS, {"links": FAR}, "local"),
+        (LABELS, {}, "local"),
+    ],
+)
+def test_the_only_interface_is_late_where_every_position_has_a_target(
+    target: PlannedTarget,
+    keys: dict[str, Any],
+    gradient: str,
+    chain: Chain,
+    device: DeviceProfile,
+) -> None:
+    graph = chain(LAYERS, shape=("B", 7, 64))
+    plan = plan_of(graph, device, cuts_for(2), target=target, **({"default": chosen(2)} | keys))
+    (row,) = plan.interfaces
+    assert row.gradient == gradient
+    assert row.predict_weights == (gradient == "stale")
+    assert row.window == 1 or gradient != "stale"
 
 
 def test_a_gradient_that_comes_too_late_is_predicted(chain: Chain, device: DeviceProfile) -> None:
