@@ -13,7 +13,7 @@ for positions that each have a target.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
     from dnic.partition.interfaces import Crossing
 
 LATE = "stale"
-FEWEST_CUTS = 2
-# Updates that a gradient may be late, in turns; at a single cut by what crosses.
+# What may cross a single cut for its gradient to be late.
+ALONE: tuple[Kind, ...] = ("positions",)
+# Updates that a gradient may be late.
 MOST_LATE = 2
-MOST_LATE_ALONE: Mapping[Kind, int] = {"positions": 1}
 # Part of a step that a stage may wait for it, rather than that it is later.
 WAITED = 0.05
 
@@ -62,6 +62,8 @@ def alternated(
     """
     found = list(gradients)
     over_cuts = _crossed(crossings, gradients, len(stage_us))
+    if not _worth_it(list(over_cuts.values()), crossings, target):
+        return found
     if not request.may_be_late or max(placement.replicas) > 1:
         return found
     flows = [replace(flow, return_every=1) for flow in flows]
@@ -71,14 +73,13 @@ def alternated(
         only = over[0]
         before = cuts[place - 1][1] if place else []
         after = cuts[place + 1][1] if place + 1 < len(cuts) else []
-        most = MOST_LATE if len(cuts) >= FEWEST_CUTS else _most_alone(crossings[only], target)
         fits = (
             len(over) == 1
             and crossings[only].source == stage
             and not any(found[i] == LATE for i in (*before, *after))
             and not any(_learns_from_true(gradients[i]) for i in before)
             and _may_be_late(choices[only], gradients[only])
-            and _late_by(choices[only], flows[only], stage_us, flows) <= most
+            and _late_by(choices[only], flows[only], stage_us, flows) <= MOST_LATE
             and not _better_predicted(
                 placement.cuts[stage], choices[only], gradients[only], request
             )
@@ -88,10 +89,14 @@ def alternated(
     return found
 
 
-def _most_alone(crossing: Crossing, target: PlannedTarget | None) -> int:
-    """Updates that the gradient of the only interface may be late."""
-    values = crossing.differentiable
-    return MOST_LATE_ALONE.get(kind_of(values, target_size(target, values)), 0)
+def _worth_it(
+    over_cuts: Sequence[list[int]], crossings: Sequence[Crossing], target: PlannedTarget | None
+) -> bool:
+    """Whether there is something to take turns with, or what crosses the only cut is `ALONE`."""
+    if len(over_cuts) != 1:
+        return len(over_cuts) > 1
+    values = crossings[over_cuts[0][0]].differentiable
+    return kind_of(values, target_size(target, values)) in ALONE
 
 
 def _crossed(
