@@ -124,9 +124,6 @@ def crossings(plan: Plan, mode: Mode) -> Crossings:
             found[index] = replace(_never_waiting(row), warmup_steps=0)
         elif row.return_every != 1 or probability < 1:
             found[index] = _never_waiting(row)
-        elif row.gradient == "stale" and plan.shared:
-            # The gradients of shared parameters are late by as much in every step.
-            found[index] = replace(row, warmup_steps=0)
     return Crossings(tuple(found), late, _foresight(found, late))
 
 

@@ -300,9 +300,6 @@ class Reference:
                     else:
                         stage.pass_by()
                     going.append(stage)
-                else:
-                    for tie in self._ties:
-                        tie.updates += tie.owner is stage
         if self._limit is not None:
             norm = joined_norm([gradient_norm(stage.parameters) for stage in self._stages])
             for stage in self._stages:

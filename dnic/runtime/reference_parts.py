@@ -218,9 +218,9 @@ class Tie:
         self.waiting.append([take_gradient(copy).clone() for _, copy in self._both()])
 
     def due(self) -> bool:
-        """Whether the holder's gradients are to be added to the owner's; asked in every step."""
+        """Whether the holder's gradients are to be added to the owner's; asked in every update."""
         self.updates += 1
-        return self.updates > self.channel.lag and bool(self.waiting)
+        return self.updates > self.channel.updates and bool(self.waiting)
 
     def take(self) -> None:
         """Adds the oldest of the holder's gradients to the owner's."""

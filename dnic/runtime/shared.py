@@ -13,10 +13,11 @@ The earliest stage owns it. What passes between the owner and one holder:
 W is as many batches as the gradients that the owner waits for anyway are late, so nothing waits
 longer than without sharing (a stage that goes back through late batches sends their gradients as
 late; the owner's own may be as late): 0 in exact and oracle mode, which makes exact mode plain
-backpropagation. Like everything in the engine W is fixed; a run does not depend on its links'
-timing. At the end of an epoch the last W gradients make one further update, of the shared
-parameters alone, and the value goes out once more: evaluation, checkpoints and the end of a run
-see the same parameter everywhere.
+backpropagation. While a run begins in time (`dnic.runtime.crossing`) it is less by as much as the
+owner is late afterwards: what is fixed is the owner's updates before the first with a gradient of
+the holder. A run does not depend on its links' timing. At the end of an epoch the last W gradients
+make one further update, of the shared parameters alone, and the value goes out once more:
+evaluation, checkpoints and the end of a run see the same parameter everywhere.
 
 Replicas of stages share within their column. A holder's replicas have averaged the gradient before
 it leaves, so that every replica of the owner adds the same.
@@ -58,12 +59,19 @@ class Channel:
         owner, holder: the stages.
         shared: the parameters, in the order of the plan.
         lag: W, in batches.
+        late: of these, batches by which the owner's own gradients are late; a run begins without.
     """
 
     owner: int
     holder: int
     shared: tuple[SharedPlan, ...]
     lag: int
+    late: int = 0
+
+    @property
+    def updates(self) -> int:
+        """Updates of the owner in an epoch before the first with gradients of the holder."""
+        return self.lag - self.late
 
     def parameters(self, stage: nn.Module) -> list[nn.Parameter]:
         """The parameters as one of the two stages holds them; those that train.
@@ -92,7 +100,7 @@ class Lent:
         values: Sender,
         gradients: Receiver,
     ) -> None:
-        self._lag = channel.lag
+        self._first = channel.updates
         self._parameters = parameters
         self._specs = _specs(parameters)
         # The owner has the gradient of batch t-W-1 when it sends value t: no slot is ever awaited.
@@ -111,12 +119,9 @@ class Lent:
         self._values.send(self._parameters)
 
     def take(self) -> None:
-        """Adds the holder's gradients of W batches ago to the owner's; once in every step.
-
-        A late owner also asks when the steps of an epoch are over.
-        """
+        """Adds the holder's gradients of W batches ago to the owner's; before every update."""
         self._updates += 1
-        if self._updates > self._lag and self.behind:
+        if self._updates > self._first and self.behind:
             self._add()
 
     @property
@@ -271,12 +276,19 @@ def connect_shared(worker: Worker, stage: nn.Module, transport: Transport) -> Sh
 
 def channels(plan: Plan, mode: Mode) -> list[Channel]:
     """Every owner with every holder of it, in an order that all processes share."""
+    late = crossings(plan, mode).late
     between: dict[tuple[int, int], list[SharedPlan]] = {}
     for shared in plan.shared:
         for holder in shared.holders:
             between.setdefault((shared.owner, holder), []).append(shared)
     return [
-        Channel(owner, holder, tuple(between[owner, holder]), shared_lag(plan, mode, owner, holder))
+        Channel(
+            owner,
+            holder,
+            tuple(between[owner, holder]),
+            shared_lag(plan, mode, owner, holder),
+            late[owner],
+        )
         for owner, holder in sorted(between)
     ]
 

@@ -18,7 +18,6 @@ from dnic.runtime.plan import (
     Mode,
     Plan,
     SamplePlan,
-    SharedPlan,
     StagePlan,
     TensorSpec,
     TrainPlan,
@@ -108,13 +107,6 @@ def test_no_stage_is_late_before_the_first_has_warmed_up(
     rows: Any, steps: Any, total: int, in_time: int
 ) -> None:
     assert warmed(rows, steps).in_time(total) == in_time
-
-
-def test_stages_that_share_parameters_are_late_from_the_first_step_on() -> None:
-    plan = replace(plan_of(*CHAIN), shared=(SharedPlan("w", (), 0, (3,)),))
-    crossed = crossings(plan, "decoupled")
-    assert crossed.in_time(100) == 0
-    assert [row.warmup_steps for row in crossed.interfaces] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("mode", ["decoupled", "stale", "exact", "oracle"])
