@@ -314,6 +314,20 @@ def test_an_optimizer_of_the_users_leaves_the_copies_alone(
 
 
 @pytest.mark.processes
+def test_late_stages_that_are_in_time_all_along_are_exact(
+    tied: Make, run_ranks: Run, reference: Run, same: Run, tmp_path: Path
+) -> None:
+    """What is shared included: no gradient of a holder comes later than it would have."""
+    folder = tied(3, window=2, warmup_steps=99)
+    text = (folder / "plan.yaml").read_text()
+    (folder / "plan.yaml").write_text(text.replace("gradient: synthetic", "gradient: stale"))
+    run_ranks(folder, 3, f"--record={tmp_path / 'record'}")
+    record = read_record(tmp_path / "record")
+    assert same(record, reference(folder).run())
+    assert same(record, reference(folder, mode="exact").run())
+
+
+@pytest.mark.processes
 def test_max_steps_drains_too(
     tied: Make, run_ranks: Run, reference: Run, same: Run, tmp_path: Path
 ) -> None:
