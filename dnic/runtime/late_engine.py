@@ -18,9 +18,8 @@ Numbers as in `dnic.runtime.engine`; the stage is late by L batches (`dnic.runti
 In the first L steps of an epoch no gradient is due: the stage does not update. The last L batches
 go back, each with its update, when the epoch's steps are over, so that an epoch makes as many
 updates as it has batches, and checkpoints and evaluation find nothing under way. While the
-interfaces warm up L is 0. The true gradient
-is that of the batch, taken with the weights of its own forward pass; what is late is only the
-update (PipeDream, arXiv 1806.03377, section 3.3).
+interfaces warm up L is 0. The true gradient is that of the batch, taken with the weights of its own
+forward pass; what is late is only the update (PipeDream, arXiv 1806.03377, section 3.3).
 
 Its replicas average their gradients when the backward pass is over (`dnic.runtime.averaging`).
 The graphs, the inputs and the weights of L batches are kept (`dnic.runtime.stash`). Where a head
