@@ -123,7 +123,7 @@ def point(run: Run, epoch: int, seconds: float, found: Evaluation) -> dict[str, 
     return {
         "epoch": epoch,
         "step": epoch * run.steps_per_epoch,
-        "seconds": round(seconds, 2),
+        "seconds": round(seconds, 4),
         "loss": _finite(found.test_loss),
         # A model whose loss is no number has learnt nothing, whatever it guesses.
         "quality": _finite(quality) if math.isfinite(found.test_loss) else None,
