@@ -44,6 +44,8 @@ TABLE = (
     Rule("vector", "local", stages=3),
     Rule("vector", "synthetic"),
     Rule("positions", "local"),
+    # Without local losses; a head is far worse there.
+    Rule("positions", "virtual"),
     Rule("map", "local"),
     # Not studied; by what it is read as, like a map.
     Rule("sequence", "local"),

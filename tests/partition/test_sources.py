@@ -247,6 +247,17 @@ def test_the_table_decides_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert source_of(replace(choice, gradient="synthetic"), [value], LABELS) == "synthetic"
 
 
+def test_positions_without_local_losses_have_a_tail() -> None:
+    tokens = PlannedTarget(shape=("B", 7), dtype="int64", classes=10)
+    sequence = Value("h", ("B", 7, 64), "float32", 0, True)
+    for sources, taken in (
+        (("synthetic", "virtual", "local"), "local"),
+        (("synthetic", "virtual"), "virtual"),
+        (("synthetic",), "synthetic"),
+    ):
+        assert source_of(InterfaceChoice(sources=sources), [sequence], tokens) == taken
+
+
 def test_hidden_layers_that_are_left_open() -> None:
     choice = InterfaceChoice()
     vector, sequence = (Value("h", ("B", *rest), "float32", 0, True) for rest in ((64,), (7, 64)))
