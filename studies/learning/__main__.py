@@ -3,9 +3,10 @@
     python -m studies.learning [--part 1,2,3] [--only WORDS] [--jobs 2] [--seeds 0,1,2] [--quick]
 
 Writes docs/learning/runs.jsonl after every run, and docs/learning.md and its pictures at the end.
-Learning rates are tuned first, where they are not known. Parts 1 and 2 run several at a time; part
-3 (two processes against the clock, links with delay) needs root, two cores, and a machine that does
-nothing else. `--estimate` runs each kind for a moment and says how long everything takes.
+Learning rates are tuned first, where they are not known. Runs by the reference go several at a
+time. Those of part 3 by the engine (two processes, links with delay) need root, two cores, and a
+machine that does nothing else; `--only budget` leaves them out. `--estimate` runs each kind for a
+moment and says how long everything takes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import version
 from math import isfinite, nan
 from pathlib import Path
@@ -25,7 +27,7 @@ from typing import Any
 from rich.console import Console
 
 from dnic import __version__
-from studies.learning import parts
+from studies.learning import parts, racing
 from studies.learning.best import best_head
 from studies.learning.estimate import duration, estimated
 from studies.learning.figures import named
@@ -95,7 +97,7 @@ class _Study:
         for part in self._wanted:
             if complete is None:
                 return False
-            listed = self._listed(part, self._rate, self._best)
+            listed = self._listed(part, self._rate, cache(self._best))
             ready = [run for run in listed if isfinite(run.lr)]
             if len(ready) < len(listed):
                 left = len(listed) - len(ready)
@@ -132,11 +134,14 @@ class _Study:
         """The runs of a part as far as they are known before anything is."""
         return self._listed(part, lambda family: parts.GRID[0], lambda family, lateness: "cdni")
 
-    def _listed(self, part: str, rate: parts.Rate, best: parts.Best) -> list[Run]:
+    def _listed(self, part: str, rate: parts.Rate, best: racing.Best) -> list[Run]:
         made = {
             "1": lambda: [*parts.paper(self._sizes, rate), *parts.rates(self._sizes)],
             "2": lambda: [*parts.sources(self._sizes, rate), *parts.cold(self._sizes, rate)],
-            "3": lambda: parts.time(self._sizes, rate, best),
+            "3": lambda: [
+                *racing.speeds(self._sizes, rate, best),
+                *racing.budgets(self._sizes, rate, best),
+            ],
         }
         return chosen(list(made[part]()), self._only)
 

@@ -1,9 +1,8 @@
 """The bundles of the study: each model is compiled once, and its plan edited as a user edits it.
 
-Compiling asks for the cuts, so nothing is decided but names and shapes; where time matters, windows
-too, from measured costs. What a run differs in stands under `train` and in the interfaces of
-`plan.yaml`. One key more is edited: `weights: seed`, so that every seed has initial weights of its
-own.
+Compiling asks for the cuts, so nothing is decided but names and shapes. What a run differs in
+stands under `train` and in the interfaces of `plan.yaml`. One key more is edited: `weights: seed`,
+so that every seed has initial weights of its own.
 """
 
 from __future__ import annotations
@@ -77,8 +76,7 @@ def spec_of(run: Run) -> Any:
     """The spec of a run's model: the cuts, the link, everything else as it comes."""
     from dnic.spec import spec_from_mapping
 
-    costs = "measured" if run.part == "time" else "analytic"
-    devices: dict[str, Any] = {"count": run.stages, "costs": costs}
+    devices: dict[str, Any] = {"count": run.stages, "costs": "analytic"}
     link = LINKS[run.link].spec
     if link is not None:
         devices["links"] = {"default": dict(link)}
@@ -99,11 +97,10 @@ def edit(content: dict[str, Any], run: Run) -> None:
     train = content["train"]
     train["epochs"], train["seed"] = run.epochs, run.seed
     train["optimizer"] = {"name": "AdamW", "options": {"lr": run.lr}}
-    if run.part != "time":
-        # Down to nearly nothing at the end: what is compared is where a source leads to, not the
-        # noise of its last step.
-        cosine = {"name": "CosineAnnealingLR", "options": {"T_max": run.epochs}}
-        train["scheduler"] = cosine | {"interval": "epoch"}
+    # Down to nearly nothing at the end: what is compared is where a source leads to, not the noise
+    # of its last step.
+    cosine = {"name": "CosineAnnealingLR", "options": {"T_max": run.epochs}}
+    train["scheduler"] = cosine | {"interval": "epoch"}
     if run.update_probability < 1:
         train["update_probability"] = run.update_probability
     for interface in content["interfaces"]:
@@ -122,8 +119,7 @@ def edit_interface(interface: dict[str, Any], run: Run) -> None:
     interface["guard"] = {} if run.guard else False
     interface.pop("predict_weights", None)
     interface.update(source.interface)
-    if run.window:
-        interface["window"] = run.window
+    interface["window"] = run.window
 
 
 def head_of(run: Run) -> dict[str, Any] | None:

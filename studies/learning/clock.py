@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 
-from studies.learning.figures import families_in
+from studies.learning.figures import families_in, family_of
 from studies.learning.links import LINKS
-from studies.learning.parts import TIME_FACTOR, Family
-from studies.learning.quality import Done, select, smoothed, time_to
+from studies.learning.parts import Family
+from studies.learning.quality import Done, Figure, by_seed, epochs_to, figure, select
+from studies.learning.racing import BUDGETS, TIMED_EPOCHS
+from studies.learning.sources import SOURCES
 
 EXACT_WAYS = ("backprop", "ddp", "exact")
 WAYS = {
@@ -24,60 +26,121 @@ LINK_GOALS = {"loopback": 0.83, "20ms-1gbit": 0.66}
 
 
 @dataclass(frozen=True)
-class Race:
-    """All ways to train one model over one link.
+class Pace:
+    """Seconds of training; the first epoch has what a run begins with, the exact steps too."""
+
+    first_s: float
+    epoch_s: float
+
+    def seconds(self, epochs: float) -> float:
+        """Of so many epochs."""
+        return self.first_s + (epochs - 1) * self.epoch_s
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """A way to train one model over one link.
 
     Attributes:
-        family: the model.
-        link: of `LINKS`.
-        runs: by way; backprop's have no link.
-        seconds: to the quality of backprop's end, the median over seeds; None where a seed never
-            got there.
+        way: of `WAYS`.
+        source: of gradients.
+        window: batches after which true gradients come.
+        pace: the median over runs by the engine.
+        qualities: by number of epochs, by the reference; a run for each seed.
+        epochs: until as good as backprop at its end; None: never, or not known.
+        confirmed: a run by the engine to the end.
     """
+
+    way: str
+    source: str
+    window: int
+    pace: Pace
+    qualities: dict[int, Figure]
+    epochs: float | None
+    confirmed: Done | None
+
+    @property
+    def seconds(self) -> float | None:
+        """Until as good as backprop at its end."""
+        return None if self.epochs is None else self.pace.seconds(self.epochs)
+
+
+@dataclass(frozen=True)
+class Race:
+    """All ways to train one model over one link, by name; backprop needs no link."""
 
     family: Family
     link: str
-    runs: dict[str, list[Done]]
-    seconds: dict[str, float | None]
+    entrants: dict[str, Entrant]
 
     @property
     def ratio(self) -> float | None:
         """Time of the fastest decoupled way over that of the fastest exact one."""
-        exact = [s for way, s in self.seconds.items() if way in EXACT_WAYS and s is not None]
-        ours = [s for way, s in self.seconds.items() if way not in EXACT_WAYS and s is not None]
-        return min(ours) / min(exact) if ours and exact else None
+        exact, ours = self._fastest(exact=True), self._fastest(exact=False)
+        return None if exact is None or ours is None else ours / exact
+
+    @property
+    def judged(self) -> bool:
+        """Whether it is known of an exact way and of another when they get there, or that never."""
+        known = [e for e in self.entrants.values() if e.qualities]
+        return {e.way in EXACT_WAYS for e in known} == {True, False}
+
+    def _fastest(self, *, exact: bool) -> float | None:
+        found = [e.seconds for e in self.entrants.values() if (e.way in EXACT_WAYS) == exact]
+        return min((seconds for seconds in found if seconds is not None), default=None)
 
 
 def races(runs: Sequence[Done]) -> Iterator[Race]:
     """What was run against the clock, by model and link."""
     for family in families_in(runs, part="time"):
-        data, model, layers, width = family
-        here = select(runs, part="time", data=data, model=model, layers=layers, width=width)
-        targets = {
-            found.run.seed: reached
-            for found in select(here, way="backprop")
-            if (reached := target(found)) is not None
-        }
+        here = [found for found in runs if family_of(found.run) == family]
         for link in LINKS:
-            found = {
-                way: select(here, way=way, link="loopback" if way == "backprop" else link)
-                for way in WAYS
-            }
-            found = {way: listed for way, listed in found.items() if listed}
-            if set(found) - {"backprop"}:
-                seconds = {way: _median(listed, targets) for way, listed in found.items()}
-                yield Race(family, link, found, seconds)
+            entrants = {}
+            for way in WAYS:
+                own = "loopback" if way == "backprop" else link
+                timed = select(here, part="time", way=way, link=own)
+                if select(timed, epochs=TIMED_EPOCHS):
+                    entrants[way] = _entrant(timed, here)
+            if set(entrants) - {"backprop"}:
+                yield Race(family, link, entrants)
 
 
-def target(found: Done) -> float | None:
-    """The smoothed quality of a run of backprop after as many epochs as it has in part 2."""
-    points = smoothed(found.result["curve"])
-    nominal = max(1, round(found.run.epochs / TIME_FACTOR))
-    return points[nominal - 1][1] if len(points) >= nominal else None
+def trained(runs: Sequence[Done], source: str, window: int) -> dict[int, list[Done]]:
+    """The reference's runs of one model with a source, by number of epochs."""
+    window = window if SOURCES[source].lateness_matters else 1
+    mine = select(runs, stages=2, source=source, window=window, guard=False)
+    found = [*select(mine, part="budget"), *select(mine, part="sources")]
+    return {
+        epochs: select(found, epochs=epochs) for epochs in sorted({f.run.epochs for f in found})
+    }
 
 
-def _median(runs: Sequence[Done], targets: dict[int, float]) -> float | None:
-    times = [time_to(found, targets[found.run.seed]) for found in runs if found.run.seed in targets]
-    if not times or None in times:
+def _entrant(timed: Sequence[Done], runs: Sequence[Done]) -> Entrant:
+    """Of one way's runs by the engine, and all runs of the same model."""
+    short = [found.result["curve"] for found in select(timed, epochs=TIMED_EPOCHS)]
+    pace = Pace(
+        median(curve[0]["seconds"] for curve in short),
+        median(curve[1]["seconds"] - curve[0]["seconds"] for curve in short),
+    )
+    run = timed[0].run
+    mine = trained(runs, run.source, run.window)
+    qualities = {epochs: reached for epochs in mine if (reached := figure(mine[epochs]))}
+    whole = [found for found in timed if found.run.epochs != TIMED_EPOCHS]
+    needed = _epochs(mine, trained(runs, "exact", 1))
+    return Entrant(
+        run.way, run.source, run.window, pace, qualities, needed, next(iter(whole), None)
+    )
+
+
+def _epochs(mine: dict[int, list[Done]], exact: dict[int, list[Done]]) -> float | None:
+    """After which runs are as good as backprop at its end, the mean over seeds that both have."""
+    nominal = round(max(exact, default=0) / max(BUDGETS))
+    target = by_seed(exact.get(nominal, []))
+    each = {epochs: by_seed(found) for epochs, found in mine.items()}
+    each = {epochs: found for epochs, found in each.items() if len(found) == len(mine[epochs])}
+    seeds = set(target).intersection(*each.values())
+    if not seeds:
         return None
-    return median(seconds for seconds in times if seconds is not None)
+    points = [(epochs, mean(found[s] for s in seeds)) for epochs, found in each.items()]
+    model = exact[nominal][0].run
+    return epochs_to(points, mean(target[s] for s in seeds), model)

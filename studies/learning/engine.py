@@ -19,7 +19,6 @@ from typing import Any
 
 from dnic.bench.hosts import Hosts, hosts_behind
 from dnic.bench.linkspec import parse_link
-from dnic.runtime.bundle import read_plan
 from dnic.runtime.evaluation import Evaluation
 from dnic.runtime.launch import launch
 from dnic.runtime.metrics import METRICS_FILE, read_metrics
@@ -44,7 +43,7 @@ def timed_run(run: Run, cache: Path, folder: Path) -> dict[str, Any]:
         folder: for the run's bundle and its output.
 
     Returns:
-        `curve`: an entry for each epoch; `window`: as planned; `predictions`: at the end.
+        `curve`: an entry for each epoch; `samples_per_s`: of the last; `predictions`: at the end.
 
     Raises:
         RankFault: a process failed.
@@ -61,10 +60,8 @@ def timed_run(run: Run, cache: Path, folder: Path) -> dict[str, Any]:
         seconds += row["train_s"]
         found = Evaluation(row["test_loss"], row["test_accuracy"], row["test_samples"])
         curve.append(point(run, row["epoch"], seconds, found))
-    window = max(interface.window for interface in read_plan(bundle / "plan.yaml").interfaces)
     return {
         "curve": curve,
-        "window": window,
         "samples_per_s": rows[-1]["samples_per_s"],
         "predictions": _predictions(rows[-1]["interfaces"]),
     }

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from studies.learning.best import of_sources, ranked
-from studies.learning.clock import EXACT_WAYS, LINK_GOALS, Race, races
+from studies.learning.clock import LINK_GOALS, races
 from studies.learning.figures import NONE, families_in, short_words
 from studies.learning.links import LINKS
 from studies.learning.parts import FAR, Family
@@ -143,14 +143,8 @@ def _timed(runs: Sequence[Done], link: str, most: float) -> Iterator[tuple[str, 
         ratio = race.ratio
         if ratio is not None:
             yield _brief(race.family), Judged(f"{ratio:.2f}", ratio <= most)
-        elif _raced(race):
+        elif race.judged:
             yield _brief(race.family), Judged("never reached", False)
-
-
-def _raced(race: Race) -> bool:
-    """Whether both a decoupled way and an exact one were run."""
-    ways = set(race.seconds)
-    return bool(ways - set(EXACT_WAYS)) and bool(ways & set(EXACT_WAYS))
 
 
 def _brief(family: Family) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from studies.learning.clock import WAYS, races
+from studies.learning.clock import WAYS, Entrant, Race, races
 from studies.learning.failures import failures
 from studies.learning.figures import (
     NONE,
@@ -34,16 +34,17 @@ from studies.process import ROOT
 NOTES = ROOT / "docs" / "learning" / "notes.md"
 TIME_COLUMNS = (
     "way",
-    "window",
-    "samples/s",
-    "at the end",
+    "late",
+    "seconds an epoch",
+    "epochs needed",
     "to backprop's quality",
     "over one core",
+    "to the end",
 )
 LEGEND = """\
 AdamW for all; the learning rate is the one at which backprop is best on a held-out part of the
-training set, and falls to nearly nothing along a cosine (part 3: it stays). Equal epochs or steps
-for all sources; heads and tails have an Adam of their own at 0.001. Mean ± standard deviation over
+training set, and falls to nearly nothing along a cosine. Equal epochs or steps for all sources;
+heads and tails have an Adam of their own at 0.001. Mean ± standard deviation over
 the seeds, on the test set after the last step. K: stages. Late n: a true gradient reaches the head
 (or the stage, where it is stale) n batches later; with several stages, stale gradients add up.
 Explained share: 1 - ||predicted - true||^2 / ||true||^2; below 0, zero would have been closer.
@@ -257,37 +258,65 @@ def _prediction_cell(cell: Sequence[Done]) -> str:
 
 
 def _time(runs: Sequence[Done]) -> Iterator[str]:
-    yield "Two processes, a core and a thread each; one core: backprop in one process. Seconds of"
-    yield "training, evaluations left out, until the mean of three evaluations is as good as"
-    yield "backprop's after the epochs of part 2, the median over the seeds. All ways may train for"
-    yield "half as many epochs again. Where a batch is cut (DDP, 1F1B), BatchNorm sees the parts."
+    yield "How many seconds of training does backprop's quality cost? The epochs that a way needs"
+    yield "are found by the reference, with a run for each number of epochs, each to the end of its"
+    yield "cosine; between them they are interpolated. Exact ways need what backprop needs. The"
+    yield "seconds of an epoch are the engine's: two processes, a core and a thread each (one core:"
+    yield "backprop in one process), evaluations left out, the median of a run for each seed. To"
+    yield "the end: quality and seconds of the engine itself after as many epochs as in part 2."
     yield ""
     found = list(races(runs))
     if found:
-        yield "![Quality by the clock](learning/clock.svg)"
+        yield "![Quality by seconds of training](learning/clock.svg)"
         yield ""
-    for race in found:
-        one = race.seconds.get("backprop")
-        rows = []
-        for way, listed in race.runs.items():
-            seconds = race.seconds[way]
-            speed = [entry.result["samples_per_s"] for entry in listed]
-            reached = figure(listed)
-            source = listed[0].run.source if way == "decoupled" else ""
-            rows.append(
-                [
-                    WAYS[way] + (f" ({SOURCES[source].title})" if source else ""),
-                    str(listed[0].result["window"]) if way in ("stale", "decoupled") else NONE,
-                    f"{sum(speed) / len(speed):,.0f}",
-                    quality_words(reached, race.family),
-                    "never" if seconds is None else f"{seconds:.3g} s",
-                    NONE if seconds is None or not one else f"{seconds / one:.2f}",
-                ]
-            )
-        yield f"### {named(race.family)}, {LINKS[race.link].title}"
+    for family in dict.fromkeys(race.family for race in found):
+        here = [race for race in found if race.family == family]
+        yield f"### {named(family)}"
         yield ""
-        yield from table(TIME_COLUMNS, rows)
+        yield from _budget_table([e for race in here for e in race.entrants.values()], family)
         yield ""
+        for race in here:
+            yield f"{LINKS[race.link].title}:"
+            yield ""
+            yield from table(TIME_COLUMNS, [_time_row(e, race) for e in race.entrants.values()])
+            yield ""
+
+
+def _budget_table(entrants: Iterable[Entrant], family: Family) -> Iterator[str]:
+    rows = {_learnt(entrant): entrant.qualities for entrant in entrants}
+    columns = sorted({epochs for qualities in rows.values() for epochs in qualities})
+    yield from table(
+        ("epochs", *map(str, columns)),
+        [
+            [title, *(quality_words(qualities.get(epochs), family) for epochs in columns)]
+            for title, qualities in rows.items()
+        ],
+    )
+
+
+def _learnt(entrant: Entrant) -> str:
+    source = SOURCES[entrant.source]
+    return source.title + (f", late {entrant.window}" if source.lateness_matters else "")
+
+
+def _time_row(entrant: Entrant, race: Race) -> list[str]:
+    source, seconds = SOURCES[entrant.source], entrant.seconds
+    one = race.entrants["backprop"].seconds if "backprop" in race.entrants else None
+    whole = NONE
+    if entrant.confirmed is not None:
+        last = entrant.confirmed.result["curve"][-1]
+        whole = f"{quality_words(figure([entrant.confirmed]), race.family)} in "
+        whole += f"{last['seconds']:.3g} s ({entrant.pace.seconds(last['epoch']):.3g} foretold)"
+    never = "never" if entrant.qualities else NONE
+    return [
+        WAYS[entrant.way] + (f" ({source.title})" if entrant.way == "decoupled" else ""),
+        str(entrant.window) if source.lateness_matters else NONE,
+        f"{entrant.pace.epoch_s:.3g}",
+        never if entrant.epochs is None else f"{entrant.epochs:.1f}",
+        never if seconds is None else f"{seconds:.3g} s",
+        NONE if seconds is None or not one else f"{seconds / one:.2f}",
+        whole,
+    ]
 
 
 def _rates(results: Sequence[Result], runs: Sequence[Done]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The lists of runs of each part of the study, in the order in which they are done.
+"""The lists of runs of parts 1 and 2 of the study, in the order in which they are done.
 
 Sizes are chosen so that parts 1 and 2 take a working day on two cores (`--estimate` measures). What
 does not depend on lateness is run once; what neither a goal nor a default hangs on, and takes long,
@@ -9,7 +9,7 @@ for every source.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from studies.learning.runs import CHARACTER_EPOCH_STEPS, Model, Run
@@ -19,13 +19,10 @@ GRID = (3e-4, 1e-3, 3e-3)
 LOWER = (3e-4, 1e-4, 3e-5)
 PROBABILITY = 0.2
 FAR = 16
-# Epochs of part 3 over those of backprop in part 2, whose end sets the quality to reach.
-TIME_FACTOR = 1.5
 
 # For what a learning rate is found; the deepest model of a family stands for all.
 Family = tuple[str, Model, int, int]  # data, model, layers, width
 Rate = Callable[[Family], float]
-Best = Callable[[Family, int], str | None]
 
 
 @dataclass(frozen=True)
@@ -298,34 +295,6 @@ def cold(sizes: Sizes, rate: Rate) -> Iterator[Run]:
             if stages <= family[2]:
                 given = {"stages": stages, "source": source, "window": 1, "warmup_steps": 0}
                 yield sizes.run(family, **given, **common)
-
-
-def time(sizes: Sizes, rate: Rate, best: Best) -> Iterator[Run]:
-    """Part 3: two processes, timed; `best(family, lateness)` is the best head of part 2."""
-    large = wide(sizes)
-    narrow: Family = (*large[:3], 256)
-    for seed in sizes.seeds:
-        for family, studied in ((large, narrow), (transformer(sizes),) * 2):
-            run = sizes.run(
-                family,
-                part="time",
-                stages=2,
-                source="exact",
-                window=0,
-                lr=rate(family),
-                seed=seed,
-                way="backprop",
-            )
-            run = replace(run, epochs=max(1, round(run.epochs * TIME_FACTOR)))
-            yield run
-            # Without a link a gradient need not be more than one update late.
-            for link, lateness, window in (("loopback", 1, 1), ("20ms-1gbit", FAR, 0)):
-                yield replace(run, way="ddp", link=link)
-                yield replace(run, way="exact", link=link)
-                yield replace(run, way="stale", source="stale-weights", window=window, link=link)
-                source = best(studied, lateness)
-                if source is not None:
-                    yield replace(run, way="decoupled", source=source, link=link)
 
 
 def chosen(runs: Sequence[Run], only: Sequence[str]) -> list[Run]:

@@ -90,29 +90,30 @@ def _curves(runs: Sequence[Done]) -> str | None:
 
 
 def _clock(runs: Sequence[Done]) -> str | None:
-    """A panel for each model and link, a line for each way."""
+    """A panel for each model and link, a line for each way: what seconds of training buy."""
     panels = []
     for race in races(runs):
         lines: list[Line] = []
-        for way, listed in race.runs.items():
-            points = _mean_curve(listed, by="seconds")
+        for way, entrant in race.entrants.items():
+            points = [(entrant.pace.seconds(n), q.mean) for n, q in entrant.qualities.items()]
             if len(points) > 1:
                 lines.append((points, WAY_INKS[way], DASHED if way == "backprop" else ""))
         if lines:
             last = max(x for points, _, _ in lines for x, _ in points)
             title = f"{_title(race.family)}, {LINKS[race.link].title}"
             panels.append((title, _even("seconds of training", 0, last), lines, race.family))
-    return _grid("Quality by the clock", panels, [(WAY_INKS[way], WAYS[way]) for way in WAYS])
+    entries = [(WAY_INKS[way], WAYS[way]) for way in WAYS]
+    return _grid("Quality by seconds of training", panels, entries)
 
 
-def _mean_curve(runs: Sequence[Done], by: str = "step") -> list[tuple[float, float]]:
+def _mean_curve(runs: Sequence[Done]) -> list[tuple[float, float]]:
     """A curve over seeds, as far as all of them have one."""
     curves = [found.result["curve"] for found in runs]
     points = []
     for rows in zip(*curves, strict=False):
         if any(row["quality"] is None for row in rows):
             break
-        points.append((mean(row[by] for row in rows), mean(row["quality"] for row in rows)))
+        points.append((mean(row["step"] for row in rows), mean(row["quality"] for row in rows)))
     return points
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Any
 
 from studies.learning.runs import Run
 from studies.learning.store import Result
-
-SMOOTHED = 3  # evaluations over which a curve against the clock is averaged
 
 
 @dataclass(frozen=True)
@@ -96,30 +94,25 @@ def better(run: Run, one: float, other: float) -> bool:
     return one > other if run.classifies else one < other
 
 
-def smoothed(curve: Sequence[Mapping[str, Any]]) -> list[tuple[float, float]]:
-    """Seconds and quality of a curve, each a mean over the latest evaluations.
+def epochs_to(points: Sequence[tuple[int, float]], quality: float, run: Run) -> float | None:
+    """Epochs after which a quality is reached, between numbers of epochs interpolated.
 
-    So that a single lucky evaluation does not count as having got there.
+    Args:
+        points: epochs and the quality after them, from few to many.
+        quality: to be reached.
+        run: says which quality is better.
+
+    Returns:
+        The fewest where those are good enough; None where none are.
     """
-    points: list[tuple[float, float]] = []
-    for end in range(1, len(curve) + 1):
-        latest = [row["quality"] for row in curve[max(0, end - SMOOTHED) : end]]
-        if None in latest:
-            break
-        points.append((curve[end - 1]["seconds"], mean(latest)))
-    return points
-
-
-def time_to(found: Done, quality: float) -> float | None:
-    """Seconds until a run's smoothed quality is as good, between evaluations interpolated."""
-    before: tuple[float, float] | None = None
-    for seconds, reached in smoothed(found.result["curve"]):
-        if not better(found.run, quality, reached):
-            if before is None or reached == before[1]:
-                return seconds
+    before: tuple[int, float] | None = None
+    for epochs, reached in points:
+        if not better(run, quality, reached):
+            if before is None:
+                return float(epochs)
             part = (quality - before[1]) / (reached - before[1])
-            return before[0] + part * (seconds - before[0])
-        before = seconds, reached
+            return before[0] + part * (epochs - before[0])
+        before = epochs, reached
     return None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-Part = Literal["tuning", "paper", "rates", "sources", "cold", "time"]
+Part = Literal["tuning", "paper", "rates", "sources", "cold", "time", "budget"]
 Model = Literal["connected", "convolutional", "residual", "characters"]
 Way = Literal["reference", "backprop", "ddp", "exact", "stale", "decoupled"]
 
@@ -31,13 +31,14 @@ class Run:
 
     Attributes:
         part: of the study; `tuning` finds learning rates, on a held-out part of the training set;
-            `rates` is what part 1 has at lower ones, `cold` what part 2 has without a warm-up.
+            `rates` is what part 1 has at lower ones, `cold` what part 2 has without a warm-up,
+            `budget` what part 3 has by the reference.
         data: `mnist`, `fashion` or `text`.
         model: a file of `studies/learning/models`.
         layers: with weights, or blocks.
         stages: into which the model is cut.
         source: of gradients, at every interface; of `sources.SOURCES`.
-        window: batches after which a true gradient comes; 0: what the plan has for the link.
+        window: batches after which a true gradient comes.
         epochs: of training.
         lr: of AdamW.
         seed: of initial weights, the data's order and heads.

@@ -25,9 +25,10 @@ def main(output: str, text: str, cache: str) -> None:
     def program() -> dict[str, object]:
         if run["window"] == 2:
             raise RuntimeFault("no such gradient", where="plan.yaml")
-        curve = [{"epoch": 1, "step": 1, "seconds": 1.0, "quality": 50.0}]
+        epochs = range(1, run["epochs"] + 1)
+        curve = [{"epoch": n, "step": n, "seconds": float(n), "quality": 50.0} for n in epochs]
         core = list(os.sched_getaffinity(0))
-        return {"curve": curve, "core": core, "window": 2, "samples_per_s": 1000.0}
+        return {"curve": curve, "core": core, "samples_per_s": 1000.0}
 
     told(output, program)
 

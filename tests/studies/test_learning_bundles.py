@@ -75,16 +75,16 @@ def test_what_is_edited() -> None:
 )
 def test_sources(source: str, gradient: str, head: dict[str, Any] | None) -> None:
     plan = content()
-    edit(plan, small(source=source, part="time", window=0))
+    edit(plan, small(source=source, part="time", window=3))
     (interface,) = plan["interfaces"]
     assert interface["gradient"] == gradient
-    assert interface["window"] == 2
+    assert interface["window"] == 3
     assert (interface["head"] is None) == (head is None)
     assert (head or {}).items() <= (interface["head"] or {}).items()
     assert interface.get("predict_weights", False) == (source == "stale-weights")
     # True gradients that nobody learns from are not sent.
     assert interface["return_every"] == (0 if source in ("none", "local") else 1)
-    assert "scheduler" not in plan["train"]
+    assert plan["train"]["scheduler"]["options"] == {"T_max": 2}
 
 
 @pytest.mark.parametrize("stages", [3, 4, 6])

@@ -9,22 +9,12 @@ from xml.etree import ElementTree
 import pytest
 
 from studies.learning.best import best_head, ranked
-from studies.learning.clock import races, target
+from studies.learning.clock import races
 from studies.learning.failures import failures
 from studies.learning.goals import goals
 from studies.learning.page import _cold, _lower, page
 from studies.learning.plot import _quality_axis, pictures
-from studies.learning.quality import (
-    Done,
-    Figure,
-    done,
-    figure,
-    select,
-    shortfall,
-    smoothed,
-    time_to,
-)
-from studies.learning.runs import Run
+from studies.learning.quality import Figure, done, epochs_to, figure, select, shortfall
 from studies.learning.store import Store
 from studies.learning.tuned import rates, tuned_rate
 from tests.studies.conftest import result, small
@@ -89,24 +79,37 @@ def results() -> list[dict[str, Any]]:
 
 
 def race() -> list[dict[str, Any]]:
-    """Backprop reaches 90 after 60 s, as half as many epochs again are run."""
-    climbing = (60.0, 70.0, 80.0, 85.0, 90.0, 90.0, 90.0, 90.0, 90.0)
-    fixed = {"part": "time", "epochs": 9, "window": 0, "width": 512, "samples": None, "layers": 6}
+    """Backprop ends at 90 after 8 epochs; the head needs 10 (or 6), stale gradients 9."""
+    fixed = {"part": "time", "epochs": 2, "window": 1, "width": 512, "samples": None, "layers": 6}
     fixed |= {"warmup_steps": None}
     made = []
     for way, source, link, pace in (
         ("backprop", "exact", "loopback", 1.0),
         ("ddp", "exact", "loopback", 0.8),
         ("exact", "exact", "loopback", 0.9),
-        ("decoupled", "cdni", "loopback", 0.6),
+        ("decoupled", "local", "loopback", 0.6),
         ("stale", "stale", "20ms-1gbit", 0.7),
         ("ddp", "exact", "20ms-1gbit", 3.0),
     ):
         run = small(**(fixed | {"way": way, "source": source, "link": link}))
-        told = result(run, *climbing, window=2, samples_per_s=2500 / pace)
-        for row in told["curve"]:
-            row["seconds"] *= pace
-        made.append(told)
+        # The first epoch takes twice as long.
+        for longer in (0.9, 1.1, 1.0):
+            told = result(run, 60.0, 70.0)
+            for row in told["curve"]:
+                row["seconds"] = 10 * pace * longer * (row["epoch"] + 1)
+            made.append(told | {"key": f"{run.key} {longer}"})
+    whole = small(**(fixed | {"way": "decoupled", "source": "local", "epochs": 8}))
+    made.append(result(whole, *(80.0,) * 7, 89.5))
+    for source, qualities in (
+        ("exact", (86.0, 90.0, 91.0)),
+        ("local", (88.0, 89.0, 91.0)),
+        ("stale", (85.0, 89.0, 93.0)),
+    ):
+        for epochs, quality in zip((4, 8, 12), qualities, strict=True):
+            for seed, shift in ((0, 0.2), (1, -0.2)):
+                changed = {"part": "budget", "source": source, "epochs": epochs, "seed": seed}
+                run = small(**(fixed | changed))
+                made.append(result(run, *(50.0,) * (epochs - 1), quality + shift))
     return made
 
 
@@ -166,20 +169,42 @@ def test_the_guard_is_judged_by_its_worst_run(results: list[dict[str, Any]]) -> 
 
 def test_time_to_quality(results: list[dict[str, Any]]) -> None:
     what = "time to backprop's final quality over the fastest exact way, "
-    assert judged(results)[what + "loopback"] == "fully connected: **0.75**"
-    assert judged(results)[what + "20 ms, 1 Gb/s"] == "fully connected: 0.70 (missed)"
     near, far = races(done(results))
-    assert near.seconds == {"backprop": 60.0, "ddp": 48.0, "exact": 54.0, "decoupled": 36.0}
+    seconds = {way: entrant.seconds for way, entrant in near.entrants.items()}
+    # An epoch of ten seconds, the first one of twenty; the head's epochs are ten.
+    assert seconds == pytest.approx({"backprop": 90, "ddp": 72, "exact": 81, "decoupled": 66})
     # One core needs no link.
-    assert far.seconds == {"backprop": 60.0, "ddp": 180.0, "stale": 42.0}
+    seconds = {way: entrant.seconds for way, entrant in far.entrants.items()}
+    assert seconds == pytest.approx({"backprop": 90, "ddp": 270, "stale": 70})
+    assert judged(results)[what + "loopback"] == "fully connected: 0.92 (missed)"
+    assert judged(results)[what + "20 ms, 1 Gb/s"] == "fully connected: 0.78 (missed)"
 
 
 def test_what_was_never_reached() -> None:
     slow = race()
-    for row in slow[3]["curve"]:
-        row["quality"] = 80.0
+    local = [row for row in slow if row["run"]["source"] == "local"]
     what = "time to backprop's final quality over the fastest exact way, loopback"
+    for row in local:
+        row["curve"][-1]["quality"] = 80.0
     assert judged(slow)[what] == "fully connected: never reached (missed)"
+    without = [row for row in slow if row not in local or row["run"]["part"] == "time"]
+    assert judged(without)[what] == "–"
+
+
+def test_epochs_are_of_seeds_that_both_have_and_of_runs_that_are_not_lost() -> None:
+    found = race()
+    theirs = {"source": "local", "part": "budget"}
+    mine = [row for row in found if theirs.items() <= row["run"].items()]
+    [first] = [row for row in mine if (row["run"]["epochs"], row["run"]["seed"]) == (12, 1)]
+    near, _ = races(done(found))
+    assert near.entrants["decoupled"].epochs == pytest.approx(10.0)
+    # Without the second seed the first one's 8 epochs are at 89.2, and backprop's at 90.2.
+    less = [row for row in found if row["run"]["seed"] == 0 or row["run"]["source"] != "local"]
+    first["curve"][-1]["quality"] = None
+    lost, _ = races(done(found))
+    assert lost.entrants["decoupled"].epochs is None
+    fewer, _ = races(done(less))
+    assert fewer.entrants["decoupled"].epochs == pytest.approx(10.0)
 
 
 def test_nothing_is_judged_that_was_not_run() -> None:
@@ -187,21 +212,15 @@ def test_nothing_is_judged_that_was_not_run() -> None:
     assert set(judged([connected("exact", 89.0)]).values()) == {"–"}
 
 
-def test_a_curve_is_averaged_and_interpolated() -> None:
-    found = Done(small(), result(small(), 60.0, 90.0, 90.0, 90.0))
-    assert smoothed(found.result["curve"]) == [(10, 60), (20, 75), (30, 80), (40, 90)]
-    assert time_to(found, 60.0) == 10.0
-    assert time_to(found, 77.5) == 25.0
-    assert time_to(found, 90.0) == 40.0
-    assert time_to(found, 90.1) is None
-    down = text("exact", 3.0, 2.0)
-    assert time_to(Done(Run.from_json(down["run"]), down), 2.75) == 15.0
-
-
-def test_the_target_is_where_backprop_is_after_its_epochs() -> None:
-    run = small(part="time", epochs=3)
-    assert target(Done(run, result(run, 60.0, 80.0, 90.0))) == 70.0
-    assert target(Done(run, result(run, 60.0))) is None
+def test_epochs_are_interpolated() -> None:
+    run = small()
+    points = [(4, 60.0), (8, 80.0), (12, 84.0)]
+    assert epochs_to(points, 60.0, run) == epochs_to(points, 50.0, run) == 4.0
+    assert epochs_to(points, 75.0, run) == 7.0
+    assert epochs_to(points, 84.0, run) == 12.0
+    assert epochs_to(points, 84.1, run) is None
+    bits = small(model="characters")
+    assert epochs_to([(4, 3.0), (8, 2.0)], 2.25, bits) == 7.0
 
 
 def test_a_lost_run_counts_against_its_source() -> None:
@@ -257,7 +276,11 @@ def test_the_page(results: list[dict[str, Any]], tmp_path: Path) -> None:
     assert "| cDNI, linear | 0.80 / 0.60 | 0.80 / 0.60 |" in words
     assert "| cDNI, linear | lost | – | – |" in words
     assert "| virtual tail, matched + task | 2.030 (1.5%) | 2.020 (1.0%) | – |" in words
-    assert "| DDP | – | 3,125 | 90.00 | 48 s | 0.80 |" in words
+    assert "| local loss | 88.00 ± 0.28 | 89.00 ± 0.28 | 91.00 ± 0.28 |" in words
+    assert "| stale, late 1 | 85.00 ± 0.28 | 89.00 ± 0.28 | 93.00 ± 0.28 |" in words
+    assert "| DDP | – | 8 | 8.0 | 72 s | 0.80 | – |" in words
+    ended = "89.50 in 80 s (54 foretold)"
+    assert f"| predicted gradients (local loss) | – | 6 | 10.0 | 66 s | 0.73 | {ended} |" in words
     assert "| Fashion-MNIST, fully connected, 6 layers | 85.000 | **89.000** | 88.000 |" in words
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from studies.learning import parts
+from studies.learning import parts, racing
 from studies.learning.parts import FAR, FULL, QUICK, Family, chosen
 from studies.learning.runs import Run, cuts
 from studies.learning.sources import DECOUPLED, SOURCES
@@ -24,7 +24,8 @@ def rate(family: Family) -> float:
 def everything(sizes: parts.Sizes) -> Iterator[Run]:
     yield from parts.paper(sizes, rate)
     yield from parts.sources(sizes, rate)
-    yield from parts.time(sizes, rate, lambda family, lateness: "cdni")
+    yield from racing.speeds(sizes, rate, lambda family, lateness: "cdni")
+    yield from racing.budgets(sizes, rate, lambda family, lateness: "cdni")
 
 
 def test_keys_stay() -> None:
@@ -32,8 +33,8 @@ def test_keys_stay() -> None:
     assert small().key == (
         "sources fashion connected-3 k2 cdni w1 e2 lr0.003 width=32 warmup_steps=0 samples=1024 s0"
     )
-    whole = Run("time", "text", "characters", 4, 2, "exact", 0, 18, 1e-3, 2, way="ddp")
-    assert whole.key == "time text characters-4 k2 exact w0 e18 lr0.001 way=ddp s2"
+    whole = Run("time", "text", "characters", 4, 2, "exact", 1, 18, 1e-3, 2, way="ddp")
+    assert whole.key == "time text characters-4 k2 exact w1 e18 lr0.001 way=ddp s2"
 
 
 def test_every_part_of_a_run_is_in_its_key() -> None:
@@ -82,7 +83,7 @@ def test_the_same_epochs_and_rate_for_every_source(sizes: parts.Sizes) -> None:
     """But for sparse updates, which are a table of their own."""
     runs = [run for run in everything(sizes) if run.update_probability == 1]
     assert len({run.key for run in runs}) == len(set(runs))
-    for part in ("paper", "sources", "time"):
+    for part in ("paper", "sources"):
         equal: dict[Family, set[tuple[int, float]]] = {}
         for run in runs:
             if run.part == part:
@@ -118,6 +119,9 @@ def test_every_seed_runs_the_same_but_for_what_no_goal_hangs_on() -> None:
     }
     assert by_seed[1] == by_seed[2] < by_seed[0]
     further = by_seed[0] - by_seed[1]
+    ended = {run for run in further if run.part == "time"}
+    assert {(run.way, run.epochs) for run in ended} == {("stale", 8), ("decoupled", 8)}
+    further -= ended
     assert {run.model for run in further} == {"characters"}
     assert {run.layers for run in further} == {4, 6}
     few = {"cdni", "virtual-task-hidden"}
@@ -167,8 +171,33 @@ def test_every_run_is_tuned_by_a_family() -> None:
 
 
 def test_part_three_without_a_best_head_has_no_decoupled_run() -> None:
-    ways = Counter(run.way for run in parts.time(QUICK, rate, lambda family, lateness: None))
-    assert ways == {"backprop": 2, "ddp": 4, "exact": 4, "stale": 4}
+    runs = racing.speeds(QUICK, rate, lambda family, lateness: None)
+    short = Counter(run.way for run in runs if run.epochs == racing.TIMED_EPOCHS)
+    assert short == {"backprop": 2, "ddp": 4, "exact": 4, "stale": 4}
+
+
+def test_what_is_timed_is_trained_by_the_reference_for_several_numbers_of_epochs() -> None:
+    heads = {1: "cdni", FAR: "local"}
+    timed = list(racing.speeds(FULL, rate, lambda family, lateness: heads[lateness]))
+    trained = list(racing.budgets(FULL, rate, lambda family, lateness: heads[lateness]))
+    assert {run.epochs for run in trained} == {4, 8, 12}
+    for run in timed:
+        late = SOURCES[run.source].lateness_matters
+        like = replace(run, way="reference", link="loopback", warmup_steps=None)
+        for epochs in (4, 8, 12):
+            wanted = replace(like, epochs=epochs, window=run.window if late else 1)
+            assert {replace(wanted, part=part) for part in ("budget", "sources")} & set(trained)
+        # Five of a hundred steps of a run to the end, where true gradients matter.
+        nominal = replace(run, epochs=8).steps
+        short = int(0.05 * nominal) if late and run.epochs == racing.TIMED_EPOCHS else None
+        assert run.warmup_steps == short
+    again = {run for run in trained if run.part == "sources"}
+    assert {run.model for run in again} == {"characters"}
+    missing = again - set(parts.sources(FULL, rate))
+    assert {(run.source, run.window) for run in missing} == {("cdni", 2)}
+    ended = [run for run in timed if run.epochs == 8]
+    assert {run.way for run in ended} == {"stale", "decoupled"}
+    assert {run.seed for run in ended} == {0}
 
 
 def test_only_some() -> None:
