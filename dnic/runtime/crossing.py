@@ -24,7 +24,6 @@ from dnic.runtime.links import Count, dtype_named
 from dnic.runtime.plan import (
     AWAITED,
     Gradient,
-    GuardPlan,
     HeadPlan,
     InterfacePlan,
     Mode,
@@ -117,6 +116,8 @@ def crossings(plan: Plan, mode: Mode) -> Crossings:
     """The interfaces of a plan in a mode."""
     probability = update_probability(plan.train, mode)
     found = [_in_mode(interface, mode, probability) for interface in plan.interfaces]
+    chains = _chains(found)
+    found = [_guarded(row, 1 + chains.get(row.to, 0)) for row in found]
     late = _lateness(found, len(plan.stages))
     for index, row in enumerate(found):
         if row.predicted and late[row.to] > late[row.source]:
@@ -170,18 +171,38 @@ def _in_mode(interface: InterfacePlan, mode: Mode, probability: float) -> Interf
         return_every=returned,
         predict_weights=interface.predict_weights and gradient == "stale",
         warmup_until=interface.warmup_until if guarded else None,
-        guard=_guard(interface) if guarded else None,
+        guard=interface.guard if guarded else None,
         update_probability=probability,
     )
 
 
-def _guard(interface: InterfacePlan) -> GuardPlan | None:
-    """As planned; `minimum: auto` is what the source asks for."""
+def _chains(interfaces: Sequence[InterfacePlan]) -> dict[int, int]:
+    """For each stage, the most predictions of true gradients that its own is made of, if any."""
+    chains: dict[int, int] = {}
+    for row in sorted(interfaces, key=lambda row: row.source, reverse=True):
+        learnt = row.predicted and predictor_kind(row.gradient).needs_gradients
+        if learnt and row.differentiable:
+            chains[row.source] = max(chains.get(row.source, 0), 1 + chains.get(row.to, 0))
+    return chains
+
+
+def _guarded(interface: InterfacePlan, chain: int) -> InterfacePlan:
+    """With the shares that its guard asks for: as planned, or what the source asks for.
+
+    A true gradient that comes back through other predictions is as wrong as they are, and the parts
+    that they explain multiply. So in a chain of n each must explain the n-th root.
+    """
     guard = interface.guard
-    if guard is None or guard.minimum != "auto":
-        return guard
-    least = predictor_kind(interface.gradient).least_explained(interface.head or HeadPlan())
-    return replace(guard, minimum=least)
+    if guard is None:
+        return interface
+    kind, head = predictor_kind(interface.gradient), interface.head or HeadPlan()
+    least, at_first = guard.minimum, guard.at_first
+    if at_first == "auto":
+        at_first = kind.least_at_first(head) if least == "auto" else least
+    if least == "auto":
+        least = kind.least_explained(head)
+        least = least if least <= 0 else least ** (1 / chain)
+    return replace(interface, guard=replace(guard, minimum=least, at_first=at_first))
 
 
 def _return_every(interface: InterfacePlan) -> int:

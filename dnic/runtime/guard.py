@@ -8,8 +8,11 @@ More than nothing is not enough. What little a head explains that knows no targe
 the gradients, which is gone once the layers behind have settled; the rest is error, and an
 optimizer that divides by the size of gradients (Adam) walks along it as fast as along the truth.
 Shrinking the prediction is no help, for the same reason. So a head is of use from a share of the
-variance on, and must have shown that, in `proof` checks in a row, before anything follows it. Even
-then the first check in use is a trial (`dnic.runtime.trial`), as features that rest are easy.
+variance on. That is asked for twice. `at_first`, which may be little: in `proof` checks in a row
+before anything follows the head, and from then on, as features that rest are easy. `minimum`: from
+the `growth`-th check in use on, when features have had the time to follow the head and it to follow
+them. One that has grown and fails must explain `minimum` ever after. Where a stage cannot go back
+to the truth, it is on trial until that is shown (`dnic.runtime.trial`).
 
     warm-up  ─────────────────────────────────────────────────────►  predicted
        │    the head is good enough (`until`), or the steps are         │   ▲
@@ -27,9 +30,9 @@ interface need not know: it sends every gradient in any case. Where an awaited g
 had (not all come back, or they come later than the backward pass), the interface goes on with the
 gradient zero instead, also between its warm-up and its head's proof.
 
-Not handled: what `patience` checks of a head that was good and has turned bad do to a stage; a head
-that explains much and leads astray all the same; a head whose true gradient is itself wrong,
-because a head above is; predictions that are not finite, which spoil a stage at their first step.
+Not handled: what a head does to a stage in `growth` checks, or in `patience` ones when it was good
+and has turned bad; a head that explains much and leads astray all the same; predictions that are
+not finite, which spoil a stage at their first step.
 """
 
 from __future__ import annotations
@@ -43,8 +46,9 @@ from dnic.runtime.plan import GuardPlan
 Regime = Literal["warm-up", "predicted", "exact", "none"]
 # What an interface does that does without its head.
 INSTEAD = {"exact": "waits for the true gradient", "none": "goes on without a gradient"}
-# What a direct prediction must explain more than, where nothing else is said (`Predictor`).
-LEAST_EXPLAINED = 0.1
+# What must be explained by a prediction that knows of the task what true gradients tell.
+LEAST_EXPLAINED = 0.5
+LEAST_AT_FIRST = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,20 @@ class Turn:
         regime: the new one.
         quality: of the last check; None before the first one.
         again: step at which the head is tried again; None where it predicts, or never did.
+        least: what the head must explain more than; None where nothing is asked of it.
     """
 
     step: int
     regime: Regime
     quality: Quality | None
     again: int | None = None
+    least: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For the epoch's record."""
         quality = {} if self.quality is None else asdict(self.quality)
-        return {"step": self.step, "regime": self.regime, **quality, "again": self.again}
+        rest = {"again": self.again, "least": self.least}
+        return {"step": self.step, "regime": self.regime, **quality, **rest}
 
 
 class Guard:
@@ -99,8 +106,12 @@ class Guard:
     def __init__(self, plan: GuardPlan | None, until: float | None = None) -> None:
         self._plan = plan
         self._until = until
-        minimum = "auto" if plan is None else plan.minimum
+        minimum, at_first = ("auto",) * 2 if plan is None else (plan.minimum, plan.at_first)
         self._minimum = LEAST_EXPLAINED if minimum == "auto" else minimum
+        self._at_first = LEAST_AT_FIRST if minimum == "auto" else minimum
+        if at_first != "auto":
+            self._at_first = at_first
+        self._growth = 1 if plan is None else plan.growth
         self._proof = 1 if plan is None else plan.proof
         self._patience = 1 if plan is None else plan.patience
         self._warmup_steps = 0
@@ -108,7 +119,10 @@ class Guard:
         self._passed = 0  # checks in a row
         self._failures = 0  # checks in a row
         self._trusted = False
-        self._credit = False  # passed a check since it is used
+        self._used = 0  # checks since it is used
+        self._credit = False  # passed one of them
+        self._shown = False  # passed one of them that asked for `minimum`
+        self._strict = False  # it had its time to grow
         self._quality: Quality | None = None
         self._again: int | None = None  # while the head is not used any more
         self._wait_steps = plan.retry_after if plan is not None else 0
@@ -125,7 +139,7 @@ class Guard:
         """Whether the head is on trial, in the place of no gradient: no check has passed in use."""
         instead = None if self._plan is None else self._plan.fallback
         used = self._regime == "predicted" and not self._trusted
-        return instead == "none" and used and not self._credit
+        return instead == "none" and used and not self._shown
 
     @property
     def check_every(self) -> int:
@@ -144,16 +158,20 @@ class Guard:
             # That warming up is over at its time is no news.
             in_time = self._regime == "warm-up" and step == self._warmup_steps
             if not in_time or self._failures >= self._patience:
-                self.turns.append(Turn(step, regime, self._quality, self._again))
+                least = None if self._plan is None else self._least
+                self.turns.append(Turn(step, regime, self._quality, self._again, least))
             self._regime = regime
         return regime
 
     def judge(self, quality: Quality) -> None:
         """Takes the result of a check."""
         self._quality = quality
+        in_use = self._regime == "predicted"
+        self._used += in_use
         if self._passes(quality):
             self._passed, self._failures = self._passed + 1, 0
-            self._credit = self._credit or self._regime == "predicted"
+            self._credit = self._credit or in_use
+            self._shown = self._shown or (in_use and quality.explained > self._minimum)
         else:
             self._passed, self._failures = 0, self._failures + 1
         if self._regime == "warm-up" and self._until is not None and self._passed:
@@ -170,7 +188,10 @@ class Guard:
             "passed": self._passed,
             "failures": self._failures,
             "trusted": self._trusted,
+            "used": self._used,
             "credit": self._credit,
+            "shown": self._shown,
+            "strict": self._strict,
             "quality": None if self._quality is None else asdict(self._quality),
             "again": self._again,
             "wait_steps": self._wait_steps,
@@ -185,6 +206,9 @@ class Guard:
         self._passed = int(state.get("passed", 0))
         self._trusted = bool(state.get("trusted", False))
         self._credit = bool(state.get("credit", True))
+        self._used = int(state.get("used", self._growth))
+        self._shown = bool(state.get("shown", True))
+        self._strict = bool(state.get("strict", False))
         self._quality = None if state["quality"] is None else Quality(**state["quality"])
         self._regime = state["regime"]
         if self._plan is not None:  # else it was switched off meanwhile
@@ -209,9 +233,10 @@ class Guard:
             if self._failures < (plan.patience if self._credit else 1):
                 return "predicted"
             self._again = step + self._wait_steps
+            self._strict = self._strict or self._used >= plan.growth
             return plan.fallback
         if self._unlocked or self._proven:
-            self._failures, self._credit = 0, False
+            self._used, self._failures, self._credit, self._shown = 0, 0, False, False
             return "predicted"
         waits = self._regime == "warm-up" and self._failures < plan.patience
         return "warm-up" if waits and plan.fallback == "exact" else plan.fallback
@@ -221,9 +246,15 @@ class Guard:
         """Whether the head may be used that is not used yet, or not any more."""
         return self._trusted or self._passed >= self._proof
 
+    @property
+    def _least(self) -> float:
+        """What the head must explain more than as things are."""
+        grown = self._regime == "predicted" and self._used >= self._growth
+        return self._minimum if self._strict or grown else self._at_first
+
     def _passes(self, quality: Quality) -> bool:
         """Whether a check found the head of use."""
-        return self._plan is None or quality.explained > self._minimum  # never true of NaN
+        return self._plan is None or quality.explained > self._least  # never true of NaN
 
 
 def told(name: str, turn: Mapping[str, Any]) -> str:
@@ -233,11 +264,13 @@ def told(name: str, turn: Mapping[str, Any]) -> str:
         name: of the interface.
         turn: as `Turn.to_json` has it.
     """
-    explained = turn.get("explained")
+    explained, least = turn.get("explained"), turn.get("least")
     worth = "" if explained is None else f" (it explains {explained:.0%} of the true gradient)"
     start = f"from step {turn['step']} on {name}"
     if turn["regime"] == "predicted":
         return f"{start} goes on with what its head predicts{worth}"
+    if explained is not None and least is not None and explained > 0:
+        worth = f"{worth[:-1]}, not {least:.0%})"
     again = turn["again"]
     use = "of no use yet" if again is None else "of no use"
     then = "" if again is None else f", and is tried again at step {again}"

@@ -60,16 +60,18 @@ def check_supervised(interface: InterfacePlan, where: str) -> None:
 
 
 def _check_guard(guard: GuardPlan, where: str) -> None:
-    for key in ("check_every", "proof", "patience", "retry_after"):
+    for key in ("check_every", "proof", "patience", "retry_after", "growth"):
         value = getattr(guard, key)
         if type(value) is not int or value < 1:
             raise RuntimeFault(f"{key} cannot be {value!r}", where=where, expected="1 or more")
-    if guard.minimum != "auto" and not (_is_number(guard.minimum) and guard.minimum < 1):
-        raise RuntimeFault(
-            f"minimum cannot be {guard.minimum!r}",
-            where=where,
-            expected="auto, or a number below 1: the part of the variance to be explained",
-        )
+    for key in ("minimum", "at_first"):
+        value = getattr(guard, key)
+        if value != "auto" and not (_is_number(value) and value < 1):
+            raise RuntimeFault(
+                f"{key} cannot be {value!r}",
+                where=where,
+                expected="auto, or a number below 1: the part of the variance to be explained",
+            )
     fallback: str = guard.fallback
     if fallback not in get_args(Fallback):
         late = "a stage cannot become late during a run, so late gradients are no fallback"

@@ -94,9 +94,13 @@ class GuardPlan:
             is enough if it is the first.
         retry_after: steps until it is tried again; twice as many every further time.
         minimum: part of the true gradient's variance that a head must explain more than; `auto` is
-            what the source's kind asks for (`dnic.runtime.predictor`).
+            what the source's kind asks for (`dnic.runtime.predictor`), and more of it where the
+            true gradient is itself predicted further up (`dnic.runtime.crossing`).
         fallback: `exact` waits for the true gradient, `none` goes on with the gradient zero.
         proof: checks in a row that a head must pass before it is used.
+        at_first: the same as `minimum` for a head that is not used yet, or not for long; `auto` is
+            what the kind asks for, or `minimum` where that is a number.
+        growth: the check in use from which on a head must explain more than `minimum`.
     """
 
     check_every: int = 25
@@ -105,6 +109,8 @@ class GuardPlan:
     minimum: float | Literal["auto"] = "auto"
     fallback: Fallback = "exact"
     proof: int = 2
+    at_first: float | Literal["auto"] = "auto"
+    growth: int = 16
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dnic.runtime.guard import LEAST_EXPLAINED
+from dnic.runtime.guard import LEAST_AT_FIRST, LEAST_EXPLAINED
 from dnic.runtime.plan import HeadPlan
 
 
@@ -64,12 +64,17 @@ class Predictor(ABC):
 
     @classmethod
     def least_explained(cls, head: HeadPlan) -> float:
-        """Part of the true gradient's variance to explain before a guard lets a stage follow.
+        """Part of the true gradient's variance below which a guard stops a stage that follows.
 
         Args:
             head: the options that the predictor is built with.
         """
         return LEAST_EXPLAINED
+
+    @classmethod
+    def least_at_first(cls, head: HeadPlan) -> float:
+        """The same before a stage follows, and while it has just begun to."""
+        return min(LEAST_AT_FIRST, cls.least_explained(head))
 
     @abstractmethod
     def predict(self, tensors: list[Tensor], target: Tensor, microbatches: int) -> list[Tensor]:

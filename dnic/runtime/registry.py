@@ -84,7 +84,8 @@ class PredictorKind:
     Attributes:
         name: as `gradient:` says it.
         build: makes one.
-        needs_gradients, warms_up, needs_target, replicated, least_explained: as `Predictor` says.
+        needs_gradients, warms_up, needs_target, replicated, least_explained, least_at_first: as
+            `Predictor` says.
         options: keys of its own that `head:` may hold, and their defaults.
     """
 
@@ -95,6 +96,7 @@ class PredictorKind:
     needs_target: bool = True
     replicated: bool = False
     least_explained: Callable[[HeadPlan], float] = Predictor.least_explained
+    least_at_first: Callable[[HeadPlan], float] = Predictor.least_at_first
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def options_of(self, head: HeadPlan) -> dict[str, Any]:
@@ -163,6 +165,7 @@ def register(
             said(needs_target, "needs_target"),
             said(replicated, "replicated"),
             getattr(build, "least_explained", Predictor.least_explained),
+            getattr(build, "least_at_first", Predictor.least_at_first),
             MappingProxyType(dict(options)),
         )
         return build

@@ -37,6 +37,7 @@ from dnic.runtime.tail_scale import RunningFit
 
 _LEAST_RATE = 1e-30  # `SparseAdam` refuses 0
 _STATE = "tail"
+_LEAST_WITH_TASK = 0.2
 # Two series of draws.
 _PREDICTING, _LEARNING = 0, 1
 
@@ -64,8 +65,9 @@ class TailPredictor(Predictor):
     """A tail with its own Adam. Deterministic.
 
     Its gradient leads down a loss of its own, and is of use long before it explains anything of the
-    true one: features follow the tail, and both come to agree. Only what points the other way is
-    none.
+    true one: features follow the tail, and both come to agree. At first only what points the other
+    way is none, and later on it need explain less than what knows the true gradients alone, as does
+    a tail with `task: 0`.
 
     Args:
         request: what for.
@@ -79,6 +81,12 @@ class TailPredictor(Predictor):
 
     @classmethod
     def least_explained(cls, head: HeadPlan) -> float:
+        """Less where the tail has the task's own loss to lead down."""
+        task = head.options.get("task", TailOptions.task)
+        return _LEAST_WITH_TASK if task else super().least_explained(head)
+
+    @classmethod
+    def least_at_first(cls, head: HeadPlan) -> float:
         """Only what points the other way is held back."""
         return -0.1
 

@@ -4,9 +4,10 @@ A head's predictions tell nothing of what becomes of the features that follow th
 rest even a poor head explains a quarter of the gradient, and 25 steps later nothing. Where a guard
 can go back to the true gradient that costs a moment. Where it can only go on without one
 (`fallback: none`), the features stay what the head has made of them, and the run ends worse than if
-there had never been a head. So the first check of a head in use is a trial, and meanwhile copies of
-the stage's parameters and of their optimizer's state are kept. `optimizer.state_dict()` would not
-do: what it returns changes with the next step.
+there had never been a head. So a head in use is on trial until it has explained in one check what
+is asked of one that has grown, and meanwhile copies of the stage's parameters and of their
+optimizer's state are kept. `optimizer.state_dict()` would not do: what it returns changes with the
+next step.
 
 Only where nothing else has trained the stage meanwhile: else that would be undone, too. Not kept:
 buffers, which follow the features by themselves; parameters that other stages use as well.

@@ -37,6 +37,11 @@ class GuardSpec(Section):
         default="auto",
         description="part of the variance to explain more than; auto: by source",
     )
+    at_first: ShareOrAuto = Field(
+        default="auto",
+        description="the same for a head that is new; auto: by source, or minimum",
+    )
+    growth: Count = Field(default=16, description="the check in use from which minimum holds")
     fallback: Annotated[Fallback, expected("exact or none", get_args(Fallback))] = Field(
         default="exact", description="exact (wait) or none (no gradient)"
     )

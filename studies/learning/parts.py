@@ -127,11 +127,14 @@ COLD: Mapping[Model, tuple[tuple[int, str], ...]] = {
     "residual": ((2, "stale-weights"), (6, "stale-weights"), (6, "turns")),
     "characters": ((2, "stale-weights"), (4, "stale-weights"), (4, "turns")),
 }
-# With the guard: what was worse than no gradient, or nearly, before there was one.
-GUARDED: Mapping[Model, tuple[str, ...]] = {
-    "connected": ("dni", "dni-hidden"),
-    "residual": ("dni",),
-    "characters": ("dni-hidden", "cdni-hidden"),
+# With the guard: stages and sources that are worse than no gradient without one, or nearly.
+GUARDED: Mapping[Model, tuple[tuple[int, tuple[str, ...]], ...]] = {
+    "connected": ((2, ("dni", "dni-hidden")),),
+    "residual": (
+        (2, ("dni", "cdni", "virtual")),
+        *((stages, ("cdni", "virtual", "virtual-task")) for stages in (4, 6)),
+    ),
+    "characters": ((2, ("dni-hidden", "cdni-hidden")),),
 }
 
 
@@ -282,8 +285,9 @@ def _common(sizes: Sizes, family: Family, rate: Rate, seed: int) -> dict[str, An
 def _guarded(sizes: Sizes, family: Family, rate: Rate, seed: int) -> Iterator[Run]:
     """Sources that can be worse than nothing, with the guard."""
     common = _common(sizes, family, rate, seed)
-    for source in GUARDED[family[1]]:
-        yield sizes.run(family, stages=2, source=source, window=1, guard=True, **common)
+    for stages, sources in GUARDED[family[1]]:
+        for source in sources:
+            yield sizes.run(family, stages=stages, source=source, window=1, guard=True, **common)
 
 
 def cold(sizes: Sizes, rate: Rate) -> Iterator[Run]:

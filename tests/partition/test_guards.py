@@ -77,14 +77,25 @@ def test_from_a_spec_into_a_plan_and_back(chain: Chain, device: DeviceProfile) -
     graph = chain([1_000_000] * 8)
     spec = asked(
         default={"guard": {"patience": 5, "minimum": 0.05}, "head": {"train_every": 2}},
-        layer2={"guard": {"retry_after": 9, "minimum": "auto", "proof": 3}, "warmup_until": 0.3},
+        layer2={
+            "guard": {
+                "retry_after": 9,
+                "minimum": "auto",
+                "proof": 3,
+                "at_first": 0.01,
+                "growth": 5,
+            },
+            "warmup_until": 0.3,
+        },
         layer3={"guard": False},
         layer4={"guard": True},
     )
     request = request_of(spec, load_profile("cpu-core"), graph)
     default, own, off, on = (request.choice_at(n) for n in ("layer1", "layer2", "layer3", "layer4"))
     assert default.guard == on.guard == PlannedGuard(patience=5, minimum=0.05)
-    assert own.guard == PlannedGuard(patience=5, minimum="auto", retry_after=9, proof=3)
+    assert own.guard == PlannedGuard(
+        patience=5, minimum="auto", retry_after=9, proof=3, at_first=0.01, growth=5
+    )
     assert (own.warmup_until, default.warmup_until, off.guard) == (0.3, None, None)
     assert own.train_every == 2 and learns_every("synthetic", own) == 2
     for choice in (own, off):
@@ -102,6 +113,8 @@ def test_from_a_spec_into_a_plan_and_back(chain: Chain, device: DeviceProfile) -
         ("interfaces: {default: {guard: {minimum: 1.0}}}", "guard.minimum cannot be 1.0"),
         ("interfaces: {default: {guard: {minimum: all}}}", "guard.minimum cannot be 'all'"),
         ("interfaces: {default: {guard: {proof: 0}}}", "guard.proof cannot be 0"),
+        ("interfaces: {default: {guard: {at_first: 1}}}", "guard.at_first cannot be 1"),
+        ("interfaces: {default: {guard: {growth: 0}}}", "guard.growth cannot be 0"),
         ("interfaces: {default: {guard: 3}}", "guard"),
         (
             "interfaces: {default: {guard: {check: 3}}}",

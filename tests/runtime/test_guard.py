@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,8 @@ GOOD, POOR, BAD, NO_NUMBER = (
 )
 LETTERS = {"warm-up": "w", "predicted": "p", "exact": "e", "none": "n"}
 QUICK = GuardPlan(check_every=1, patience=2, retry_after=4)
+# POOR is enough at first, and for two checks in use.
+GROWING = GuardPlan(1, 2, 4, minimum=0.2, at_first=0.05, growth=3)
 
 
 def regimes(guard: Guard, checks: Iterable[Quality]) -> str:
@@ -69,6 +72,16 @@ def regimes(guard: Guard, checks: Iterable[Quality]) -> str:
         pytest.param(GuardPlan(1, 2, 4, minimum=0.3), "ggggggg", "wweeeee", id="not enough"),
         pytest.param(QUICK, "ooooooo", "wweeeee", id="not enough, if nothing is said"),
         pytest.param(GuardPlan(1, 2, 4, minimum=0.0), "ooooooo", "wwppppp", id="a little"),
+        pytest.param(GROWING, "oooogggggg", "wwpppppppp", id="it grows in time"),
+        pytest.param(GROWING, "oooogggogo", "wwpppppppp", id="one failure later on is none"),
+        pytest.param(GROWING, "oooooogggg", "wwppppeeee", id="it does not grow"),
+        pytest.param(GROWING, "oogggoogggg", "wwpppppeeee", id="it does not stay good"),
+        pytest.param(GROWING, "oooooooooooooo", "wwppppeeeeeeee", id="then it must do more"),
+        pytest.param(
+            GROWING, "ooooooooggoooo", "wwppppeeeepeee", id="from the first check in use on"
+        ),
+        pytest.param(GROWING, "oobooooooooo", "wwpeeeeppppe", id="it grows anew"),
+        pytest.param(GROWING, "oobogggggg", "wwpeeeeppp", id="at first that is no reason to"),
     ],
 )
 def test_regimes(plan: GuardPlan | None, checks: str, expected: str) -> None:
@@ -103,8 +116,8 @@ def test_what_has_changed_is_said() -> None:
     guard.begin(100)
     assert regimes(guard, [GOOD, GOOD, BAD, BAD, GOOD]) == "wpppe"
     assert guard.turns == [
-        Turn(1, "predicted", GOOD, None),
-        Turn(4, "exact", BAD, again=8),
+        Turn(1, "predicted", GOOD, None, 0.1),
+        Turn(4, "exact", BAD, again=8, least=0.1),
     ]
     rows = [turn.to_json() for turn in guard.turns]
     assert rows[1] == {
@@ -114,6 +127,7 @@ def test_what_has_changed_is_said() -> None:
         "norm_ratio": 1.0,
         "explained": -0.2,
         "again": 8,
+        "least": 0.1,
     }
     assert [told("layer3", row) for row in rows] == [
         "from step 1 on layer3 goes on with what its head predicts "
@@ -121,6 +135,10 @@ def test_what_has_changed_is_said() -> None:
         "from step 4 on layer3 waits for the true gradient: the head is of no use "
         "(it explains -20% of the true gradient), and is tried again at step 8",
     ]
+    assert told("layer3", rows[1] | {"explained": 0.04}) == (
+        "from step 4 on layer3 waits for the true gradient: the head is of no use "
+        "(it explains 4% of the true gradient, not 10%), and is tried again at step 8"
+    )
     guard.begin(100)
     assert not guard.turns, "each epoch tells its own"
 
@@ -146,7 +164,10 @@ def test_that_a_head_is_not_let_go_is_said_and_when_it_is() -> None:
     guard = Guard(QUICK)
     guard.begin(2)
     assert regimes(guard, [BAD, BAD, GOOD, GOOD, GOOD]) == "wweep"
-    assert guard.turns == [Turn(2, "exact", BAD), Turn(4, "predicted", GOOD)]
+    assert guard.turns == [
+        Turn(2, "exact", BAD, least=0.1),
+        Turn(4, "predicted", GOOD, least=0.1),
+    ]
     assert told("layer3", guard.turns[0].to_json()) == (
         "from step 2 on layer3 waits for the true gradient: the head is of no use yet "
         "(it explains -20% of the true gradient)"
@@ -154,7 +175,7 @@ def test_that_a_head_is_not_let_go_is_said_and_when_it_is() -> None:
     late = Guard(QUICK)
     late.begin(2)
     assert regimes(late, [BAD, GOOD, GOOD, GOOD]) == "wwwp"
-    assert late.turns == [Turn(3, "predicted", GOOD)]
+    assert late.turns == [Turn(3, "predicted", GOOD, least=0.1)]
 
 
 def test_a_head_that_does_not_say_how_it_does_is_let_go() -> None:
@@ -168,13 +189,21 @@ def test_a_head_that_does_not_say_how_it_does_is_let_go() -> None:
     assert not again.tries
 
 
-def test_a_trial_lasts_until_a_check_has_passed() -> None:
-    """From step 2 on the head is used; g at step 4 is the first check in use."""
-    guard = Guard(GuardPlan(1, 2, 4, fallback="none"))
+@pytest.mark.parametrize(
+    ("plan", "between"),
+    [(GuardPlan(1, 2, 4, 0.1, "none"), None), (replace(GROWING, fallback="none"), POOR)],
+    ids=["no check", "a check that is good enough at first"],
+)
+def test_a_trial_lasts_until_a_check_has_passed(plan: GuardPlan, between: Quality | None) -> None:
+    """From step 2 on the head is used; g at step 4 is the first check that it shows itself in."""
+    guard = Guard(plan)
     guard.begin(2)
     tries = []
-    for step, quality in enumerate([GOOD, GOOD, None, None, GOOD, BAD]):
+    for step, quality in enumerate([GOOD, GOOD, between, None, GOOD, BAD]):
         guard.regime(step)
+        state, guard = guard.state_dict(), Guard(plan)
+        guard.load_state_dict(state)
+        guard.begin(2)
         tries.append(guard.tries)
         if quality is not None:
             guard.judge(quality)
@@ -184,23 +213,33 @@ def test_a_trial_lasts_until_a_check_has_passed() -> None:
     assert regimes(waits, [GOOD, GOOD, GOOD]) == "wwp" and not waits.tries
 
 
+@pytest.mark.parametrize(
+    ("plan", "until", "letters", "expected"),
+    [
+        (QUICK, 0.2, "ggbbggggggbbggb", "wpppeeeeppppeee"),
+        (GROWING, None, "ooooooooooooooo", "wwwwppppeeeeeee"),
+    ],
+    ids=["tried again", "grown"],
+)
 @pytest.mark.parametrize("stop", range(12))
-def test_a_guard_goes_on_where_it_stopped(stop: int) -> None:
-    checks = [GOOD if check == "g" else BAD for check in "ggbbggggggbbggb"]
-    whole = Guard(QUICK, until=0.2)
+def test_a_guard_goes_on_where_it_stopped(
+    plan: GuardPlan, until: float | None, letters: str, expected: str, stop: int
+) -> None:
+    checks = [{"g": GOOD, "o": POOR, "b": BAD}[letter] for letter in letters]
+    whole = Guard(plan, until)
     whole.begin(4)
-    expected = regimes(whole, checks)
-    guard = Guard(QUICK, until=0.2)
+    assert regimes(whole, checks) == expected
+    guard = Guard(plan, until)
     guard.begin(4)
     found = ""
     for step, quality in enumerate(checks):
         if step == stop:
-            state, guard = guard.state_dict(), Guard(QUICK, until=0.2)
+            state, guard = guard.state_dict(), Guard(plan, until)
             guard.load_state_dict(state)
             guard.begin(4)
         found += LETTERS[guard.regime(step)]
         guard.judge(quality)
-    assert found == expected == "wpppeeeeppppeee"
+    assert found == expected
 
 
 def test_a_guard_that_was_switched_off_lets_the_head_go_on() -> None:

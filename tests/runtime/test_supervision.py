@@ -52,9 +52,10 @@ def test_quality_is_that_of_all_batches_of_a_check() -> None:
     assert supervision.turn(6), "0.2 is not more than 0.25"
     proven = {"step": 3, "regime": "predicted", "explained": 0.5, "again": None}
     failed = {"step": 6, "regime": "exact", "explained": pytest.approx(0.2), "again": 11}
+    rest = {"cosine": 0.5, "norm_ratio": 2.0, "least": 0.25}
     assert supervision.figures() == {
         "regime": "exact",
-        "turns": [row | {"cosine": 0.5, "norm_ratio": 2.0} for row in (proven, failed)],
+        "turns": [row | rest for row in (proven, failed)],
     }
 
 
@@ -137,21 +138,68 @@ def test_the_guard_of_a_decoupled_run(
 
 
 @pytest.mark.parametrize(
-    ("gradient", "context", "minimum", "expected"),
+    ("gradient", "head", "guard", "expected"),
     [
-        ("synthetic", "none", "auto", 0.1),
-        ("synthetic", "target", "auto", 0.0),
-        ("virtual", "target", "auto", -0.1),
-        ("virtual", "target", 0.3, 0.3),
+        ("synthetic", {"context": "none"}, {}, (0.1, 0.5)),
+        ("synthetic", {"context": "target"}, {}, (0.0, 0.5)),
+        ("virtual", {}, {}, (-0.1, 0.2)),
+        ("virtual", {"task": 0.0}, {}, (-0.1, 0.5)),
+        ("virtual", {}, {"minimum": 0.3}, (0.3, 0.3)),
+        ("virtual", {}, {"minimum": 0.3, "at_first": "auto"}, (0.3, 0.3)),
+        ("virtual", {}, {"minimum": 0.3, "at_first": 0.1}, (0.1, 0.3)),
+        ("virtual", {}, {"at_first": 0.1}, (0.1, 0.2)),
     ],
 )
 def test_how_much_is_enough_is_said_by_the_kind(
-    bundle: Make, gradient: str, context: str, minimum: Any, expected: float
+    bundle: Make,
+    gradient: str,
+    head: dict[str, Any],
+    guard: dict[str, Any],
+    expected: tuple[float, float],
 ) -> None:
-    head = {"hidden_layers": 1, "width": 8, "context": context}
-    folder = bundle("mlp2", gradient=gradient, guard={"minimum": minimum}, head=head)
+    """At first, and of a head that has had its time to grow."""
+    head = {"hidden_layers": 1, "width": 8, **head}
+    folder = bundle("mlp2", gradient=gradient, guard=guard, head=head)
     (row,) = crossings(load_bundle(folder).plan, "decoupled").interfaces
-    assert row.guard is not None and row.guard.minimum == expected
+    assert row.guard is not None and (row.guard.at_first, row.guard.minimum) == expected
+
+
+@pytest.mark.parametrize(
+    ("gradients", "asked"),
+    [
+        ("synthetic synthetic synthetic", [0.5 ** (1 / 3), 0.5**0.5, 0.5]),
+        ("synthetic virtual synthetic", [0.5 ** (1 / 3), 0.2**0.5, 0.5]),
+        # Losses of one's own, late and awaited gradients are as true as they get.
+        ("synthetic local synthetic", [0.5, None, 0.5]),
+        ("virtual stale synthetic", [0.2, None, 0.5]),
+        ("synthetic synthetic exact", [0.5**0.5, 0.5, None]),
+    ],
+)
+def test_along_a_chain_of_predictions_each_must_explain_more(
+    bundle: Make, gradients: str, asked: list[float | None]
+) -> None:
+    """What is left of the true gradient below is the product of what each explains."""
+    folder = bundle("mlp4", guard=True, head={"hidden_layers": 1, "width": 8})
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    for row, gradient in zip(plan["interfaces"], gradients.split(), strict=True):
+        row["gradient"] = gradient
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    rows = crossings(load_bundle(folder).plan, "decoupled").interfaces
+    found = [row.guard.minimum if row.guard else None for row in rows]
+    assert found == [None if least is None else pytest.approx(least) for least in asked]
+
+
+@pytest.mark.parametrize("to", [2, 3])
+def test_over_a_skip_the_longest_chain_counts(bundle: Make, to: int) -> None:
+    folder = bundle("mlp4", guard=True, head={"hidden_layers": 1, "width": 8})
+    plan = load_bundle(folder).plan
+    skip = replace(plan.interfaces[0], source=0 if to == 2 else 1, to=to)
+    for rows in ((*plan.interfaces, skip), (skip, *plan.interfaces)):
+        found = crossings(replace(plan, interfaces=rows), "decoupled").interfaces
+        least = {(row.source, row.to): row.guard.minimum for row in found if row.guard}
+        expected = {(0, 1): 0.5 ** (1 / 3), (1, 2): 0.5**0.5, (2, 3): 0.5}
+        expected |= {(skip.source, to): 0.5 ** (1 / (4 - to))}
+        assert least == {way: pytest.approx(share) for way, share in expected.items()}
 
 
 def test_late_gradients_cannot_be_awaited(bundle: Make) -> None:
@@ -172,6 +220,8 @@ def test_late_gradients_cannot_be_awaited(bundle: Make) -> None:
         ({"guard": {"retry_after": "soon"}}, "retry_after cannot be 'soon'"),
         ({"guard": {"minimum": 1.0}}, "minimum cannot be 1.0"),
         ({"guard": {"minimum": "all"}}, "minimum cannot be 'all'"),
+        ({"guard": {"at_first": 1}}, "at_first cannot be 1"),
+        ({"guard": {"growth": 0}}, "growth cannot be 0"),
         ({"guard": {"fallback": "stale"}}, "fallback 'stale' is not known"),
         ({"guard": {"fall_back": "exact"}}, "guard has no key 'fall_back'"),
         ({"guard": 3}, "guard cannot be 3"),

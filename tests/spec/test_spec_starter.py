@@ -81,6 +81,8 @@ _guard = _maybe(
     patience=_count,
     retry_after=_count,
     minimum=st.floats(-9, 0.99) | st.just("auto"),
+    at_first=st.floats(-9, 0.99) | st.just("auto"),
+    growth=_count,
     proof=_count,
     fallback=st.sampled_from(["exact", "none"]),
 )

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from dnic.runtime.guard import LEAST_EXPLAINED
+from dnic.runtime.guard import LEAST_AT_FIRST
 from dnic.runtime.head_axis import batch_axis
 from dnic.runtime.head_training import HeadTrainer
 from dnic.runtime.heads import HeadSpec, build_head
@@ -37,12 +37,12 @@ class Synthetic(Predictor):
     replicated: ClassVar[bool] = True
 
     @classmethod
-    def least_explained(cls, head: HeadPlan) -> float:
+    def least_at_first(cls, head: HeadPlan) -> float:
         """A head that sees targets is like a tail: features that follow it come to agree with it.
 
         Without them it must explain a tenth: less is the gradients' mean, which does harm.
         """
-        return 0.0 if head.context == "target" else LEAST_EXPLAINED
+        return 0.0 if head.context == "target" else LEAST_AT_FIRST
 
     def __init__(self, request: PredictorRequest) -> None:
         predictor_kind("synthetic").options_of(request.head)
