@@ -23,6 +23,7 @@ from studies.learning.figures import (
     table,
 )
 from studies.learning.goals import backprop, goals
+from studies.learning.guarded import guarded
 from studies.learning.links import LINKS
 from studies.learning.parts import GRID, PROBABILITY, Family
 from studies.learning.quality import Done, cosine, done, explained, figure, select, shortfall
@@ -176,6 +177,7 @@ def _sources(runs: Sequence[Done]) -> Iterator[str]:
         yield from _quality_table(cells, family, exact)
         yield ""
         yield from _prediction_table(cells)
+    yield from guarded(here)
     yield from _cold(select(runs, part="cold"), here)
 
 

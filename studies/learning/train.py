@@ -44,7 +44,8 @@ def trained(run: Run, cache: Path, folder: Path) -> dict[str, Any]:
         folder: for the run's own bundle; must not exist.
 
     Returns:
-        `curve`: an entry for each epoch; `predictions`: of each interface at the end.
+        `curve`: an entry for each epoch; `predictions`: of each interface at the end; with a guard
+        `turns`, what it changed at each.
 
     Raises:
         DnicError: this dnic cannot do what the run asks for.
@@ -66,11 +67,12 @@ def trained(run: Run, cache: Path, folder: Path) -> dict[str, Any]:
             resting += time.perf_counter() - arrived
 
         losses = reference.run(run.epochs, after_epoch=evaluate).losses
-    return {
+    found = {
         "curve": curve,
         "train_losses": [_finite(loss) for loss in _means(losses, run.epochs)],
         "predictions": _rounded(reference.predictions()),
     }
+    return found | {"turns": _turns(reference)} if run.guard else found
 
 
 def timed(run: Run, cache: Path, folder: Path, steps: int = SHORT_STEPS) -> dict[str, float]:
@@ -127,6 +129,20 @@ def point(run: Run, epoch: int, seconds: float, found: Evaluation) -> dict[str, 
         "loss": _finite(found.test_loss),
         # A model whose loss is no number has learnt nothing, whatever it guesses.
         "quality": _finite(quality) if math.isfinite(found.test_loss) else None,
+    }
+
+
+def _turns(reference: Reference) -> dict[str, list[dict[str, Any]]]:
+    """What guards changed, with numbers that JSON has."""
+    return {
+        name: [
+            {
+                key: _finite(value) if isinstance(value, float) else value
+                for key, value in row.items()
+            }
+            for row in rows
+        ]
+        for name, rows in reference.turns().items()
     }
 
 

@@ -12,6 +12,7 @@ from studies.learning.best import best_head, ranked
 from studies.learning.clock import races
 from studies.learning.failures import failures
 from studies.learning.goals import goals
+from studies.learning.guarded import predicted_shares
 from studies.learning.page import _cold, _lower, page
 from studies.learning.plot import _quality_axis, pictures
 from studies.learning.quality import Figure, done, epochs_to, figure, select, shortfall
@@ -26,7 +27,7 @@ NOWHERE = Path("nowhere")
 
 def connected(source: str, *qualities: float | None, **rest: Any) -> dict[str, Any]:
     run = {"layers": 6, "width": 256, "samples": None, "warmup_steps": None, "source": source}
-    told = {name: rest.pop(name) for name in ("predictions", "error") if name in rest}
+    told = {name: rest.pop(name) for name in ("predictions", "error", "turns") if name in rest}
     return result(small(**(run | rest)), *qualities, **told)
 
 
@@ -69,7 +70,8 @@ def results() -> list[dict[str, Any]]:
         made.append(
             connected("dni", 70.0, 75.0 - shift, seed=seed, predictions=predictions(0.6, 0.1))
         )
-        made.append(connected("dni", 70.0, 84.5 + shift, seed=seed, guard=True))
+        turns = {"layers.2": [{"step": 117 + 2 * seed, "regime": "exact"}]}
+        made.append(connected("dni", 70.0, 84.5 + shift, seed=seed, guard=True, turns=turns))
     made += [text("exact", 2.5, 2.0), text("none", 3.0, 2.9), text("stale", 2.5, 2.1, window=16)]
     made += [text("virtual-task", 2.5, 2.03), text("cdni", 3.0, None), text("local", 2.4, 2.2)]
     made.append(text("virtual-task", 2.5, 2.02, window=16))
@@ -274,6 +276,9 @@ def test_the_page(results: list[dict[str, Any]], tmp_path: Path) -> None:
     assert "| cDNI, linear | 89.00 ± 0.28 (0.20 points) | 88.70 ± 0.28 (0.50 points) |" in words
     assert "| DNI, linear, guarded | 84.70 ± 0.28 (4.50 points) | – |" in words
     assert "| cDNI, linear | 0.80 / 0.60 | 0.80 / 0.60 |" in words
+    net = "Fashion-MNIST, fully connected, 6 layers"
+    kept = "84.20 ± 0.28 | 74.80 ± 0.28 | 84.70 ± 0.28 | 20%"
+    assert f"| {net} | 2 | DNI, linear | {kept} |" in words
     assert "| cDNI, linear | lost | – | – |" in words
     assert "| virtual tail, matched + task | 2.030 (1.5%) | 2.020 (1.0%) | – |" in words
     assert "| local loss | 88.00 ± 0.28 | 89.00 ± 0.28 | 91.00 ± 0.28 |" in words
@@ -315,6 +320,24 @@ def test_without_a_warm_up_is_a_table_beside_what_has_one() -> None:
     rows = list(_cold(done(cold), done(warmed)))
     assert "| Fashion-MNIST, fully connected, 6 layers | 2 | stale | 85.00 | 87.50 |" in rows
     assert not list(_cold([], done(warmed)))
+
+
+@pytest.mark.parametrize(
+    ("turns", "share"),
+    [
+        ([], 0.95),
+        ([(23, "exact")], 0.0),
+        ([(117, "exact")], 0.2),
+        ([(47, "predicted")], 0.9),
+        ([(47, "predicted"), (94, "exact"), (376, "predicted")], 0.3),
+        ([(117, "exact"), (235, "predicted"), (282, "none")], 0.3),
+    ],
+)
+def test_how_much_is_predicted_with_a_guard(turns: list[tuple[int, str]], share: float) -> None:
+    """470 steps, of which 23 warm up."""
+    rows = [{"step": step, "regime": regime} for step, regime in turns]
+    run = small(samples=None, guard=True)
+    assert predicted_shares(run, {"cut": rows})["cut"] == pytest.approx(share, abs=2e-3)
 
 
 def test_an_axis_shows_what_differs() -> None:
