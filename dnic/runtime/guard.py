@@ -136,7 +136,7 @@ class Guard:
 
     @property
     def tries(self) -> bool:
-        """Whether the head is on trial, in the place of no gradient: no check has passed in use."""
+        """Whether the head is on trial, in place of no gradient: it has not shown itself yet."""
         instead = None if self._plan is None else self._plan.fallback
         used = self._regime == "predicted" and not self._trusted
         return instead == "none" and used and not self._shown
