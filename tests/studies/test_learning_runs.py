@@ -192,9 +192,13 @@ def test_what_is_timed_is_trained_by_the_reference_for_several_numbers_of_epochs
         short = int(0.05 * nominal) if late and run.epochs == racing.TIMED_EPOCHS else None
         assert run.warmup_steps == short
     again = {run for run in trained if run.part == "sources"}
-    assert {run.model for run in again} == {"characters"}
-    missing = again - set(parts.sources(FULL, rate))
-    assert {(run.source, run.window) for run in missing} == {("cdni", 2)}
+    assert again < set(parts.sources(FULL, rate))
+    assert {(run.model, run.epochs) for run in again} == {("characters", 8)}
+    assert {(run.source, run.window) for run in again} == {
+        ("exact", 1),
+        ("stale-weights", 1),
+        ("local", 1),
+    }
     ended = [run for run in timed if run.epochs == 8]
     assert {run.way for run in ended} == {"stale", "decoupled"}
     assert {run.seed for run in ended} == {0}
