@@ -196,11 +196,12 @@ def _guarded(interface: InterfacePlan, chain: int) -> InterfacePlan:
     if guard is None:
         return interface
     kind, head = predictor_kind(interface.gradient), interface.head or HeadPlan()
+    given = interface.differentiable
     least, at_first = guard.minimum, guard.at_first
     if at_first == "auto":
-        at_first = kind.least_at_first(head) if least == "auto" else least
+        at_first = kind.least_at_first(head, given) if least == "auto" else least
     if least == "auto":
-        least = kind.least_explained(head)
+        least = kind.least_explained(head, given)
         least = least if least <= 0 else least ** (1 / chain)
     return replace(interface, guard=replace(guard, minimum=least, at_first=at_first))
 

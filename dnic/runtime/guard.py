@@ -46,8 +46,9 @@ from dnic.runtime.plan import GuardPlan
 Regime = Literal["warm-up", "predicted", "exact", "none"]
 # What an interface does that does without its head.
 INSTEAD = {"exact": "waits for the true gradient", "none": "goes on without a gradient"}
-# What must be explained by a prediction that knows of the task what true gradients tell.
-LEAST_EXPLAINED = 0.5
+# What a prediction must explain more than, where nothing else is said (`Predictor`).
+LEAST_EXPLAINED = 0.2
+LEAST_OF_POSITIONS = 0.5
 LEAST_AT_FIRST = 0.1
 
 

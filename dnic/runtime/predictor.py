@@ -12,14 +12,14 @@ Waiting for the true gradient is not predicting: see `dnic.runtime.sources`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from dnic.runtime.guard import LEAST_AT_FIRST, LEAST_EXPLAINED
-from dnic.runtime.plan import HeadPlan
+from dnic.runtime.guard import LEAST_AT_FIRST, LEAST_EXPLAINED, LEAST_OF_POSITIONS
+from dnic.runtime.plan import HeadPlan, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,23 @@ class Predictor(ABC):
     weight: float = 1.0
 
     @classmethod
-    def least_explained(cls, head: HeadPlan) -> float:
+    def least_explained(cls, head: HeadPlan, tensors: Sequence[TensorSpec]) -> float:
         """Part of the true gradient's variance below which a guard stops a stage that follows.
+
+        More where one of the tensors has positions (maps, sequences): there a prediction that knows
+        of the task only what true gradients tell does harm at shares at which it helps a vector.
 
         Args:
             head: the options that the predictor is built with.
+            tensors: whose gradients are predicted.
         """
-        return LEAST_EXPLAINED
+        vectors = all(len(spec.shape) <= 2 for spec in tensors)
+        return LEAST_EXPLAINED if vectors else LEAST_OF_POSITIONS
 
     @classmethod
-    def least_at_first(cls, head: HeadPlan) -> float:
+    def least_at_first(cls, head: HeadPlan, tensors: Sequence[TensorSpec]) -> float:
         """The same before a stage follows, and while it has just begun to."""
-        return min(LEAST_AT_FIRST, cls.least_explained(head))
+        return min(LEAST_AT_FIRST, cls.least_explained(head, tensors))
 
     @abstractmethod
     def predict(self, tensors: list[Tensor], target: Tensor, microbatches: int) -> list[Tensor]:

@@ -19,7 +19,7 @@ file registers is known where that file has been imported: wherever a bundle tra
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib.metadata import entry_points
@@ -77,6 +77,9 @@ class PredictorRequest:
         return self.seeds[tensor] if self.seeds else part_seed(self.seed, tensor)
 
 
+Least = Callable[[HeadPlan, Sequence[TensorSpec]], float]
+
+
 @dataclass(frozen=True)
 class PredictorKind:
     """A kind of predictor.
@@ -95,8 +98,8 @@ class PredictorKind:
     warms_up: bool = True
     needs_target: bool = True
     replicated: bool = False
-    least_explained: Callable[[HeadPlan], float] = Predictor.least_explained
-    least_at_first: Callable[[HeadPlan], float] = Predictor.least_at_first
+    least_explained: Least = Predictor.least_explained
+    least_at_first: Least = Predictor.least_at_first
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
     def options_of(self, head: HeadPlan) -> dict[str, Any]:

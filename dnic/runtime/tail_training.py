@@ -23,9 +23,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from dnic.runtime.guard import LEAST_EXPLAINED
 from dnic.runtime.head_training import INPUT_MOMENTUM
 from dnic.runtime.optimizer import clear_gradients
-from dnic.runtime.plan import HeadPlan
+from dnic.runtime.plan import HeadPlan, TensorSpec
 from dnic.runtime.predictor import PredictionStatistics, Predictor
 from dnic.runtime.registry import PredictorRequest
 from dnic.runtime.replicas import Average, Replicas
@@ -37,7 +38,6 @@ from dnic.runtime.tail_scale import RunningFit
 
 _LEAST_RATE = 1e-30  # `SparseAdam` refuses 0
 _STATE = "tail"
-_LEAST_WITH_TASK = 0.2
 # Two series of draws.
 _PREDICTING, _LEARNING = 0, 1
 
@@ -66,8 +66,8 @@ class TailPredictor(Predictor):
 
     Its gradient leads down a loss of its own, and is of use long before it explains anything of the
     true one: features follow the tail, and both come to agree. At first only what points the other
-    way is none, and later on it need explain less than what knows the true gradients alone, as does
-    a tail with `task: 0`.
+    way is none, and later on it need explain no more of maps and sequences than of vectors, unless
+    it knows of the task only what true gradients tell (`task: 0`).
 
     Args:
         request: what for.
@@ -80,13 +80,13 @@ class TailPredictor(Predictor):
     replicated: ClassVar[bool] = True
 
     @classmethod
-    def least_explained(cls, head: HeadPlan) -> float:
-        """Less where the tail has the task's own loss to lead down."""
+    def least_explained(cls, head: HeadPlan, tensors: Sequence[TensorSpec]) -> float:
+        """As of vectors where the tail has the task's own loss to lead down."""
         task = head.options.get("task", TailOptions.task)
-        return _LEAST_WITH_TASK if task else super().least_explained(head)
+        return LEAST_EXPLAINED if task else super().least_explained(head, tensors)
 
     @classmethod
-    def least_at_first(cls, head: HeadPlan) -> float:
+    def least_at_first(cls, head: HeadPlan, tensors: Sequence[TensorSpec]) -> float:
         """Only what points the other way is held back."""
         return -0.1
 

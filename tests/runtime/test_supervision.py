@@ -138,28 +138,31 @@ def test_the_guard_of_a_decoupled_run(
 
 
 @pytest.mark.parametrize(
-    ("gradient", "head", "guard", "expected"),
+    ("kind", "gradient", "head", "guard", "expected"),
     [
-        ("synthetic", {"context": "none"}, {}, (0.1, 0.5)),
-        ("synthetic", {"context": "target"}, {}, (0.0, 0.5)),
-        ("virtual", {}, {}, (-0.1, 0.2)),
-        ("virtual", {"task": 0.0}, {}, (-0.1, 0.5)),
-        ("virtual", {}, {"minimum": 0.3}, (0.3, 0.3)),
-        ("virtual", {}, {"minimum": 0.3, "at_first": "auto"}, (0.3, 0.3)),
-        ("virtual", {}, {"minimum": 0.3, "at_first": 0.1}, (0.1, 0.3)),
-        ("virtual", {}, {"at_first": 0.1}, (0.1, 0.2)),
+        ("mlp2", "synthetic", {"context": "none"}, {}, (0.1, 0.2)),
+        ("mlp2", "synthetic", {"context": "target"}, {}, (0.0, 0.2)),
+        ("conv2", "synthetic", {"context": "target"}, {}, (0.0, 0.5)),
+        ("mlp2", "virtual", {"task": 0.0}, {}, (-0.1, 0.2)),
+        ("conv2", "virtual", {"task": 0.0}, {}, (-0.1, 0.5)),
+        ("conv2", "virtual", {}, {}, (-0.1, 0.2)),
+        ("conv2", "virtual", {}, {"minimum": 0.3}, (0.3, 0.3)),
+        ("conv2", "virtual", {}, {"minimum": 0.3, "at_first": "auto"}, (0.3, 0.3)),
+        ("conv2", "virtual", {}, {"minimum": 0.3, "at_first": 0.1}, (0.1, 0.3)),
+        ("conv2", "virtual", {}, {"at_first": 0.1}, (0.1, 0.2)),
     ],
 )
 def test_how_much_is_enough_is_said_by_the_kind(
     bundle: Make,
+    kind: str,
     gradient: str,
     head: dict[str, Any],
     guard: dict[str, Any],
     expected: tuple[float, float],
 ) -> None:
-    """At first, and of a head that has had its time to grow."""
+    """At first, and of a head that has had its time to grow: of vectors and of maps."""
     head = {"hidden_layers": 1, "width": 8, **head}
-    folder = bundle("mlp2", gradient=gradient, guard=guard, head=head)
+    folder = bundle(kind, gradient=gradient, guard=guard, head=head)
     (row,) = crossings(load_bundle(folder).plan, "decoupled").interfaces
     assert row.guard is not None and (row.guard.at_first, row.guard.minimum) == expected
 
@@ -167,12 +170,12 @@ def test_how_much_is_enough_is_said_by_the_kind(
 @pytest.mark.parametrize(
     ("gradients", "asked"),
     [
-        ("synthetic synthetic synthetic", [0.5 ** (1 / 3), 0.5**0.5, 0.5]),
-        ("synthetic virtual synthetic", [0.5 ** (1 / 3), 0.2**0.5, 0.5]),
+        ("synthetic synthetic synthetic", [0.2 ** (1 / 3), 0.2**0.5, 0.2]),
+        ("synthetic virtual synthetic", [0.2 ** (1 / 3), 0.2**0.5, 0.2]),
         # Losses of one's own, late and awaited gradients are as true as they get.
-        ("synthetic local synthetic", [0.5, None, 0.5]),
-        ("virtual stale synthetic", [0.2, None, 0.5]),
-        ("synthetic synthetic exact", [0.5**0.5, 0.5, None]),
+        ("synthetic local synthetic", [0.2, None, 0.2]),
+        ("virtual stale synthetic", [0.2, None, 0.2]),
+        ("synthetic synthetic exact", [0.2**0.5, 0.2, None]),
     ],
 )
 def test_along_a_chain_of_predictions_each_must_explain_more(
@@ -197,8 +200,8 @@ def test_over_a_skip_the_longest_chain_counts(bundle: Make, to: int) -> None:
     for rows in ((*plan.interfaces, skip), (skip, *plan.interfaces)):
         found = crossings(replace(plan, interfaces=rows), "decoupled").interfaces
         least = {(row.source, row.to): row.guard.minimum for row in found if row.guard}
-        expected = {(0, 1): 0.5 ** (1 / 3), (1, 2): 0.5**0.5, (2, 3): 0.5}
-        expected |= {(skip.source, to): 0.5 ** (1 / (4 - to))}
+        expected = {(0, 1): 0.2 ** (1 / 3), (1, 2): 0.2**0.5, (2, 3): 0.2}
+        expected |= {(skip.source, to): 0.2 ** (1 / (4 - to))}
         assert least == {way: pytest.approx(share) for way, share in expected.items()}
 
 

@@ -6,7 +6,7 @@ as context (`dnic.runtime.heads`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -37,7 +37,7 @@ class Synthetic(Predictor):
     replicated: ClassVar[bool] = True
 
     @classmethod
-    def least_at_first(cls, head: HeadPlan) -> float:
+    def least_at_first(cls, head: HeadPlan, tensors: Sequence[TensorSpec]) -> float:
         """A head that sees targets is like a tail: features that follow it come to agree with it.
 
         Without them it must explain a tenth: less is the gradients' mean, which does harm.
