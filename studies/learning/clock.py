@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import inf, isinf
 from statistics import mean, median
 
 from studies.learning.figures import families_in, family_of
@@ -47,7 +48,7 @@ class Entrant:
         window: batches after which true gradients come.
         pace: the median over runs by the engine.
         qualities: by number of epochs, by the reference; a run for each seed.
-        epochs: until as good as backprop at its end; None: never, or not known.
+        epochs: until as good as backprop at its end; infinite: never; None: not known.
         confirmed: a run by the engine to the end.
     """
 
@@ -77,12 +78,12 @@ class Race:
     def ratio(self) -> float | None:
         """Time of the fastest decoupled way over that of the fastest exact one."""
         exact, ours = self._fastest(exact=True), self._fastest(exact=False)
-        return None if exact is None or ours is None else ours / exact
+        return None if exact is None or ours is None or isinf(ours) else ours / exact
 
     @property
     def judged(self) -> bool:
-        """Whether it is known of an exact way and of another when they get there, or that never."""
-        known = [e for e in self.entrants.values() if e.qualities]
+        """Whether it is known of an exact way and of another when they get there, if ever."""
+        known = [e for e in self.entrants.values() if e.epochs is not None]
         return {e.way in EXACT_WAYS for e in known} == {True, False}
 
     def _fastest(self, *, exact: bool) -> float | None:
@@ -139,8 +140,9 @@ def _epochs(mine: dict[int, list[Done]], exact: dict[int, list[Done]]) -> float 
     each = {epochs: by_seed(found) for epochs, found in mine.items()}
     each = {epochs: found for epochs, found in each.items() if len(found) == len(mine[epochs])}
     seeds = set(target).intersection(*each.values())
-    if not seeds:
+    if not mine or not seeds:
         return None
     points = [(epochs, mean(found[s] for s in seeds)) for epochs, found in each.items()]
     model = exact[nominal][0].run
-    return epochs_to(points, mean(target[s] for s in seeds), model)
+    needed = epochs_to(points, mean(target[s] for s in seeds), model)
+    return inf if needed is None else needed

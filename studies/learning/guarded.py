@@ -8,7 +8,7 @@ from statistics import mean
 from typing import Any
 
 from dnic.runtime.crossing import WARMUP_MOST_STEPS, WARMUP_SHARE
-from studies.learning.figures import family_of, named, quality_words, table
+from studies.learning.figures import families_in, family_of, named, quality_words, table
 from studies.learning.quality import Done, figure, select
 from studies.learning.runs import Run
 from studies.learning.sources import SOURCES
@@ -32,8 +32,11 @@ def guarded(runs: Sequence[Done]) -> Iterator[str]:
     yield "others it waited for the true gradient."
     yield ""
     rows = []
-    kinds = dict.fromkeys((family_of(f.run), f.run.stages, f.run.source) for f in watched)
-    for family, stages, source in kinds:
+    families = families_in(watched)
+    kinds = {(families.index(family_of(f.run)), f.run.stages, f.run.source) for f in watched}
+    order = list(SOURCES)
+    for place, stages, source in sorted(kinds, key=lambda k: (k[0], k[1], order.index(k[2]))):
+        family = families[place]
         same = [found for found in runs if family_of(found.run) == family]
         same = select(same, stages=stages)
         mine = select(same, source=source, guard=True)

@@ -7,6 +7,7 @@ Everything is computed from the store. Words that only a person can find are in
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from math import isfinite
 from pathlib import Path
 
 from studies.learning.clock import WAYS, Entrant, Race, races
@@ -309,16 +310,21 @@ def _time_row(entrant: Entrant, race: Race) -> list[str]:
         last = entrant.confirmed.result["curve"][-1]
         whole = f"{quality_words(figure([entrant.confirmed]), race.family)} in "
         whole += f"{last['seconds']:.3g} s ({entrant.pace.seconds(last['epoch']):.3g} foretold)"
-    never = "never" if entrant.qualities else NONE
     return [
         WAYS[entrant.way] + (f" ({source.title})" if entrant.way == "decoupled" else ""),
         str(entrant.window) if source.lateness_matters else NONE,
         f"{entrant.pace.epoch_s:.3g}",
-        never if entrant.epochs is None else f"{entrant.epochs:.1f}",
-        never if seconds is None else f"{seconds:.3g} s",
-        NONE if seconds is None or not one else f"{seconds / one:.2f}",
+        _known(entrant.epochs, "{:.1f}"),
+        _known(seconds, "{:.3g} s"),
+        _known(seconds / one if seconds and one else None, "{:.2f}"),
         whole,
     ]
+
+
+def _known(value: float | None, words: str) -> str:
+    if value is None:
+        return NONE
+    return words.format(value) if isfinite(value) else "never"
 
 
 def _rates(results: Sequence[Result], runs: Sequence[Done]) -> Iterator[str]:
