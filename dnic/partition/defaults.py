@@ -1,8 +1,10 @@
-"""What `gradient: auto` takes: by what crosses, how late true gradients come, and how many stages.
+"""What `gradient: auto` takes to predict gradients: by what crosses, and how many stages there are.
 
 Which source learns best is not known at compile time; what is known is what a study has shown for
 interfaces of a kind. The first row of the table that applies decides, whose source the spec lets
-`auto` take and can be built there; without one it is the first that the spec names.
+`auto` take and can be built there; without one it is the first that the spec names. How late true
+gradients come makes no difference to what is best of them; it does to late gradients themselves
+(`dnic.partition.alternating`).
 """
 
 from __future__ import annotations
@@ -20,7 +22,6 @@ from dnic.partition.request import AWAITED, InterfaceChoice
 from dnic.partition.targets import target_size
 
 Kind = Literal["vector", "sequence", "map", "positions"]
-SMALLEST_LATENESS = 2
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,11 @@ class Rule:
     Attributes:
         kind: of the interface; `positions`: every position has a target of its own.
         source: what to take.
-        late: where true gradients are late by so many updates at least.
         stages: where there may be so many stages at least.
     """
 
     kind: Kind
     source: str
-    late: int = 0
     stages: int = 0
 
 
@@ -83,9 +82,8 @@ def source_of(
         return choice.gradient
     predicted = [source for source in choice.sources if source not in AWAITED]
     kind = kind_of(values, target_size(target, values))
-    late = SMALLEST_LATENESS if choice.window == "auto" else choice.window
     for rule in TABLE:
-        applies = rule.kind == kind and late >= rule.late and choice.stages >= rule.stages
+        applies = rule.kind == kind and choice.stages >= rule.stages
         allowed = applies and rule.source in predicted
         if allowed and not source_misfit(rule.source, values, choice, target):
             return rule.source

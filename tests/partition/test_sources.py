@@ -234,7 +234,7 @@ def test_the_table_decides_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert source_of(choice, [value], LABELS) == "synthetic"
     table = (
         Rule("vector", "synthetic", stages=5),
-        Rule("vector", "virtual", late=4),
+        Rule("vector", "virtual", stages=4),
         Rule("vector", "local"),
         Rule("map", "synthetic"),
     )
@@ -242,8 +242,8 @@ def test_the_table_decides_what_auto_takes(monkeypatch: pytest.MonkeyPatch) -> N
     assert source_of(choice, [value], LABELS) == "local"
     assert source_of(choice, [value], None) == "synthetic"  # a tail must have targets
     assert source_of(replace(choice, stages=5), [value], LABELS) == "synthetic"
-    assert source_of(replace(choice, window=4), [value], LABELS) == "virtual"
-    assert source_of(replace(choice, window=4, sources=("local",)), [value], LABELS) == "local"
+    assert source_of(replace(choice, stages=4), [value], LABELS) == "virtual"
+    assert source_of(replace(choice, stages=4, sources=("local",)), [value], LABELS) == "local"
     assert source_of(replace(choice, gradient="synthetic"), [value], LABELS) == "synthetic"
 
 
