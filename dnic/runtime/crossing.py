@@ -137,6 +137,11 @@ def warmup_steps(plan: InterfacePlan, total_steps: int) -> int:
         return plan.warmup_steps
     if plan.predicted and not predictor_kind(plan.gradient).warms_up:
         return 0
+    return auto_warmup_steps(total_steps)
+
+
+def auto_warmup_steps(total_steps: int) -> int:
+    """What `auto` is in a run of so many steps, for what warms up."""
     return min(WARMUP_MOST_STEPS, int(WARMUP_SHARE * total_steps))
 
 
@@ -197,13 +202,10 @@ def _guarded(interface: InterfacePlan, chain: int) -> InterfacePlan:
         return interface
     kind, head = predictor_kind(interface.gradient), interface.head or HeadPlan()
     given = interface.differentiable
-    least, at_first = guard.minimum, guard.at_first
-    if at_first == "auto":
-        at_first = kind.least_at_first(head, given) if least == "auto" else least
-    if least == "auto":
-        least = kind.least_explained(head, given)
-        least = least if least <= 0 else least ** (1 / chain)
-    return replace(interface, guard=replace(guard, minimum=least, at_first=at_first))
+    least = kind.least_explained(head, given)
+    least = least if least <= 0 else least ** (1 / chain)
+    minimum, at_first = guard.shares(least, kind.least_at_first(head, given))
+    return replace(interface, guard=replace(guard, minimum=minimum, at_first=at_first))
 
 
 def _return_every(interface: InterfacePlan) -> int:

@@ -107,11 +107,8 @@ class Guard:
     def __init__(self, plan: GuardPlan | None, until: float | None = None) -> None:
         self._plan = plan
         self._until = until
-        minimum, at_first = ("auto",) * 2 if plan is None else (plan.minimum, plan.at_first)
-        self._minimum = LEAST_EXPLAINED if minimum == "auto" else minimum
-        self._at_first = LEAST_AT_FIRST if minimum == "auto" else minimum
-        if at_first != "auto":
-            self._at_first = at_first
+        asked = plan or GuardPlan()
+        self._minimum, self._at_first = asked.shares(LEAST_EXPLAINED, LEAST_AT_FIRST)
         self._growth = 1 if plan is None else plan.growth
         self._proof = 1 if plan is None else plan.proof
         self._patience = 1 if plan is None else plan.patience

@@ -112,6 +112,12 @@ class GuardPlan:
     at_first: float | Literal["auto"] = "auto"
     growth: int = 16
 
+    def shares(self, minimum: float, at_first: float) -> tuple[float, float]:
+        """`minimum` and `at_first` in numbers, from those that `auto` stands for."""
+        if self.minimum != "auto":
+            minimum = at_first = self.minimum
+        return minimum, at_first if self.at_first == "auto" else self.at_first
+
 
 @dataclass(frozen=True)
 class InterfacePlan:

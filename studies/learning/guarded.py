@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import mean
 from typing import Any
 
-from dnic.runtime.crossing import WARMUP_MOST_STEPS, WARMUP_SHARE
+from dnic.runtime.crossing import auto_warmup_steps
 from studies.learning.figures import families_in, family_of, named, quality_words, table
 from studies.learning.quality import Done, figure, select
 from studies.learning.runs import Run
@@ -63,7 +63,7 @@ def predicted_shares(
         run: with a guard, and a warm-up of its own accord.
         turns: what the guard of each interface changed, as a run's records have it.
     """
-    warm = min(WARMUP_MOST_STEPS, int(WARMUP_SHARE * run.steps))
+    warm = auto_warmup_steps(run.steps)
     shares = {}
     for name, changed in turns.items():
         # What is let go at its time is no turn.

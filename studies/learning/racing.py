@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from dnic.runtime.crossing import WARMUP_MOST_STEPS, WARMUP_SHARE
+from dnic.runtime.crossing import auto_warmup_steps
 from studies.learning.parts import FAR, Family, Rate, Sizes, sources, transformer, wide
 from studies.learning.runs import Run
 from studies.learning.sources import SOURCES
@@ -45,7 +45,7 @@ def speeds(sizes: Sizes, rate: Rate, best: Best) -> Iterator[Run]:
         for run in _raced(sizes, rate, best, seed):
             late = SOURCES[run.source].lateness_matters
             # As long as it is in a run to the end.
-            warmup = min(WARMUP_MOST_STEPS, int(WARMUP_SHARE * run.steps)) if late else None
+            warmup = auto_warmup_steps(run.steps) if late else None
             yield replace(run, epochs=TIMED_EPOCHS, warmup_steps=warmup)
     for run in _raced(sizes, rate, best, sizes.seeds[0]):
         if run.way in ("stale", "decoupled"):
