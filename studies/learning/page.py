@@ -269,7 +269,7 @@ def _time(runs: Sequence[Done]) -> Iterator[str]:
     yield "the end: quality and seconds of the engine itself after as many epochs as in part 2."
     yield ""
     found = list(races(runs))
-    if found:
+    if any(len(e.qualities) > 1 for race in found for e in race.entrants.values()):
         yield "![Quality by seconds of training](learning/clock.svg)"
         yield ""
     for family in dict.fromkeys(race.family for race in found):
