@@ -86,10 +86,12 @@ class Foresight:
             return None if momentum is None else weight - far * momentum
         first, second = group["betas"]
         step = state["step"]
-        mean = state["exp_avg"] / (1 - first**step)
-        square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"] / (1 - second**step)
-        move = far * mean / (square.sqrt() + group["eps"])
+        square = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        # Both without bias, which is a number: as few passes over the weights as there can be.
+        unbiased = (1 - second**step) ** 0.5
+        root = square.sqrt().add_(group["eps"] * unbiased)
+        move = (state["exp_avg"] / root).mul_(-far * unbiased / (1 - first**step))
         if isinstance(self._optimizer, torch.optim.AdamW):
-            weight = weight * (1 - group["lr"] * group["weight_decay"]) ** updates
-        moved: Tensor = weight - move
-        return moved
+            kept = (1 - group["lr"] * group["weight_decay"]) ** updates
+            return move.add_(weight, alpha=kept)
+        return move.add_(weight)

@@ -34,6 +34,7 @@ class Sizes:
         epochs: of each model, and of sparse updates, which need more.
         depths: of the paper's connected nets and of its convolutional ones.
         transformers: their depths; the first one is studied in full.
+        time_layers, time_width: of the connected net of part 3.
         samples, epoch_steps: as in `Run`.
     """
 
@@ -46,6 +47,7 @@ class Sizes:
     depths: tuple[int, ...] = (3, 4, 5, 6)
     convolutions: tuple[int, ...] = (3, 4)
     transformers: tuple[int, ...] = (4, 6)
+    time_layers: int = 7
     time_width: int = 512
     samples: int | None = None
     epoch_steps: int = CHARACTER_EPOCH_STEPS
@@ -74,6 +76,7 @@ QUICK = Sizes(
     depths=(3,),
     convolutions=(3,),
     transformers=(4,),
+    time_layers=3,
     time_width=64,
     samples=512,
     epoch_steps=4,
@@ -150,7 +153,7 @@ def tuning(sizes: Sizes, families: Iterable[Family]) -> Iterator[Run]:
 def tuned_as(run: Run, sizes: Sizes) -> Family:
     """The family whose learning rate a run has: of the same model at its usual depth."""
     layers = {
-        "connected": max(sizes.depths),
+        "connected": max(sizes.depths) if run.width != sizes.time_width else sizes.time_layers,
         "convolutional": max(sizes.convolutions),
         "residual": residual()[2],
         "characters": transformer(sizes)[2],
@@ -159,8 +162,12 @@ def tuned_as(run: Run, sizes: Sizes) -> Family:
 
 
 def wide(sizes: Sizes) -> Family:
-    """The connected net of part 3: at 256 wide a step is too short to be worth a message."""
-    return "fashion", "connected", max(sizes.depths), sizes.time_width
+    """The connected net of part 3, where a step of part 2's is too short to be worth a message.
+
+    Its middle parts the work in two, about: the first layer has more inputs than the others and
+    sends no gradient further down, and the last one, the classifier, is small.
+    """
+    return "fashion", "connected", sizes.time_layers, sizes.time_width
 
 
 def _deepest(sizes: Sizes) -> tuple[tuple[Model, int], ...]:

@@ -79,7 +79,7 @@ def _raced(sizes: Sizes, rate: Rate, best: Best, seed: int) -> Iterator[Run]:
     `best(family, lateness)` is the best head of part 2; None leaves it out.
     """
     large = wide(sizes)
-    narrow: Family = (*large[:3], 256)
+    narrow: Family = (*large[:2], max(sizes.depths), 256)
     for family, studied in ((large, narrow), (transformer(sizes),) * 2):
         run = sizes.run(
             family,
