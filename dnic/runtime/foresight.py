@@ -90,7 +90,7 @@ class Foresight:
         # Both without bias, which is a number: as few passes over the weights as there can be.
         unbiased = (1 - second**step) ** 0.5
         root = square.sqrt().add_(group["eps"] * unbiased)
-        move = (state["exp_avg"] / root).mul_(-far * unbiased / (1 - first**step))
+        move: Tensor = (state["exp_avg"] / root).mul_(-far * unbiased / (1 - first**step))
         if isinstance(self._optimizer, torch.optim.AdamW):
             kept = (1 - group["lr"] * group["weight_decay"]) ** updates
             return move.add_(weight, alpha=kept)

@@ -149,10 +149,11 @@ class _Study:
         found = tuned_rate(self._store, family)
         return nan if found is None else found
 
-    def _best(self, family: parts.Family, lateness: int) -> str | None:
+    def _best(self, family: parts.Family, lateness: int | None) -> str | None:
         found = self._source or best_head(self._store, family, lateness)
         if found is None:
-            words = f"late {lateness}: part 2 has not been run, so no head is timed"
+            when = "without true gradients" if lateness is None else f"late {lateness}"
+            words = f"{when}: part 2 has not been run, so no head is timed"
             self._say(f"{named(family)}, {words} (or --source NAME)")
         return found
 

@@ -10,15 +10,18 @@ from studies.learning.sources import DECOUPLED, LATE, SOURCES
 from studies.learning.store import Result
 
 
-def best_head(results: Iterable[Result], family: Family, lateness: int) -> str | None:
+def best_head(results: Iterable[Result], family: Family, lateness: int | None) -> str | None:
     """The source that part 3 runs in two stages, a stale one aside; None: part 2 has not been run.
 
     Args:
         results: with those of part 2.
         family: of part 2.
-        lateness: at which it is to be good.
+        lateness: at which it is to be good; None: without any true gradient.
     """
-    found = ranked(of_sources(done(results), family, 2), lateness, without=LATE)
+    without = [*LATE, "none"]
+    if lateness is None:
+        without += [name for name, source in SOURCES.items() if source.returns]
+    found = ranked(of_sources(done(results), family, 2), lateness or 1, without)
     return found[0][0] if found else None
 
 

@@ -21,6 +21,7 @@ WAYS = {
     "exact": "1F1B, our exact engine",
     "stale": "late gradients",
     "decoupled": "predicted gradients",
+    "local": "no true gradients",
 }
 # At most this share of the fastest exact way's time.
 LINK_GOALS = {"loopback": 0.83, "20ms-1gbit": 0.66}

@@ -68,7 +68,7 @@ def timed_run(run: Run, cache: Path, folder: Path) -> dict[str, Any]:
 
 
 def _launch(run: Run, bundle: Path, out: Path, hosts: Hosts | None) -> None:
-    mode: Mode = "decoupled" if run.way == "stale" else run.way  # type: ignore[assignment]
+    mode: Mode = "decoupled" if run.way in ("stale", "local") else run.way  # type: ignore[assignment]
     extra = [*EXTRA, f"--epochs={run.epochs}", f"--seed={run.seed}"]
     if run.way == "exact":
         extra.append(f"--microbatches={MICROBATCHES}")

@@ -311,7 +311,7 @@ def _time_row(entrant: Entrant, race: Race) -> list[str]:
         whole = f"{quality_words(figure([entrant.confirmed]), race.family)} in "
         whole += f"{last['seconds']:.3g} s ({entrant.pace.seconds(last['epoch']):.3g} foretold)"
     return [
-        WAYS[entrant.way] + (f" ({source.title})" if entrant.way == "decoupled" else ""),
+        WAYS[entrant.way] + (f" ({source.title})" if entrant.way in ("decoupled", "local") else ""),
         str(entrant.window) if source.lateness_matters else NONE,
         f"{entrant.pace.epoch_s:.3g}",
         _known(entrant.epochs, "{:.1f}"),

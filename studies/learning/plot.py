@@ -26,7 +26,7 @@ LATENESS = (1, 4, 16)
 # Okabe and Ito's colours; the yellow is too light for a line. Black is backprop.
 SHOWN = ("none", "cdni", "virtual-task", "local-hidden", "stale", "stale-weights", "turns-hidden")
 INKS = dict(zip(SHOWN, (*COLOURS[:4], *COLOURS[5:]), strict=True)) | {"exact": "#000000"}
-WAY_INKS = dict(zip(WAYS, ("#000000", *COLOURS[1:4], COLOURS[5]), strict=True))
+WAY_INKS = dict(zip(WAYS, ("#000000", *COLOURS[1:4], *COLOURS[5:7]), strict=True))
 
 Line = tuple[Sequence[tuple[float, float]], str, str]  # points, colour, dash
 

@@ -16,7 +16,7 @@ from studies.learning.parts import FAR, Family, Rate, Sizes, sources, transforme
 from studies.learning.runs import Run
 from studies.learning.sources import SOURCES
 
-Best = Callable[[Family, int], str | None]
+Best = Callable[[Family, int | None], str | None]
 
 # Epochs of the reference over those of part 2, and epochs of the engine.
 BUDGETS = (0.5, 1.0, 1.5)
@@ -48,7 +48,7 @@ def speeds(sizes: Sizes, rate: Rate, best: Best) -> Iterator[Run]:
             warmup = auto_warmup_steps(run.steps) if late else None
             yield replace(run, epochs=TIMED_EPOCHS, warmup_steps=warmup)
     for run in _raced(sizes, rate, best, sizes.seeds[0]):
-        if run.way in ("stale", "decoupled"):
+        if SOURCES[run.source].gradient != "exact":
             yield run
 
 
@@ -76,7 +76,8 @@ def budgets(sizes: Sizes, rate: Rate, best: Best) -> Iterator[Run]:
 def _raced(sizes: Sizes, rate: Rate, best: Best, seed: int) -> Iterator[Run]:
     """Every way to train, over every link, as long as in part 2.
 
-    `best(family, lateness)` is the best head of part 2; None leaves it out.
+    `best(family, lateness)` is the best head of part 2, with a lateness of None the best that needs
+    no true gradient; None leaves it out.
     """
     large = wide(sizes)
     narrow: Family = (*large[:2], max(sizes.depths), 256)
@@ -98,6 +99,8 @@ def _raced(sizes: Sizes, rate: Rate, best: Best, seed: int) -> Iterator[Run]:
             yield replace(here, way="ddp")
             yield replace(here, way="exact")
             yield replace(here, way="stale", source="stale-weights", window=windows["stale"])
-            source = best(studied, lateness)
+            source, alone = best(studied, lateness), best(studied, None)
             if source is not None:
                 yield replace(here, way="decoupled", source=source, window=windows["decoupled"])
+            if alone is not None and alone != source:
+                yield replace(here, way="local", source=alone, window=windows["decoupled"])

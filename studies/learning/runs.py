@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 Part = Literal["tuning", "paper", "rates", "sources", "cold", "time", "budget"]
 Model = Literal["connected", "convolutional", "residual", "characters"]
-Way = Literal["reference", "backprop", "ddp", "exact", "stale", "decoupled"]
+Way = Literal["reference", "backprop", "ddp", "exact", "stale", "decoupled", "local"]
 
 BATCH: Mapping[str, int] = {
     "connected": 256,
@@ -42,7 +42,7 @@ class Run:
         epochs: of training.
         lr: of AdamW.
         seed: of initial weights, the data's order and heads.
-        way: by the reference, or by the engine in this mode.
+        way: by the reference, or by the engine: in this mode, `stale` and `local` in `decoupled`.
         link: between two processes; of `engine.LINKS`.
         width: of a connected model's layers.
         warmup_steps: on true gradients; None: as long as `auto` is.

@@ -241,6 +241,8 @@ def test_the_best_head(results: list[dict[str, Any]]) -> None:
     assert best_head(results, FASHION, 1) == "cdni"
     assert best_head(results, FASHION, 16) == "virtual-task"
     assert best_head(results, TEXT, 1) == "virtual-task"
+    # Without true gradients.
+    assert best_head(results, FASHION, None) == best_head(results, TEXT, None) == "local"
     assert best_head(results, ("mnist", *FASHION[1:]), 1) is None
 
 

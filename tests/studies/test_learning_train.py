@@ -125,7 +125,8 @@ def test_the_command_does_what_is_missing(
     assert "part 1: 2 runs" in words
     assert "part 2: 1 runs" in words
     assert "part 3: 7 runs" in words
-    assert words.count("no head is timed") == 4
+    assert words.count("no head is timed") == 6
+    assert words.count("3 layers, without true gradients: part 2") == 1
     path = tmp_path / "learning" / "runs.jsonl"
     before = path.read_text()
     parts = [entry["run"]["part"] for entry in Store(path)]
