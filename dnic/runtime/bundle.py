@@ -5,8 +5,8 @@ this reader takes just what a run uses into frozen values and ignores the rest (
 reasons). It also answers whether the files still belong together: `structure_digest` covers what
 `stages.py` was generated from, the SHA-256 sums in `plan.yaml` cover the files themselves. What a
 person may edit (`train`, `schedule`, and each interface's `gradient`, `head`, `window`,
-`warmup_steps`, `warmup_until`, `guard`, `message`, `return_every`, `predict_weights`) is in
-neither.
+`warmup`, `warmup_steps`, `warmup_until`, `guard`, `message`, `return_every`, `predict_weights`) is
+in neither.
 """
 
 from __future__ import annotations
@@ -348,6 +348,7 @@ def _interface(content: Mapping[str, Any]) -> InterfacePlan:
         warmup_until=content.get("warmup_until"),
         guard=read_guard(content.get("guard")),
         predict_weights=bool(content.get("predict_weights", False)),
+        warmup=str(content.get("warmup", "exact")),
     )
 
 

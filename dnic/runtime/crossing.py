@@ -35,6 +35,8 @@ from dnic.runtime.updates import EVERY_STEP, Updates, update_probability
 
 WARMUP_MOST_STEPS = 200
 WARMUP_SHARE = 0.05
+# Of a run that a late interface begins with a predictor, which waits for nothing.
+PREDICTED_SHARE = 0.5
 # Stages that follow one another without an interface: only targets go from one to the next.
 _FREE_WINDOW = 2
 _WIDE = ("float32", "float64")
@@ -83,19 +85,22 @@ class Returns:
         every: k; batch t comes back where `t % k == 0`, t counting all batches of a run; 0: none.
         warmup: batches at the start of the run that all come back.
         updates: of the stage above; in other steps it has no gradient to send.
+        first: the first step of which any come back.
     """
 
     every: int = 1
     warmup: int = 0
     updates: Updates = EVERY_STEP
+    first: int = 0
 
     def __contains__(self, step: int) -> bool:
         returns = step < self.warmup or (self.every > 0 and step % self.every == 0)
-        return returns and step in self.updates
+        return step >= self.first and returns and step in self.updates
 
     def count(self, first: int, sent: Count) -> Count:
         """The messages that come back for those of a phase that begins with step `first`."""
-        if not sent.messages or (self.every == 1 and self.updates.probability >= 1):
+        all_return = self.every == 1 and self.updates.probability >= 1 and first >= self.first
+        if not sent.messages or all_return:
             return sent
         number = sum(step in self for step in range(first, first + sent.messages))
         last = first + sent.messages - 1
@@ -109,7 +114,10 @@ class Returns:
     def of(cls, interface: InterfacePlan, total_steps: int, seed: int) -> Returns:
         """Those of an interface in a run of so many steps, and with a seed."""
         updates = Updates(interface.update_probability, seed, interface.to)
-        return cls(interface.return_every, warmup_steps(interface, total_steps), updates)
+        steps = warmup_steps(interface, total_steps)
+        if interface.predicted_at_first:
+            return cls(interface.return_every, 0, updates, first=steps)
+        return cls(interface.return_every, steps, updates)
 
 
 def crossings(plan: Plan, mode: Mode) -> Crossings:
@@ -131,10 +139,13 @@ def crossings(plan: Plan, mode: Mode) -> Crossings:
 def warmup_steps(plan: InterfacePlan, total_steps: int) -> int:
     """Steps for which an interface starts exact; `auto` is 5% of the run, at most 200.
 
-    Where a predictor says that it does not warm up, `auto` is 0.
+    Where a predictor says that it does not warm up, `auto` is 0; where late gradients begin with a
+    predictor it is half of the run.
     """
     if plan.warmup_steps != "auto":
         return plan.warmup_steps
+    if plan.predicted_at_first:
+        return int(PREDICTED_SHARE * total_steps)
     if plan.predicted and not predictor_kind(plan.gradient).warms_up:
         return 0
     return auto_warmup_steps(total_steps)
@@ -175,6 +186,7 @@ def _in_mode(interface: InterfacePlan, mode: Mode, probability: float) -> Interf
         ),
         return_every=returned,
         predict_weights=interface.predict_weights and gradient == "stale",
+        warmup=interface.warmup if gradient == "stale" else "exact",
         warmup_until=interface.warmup_until if guarded else None,
         guard=interface.guard if guarded else None,
         update_probability=probability,

@@ -28,8 +28,9 @@ from dnic.runtime.loss import Loss
 from dnic.runtime.options import Mode
 from dnic.runtime.order import most_ahead
 from dnic.runtime.plan import InterfacePlan, Plan, TensorSpec
+from dnic.runtime.predicted_sources import build_source
 from dnic.runtime.setting import Setting
-from dnic.runtime.sources import GradientSource, build_source
+from dnic.runtime.sources import GradientSource
 
 if TYPE_CHECKING:
     from dnic.runtime.transport import Transport

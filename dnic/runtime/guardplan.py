@@ -1,7 +1,7 @@
 """What a plan says of an interface's heads beside their build: when they are used, when they learn.
 
-Read and checked here: `warmup_until`, `guard`, and `train_every` of the head. A plan that does not
-speak of a guard has one.
+Read and checked here: `warmup`, `warmup_until`, `guard`, and `train_every` of the head. A plan that
+does not speak of a guard has one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from dataclasses import fields
 from typing import get_args
 
 from dnic.errors import RuntimeFault
-from dnic.runtime.plan import Fallback, GuardPlan, InterfacePlan
+from dnic.runtime.plan import AWAITED, Fallback, GuardPlan, InterfacePlan
+from dnic.runtime.registry import BUILT_IN, is_name, predictor_kind
 
 
 def read_guard(content: object) -> GuardPlan | None:
@@ -43,6 +44,7 @@ def check_supervised(interface: InterfacePlan, where: str) -> None:
     Raises:
         RuntimeFault: names the key and the values that it may take.
     """
+    _check_warmup(interface, where)
     until = interface.warmup_until
     if until is not None and not (_is_number(until) and until <= 1):
         raise RuntimeFault(
@@ -57,6 +59,31 @@ def check_supervised(interface: InterfacePlan, where: str) -> None:
         )
     if interface.guard is not None:
         _check_guard(interface.guard, f"{where}: guard")
+
+
+def _check_warmup(interface: InterfacePlan, where: str) -> None:
+    if interface.warmup == "exact":
+        return
+    if interface.gradient != "stale":
+        raise RuntimeFault(
+            f"warmup {interface.warmup!r} where the gradient is {interface.gradient}",
+            where=where,
+            expected="warmup: exact; only late gradients (stale) may begin with others",
+        )
+    name = interface.warmup
+    # What the model file registers is known once that is imported.
+    learns = name in BUILT_IN and predictor_kind(name).needs_gradients
+    if learns or name in AWAITED or not is_name(name):
+        raise no_beginning(name, where)
+
+
+def no_beginning(name: str, where: str) -> RuntimeFault:
+    """Late gradients cannot begin with this."""
+    return RuntimeFault(
+        f"warmup cannot be {name!r}",
+        where=where,
+        expected="exact, or what predicts without true gradients: local",
+    )
 
 
 def _check_guard(guard: GuardPlan, where: str) -> None:

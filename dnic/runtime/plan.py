@@ -130,6 +130,8 @@ class InterfacePlan:
             interface has warmed up.
         predict_weights: whether a stage that is late goes forward with the weights that it expects
             to have when it goes back (`stale` alone).
+        warmup: where the gradient comes from while a late interface warms up: `exact`, in time, or
+            what predicts it from nothing that comes back (`local`).
         warmup_until: part of the true gradient's variance at which a head has warmed up before its
             time; None: when its steps are over.
         guard: of the head; None: it is used whatever it is worth.
@@ -150,11 +152,21 @@ class InterfacePlan:
     guard: GuardPlan | None = None
     update_probability: float = 1.0
     predict_weights: bool = False
+    warmup: Gradient = "exact"
 
     @property
     def predicted(self) -> bool:
         """Whether a predictor yields its gradient, rather than waiting for it."""
         return self.gradient not in AWAITED
+
+    @property
+    def predicted_at_first(self) -> bool:
+        """Whether a predictor yields its gradient until it has warmed up, and is late from then."""
+        return self.gradient == "stale" and self.warmup != "exact"
+
+    def learns_at_first(self, step: int) -> bool:
+        """Whether that predictor learns from the batch of a step."""
+        return self.head is None or step % self.head.train_every == 0
 
     @property
     def differentiable(self) -> tuple[TensorSpec, ...]:

@@ -45,7 +45,7 @@ from dnic.runtime.reference_parts import (
 )
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import random_state, replica_seed, seed_everything, stage_seed
-from dnic.runtime.setting import Setting, build_predictor, weighed
+from dnic.runtime.setting import Setting, build_predictor
 from dnic.runtime.shared import borrowed_parameters, channels
 from dnic.runtime.stage import check_ownership
 from dnic.runtime.supervision import Supervision
@@ -145,7 +145,7 @@ class Reference:
         for plan in sorted(crossed.interfaces, key=lambda plan: plan.to):
             if plan.source == index and plan.differentiable:
                 predictor, oracle = None, False
-                if plan.predicted:
+                if plan.predicted or plan.predicted_at_first:
                     of_plan = self._plan.target, self._plan.output
                     setting = Setting(*of_plan, self._loss, cpu, self._seed, self._replicas)
                     predictor, oracle = build_predictor(plan, setting), mode == "oracle"
@@ -160,7 +160,7 @@ class Reference:
             raise ValueError("the reference evaluates nothing, which ReduceLROnPlateau needs")
         foresight = Foresight(module, optimizer) if crossed.foresees[index] else None
         updates = Updates(update_probability(train, mode), self._seed, index)
-        heads = [one.supervision if one.predictor is not None else None for one in above]
+        heads = [one.supervision if one.plan.predicted else None for one in above]
         trial = Trial(module, optimizer, self._plan, heads)
         rest: tuple[Any, ...] = limit, arriving, above, late, foresight, random_state()
         rest = *rest, updates, trial
@@ -371,6 +371,11 @@ class Reference:
         true = batch.true(interface.plan)
         if interface.predictor is None:
             return true
+        if interface.plan.predicted_at_first:
+            if batch.step >= interface.returns.first:
+                return true
+            interface.at_hand.append(batch)
+            return interface.predicted(batch)
         returns = batch.step in interface.returns
         awaits = returns and interface.supervision.awaits and not interface.oracle
         at_hand = not returns and not interface.predictor.needs_gradients
@@ -383,8 +388,7 @@ class Reference:
             return [gradient.clone() for gradient in true]
         if interface.supervision.regime == "none":
             return [torch.zeros_like(gradient) for gradient in true]
-        predicted = interface.predictor.predict(interface.sent(batch), batch.target, batch.number)
-        return weighed(predicted, batch.weight)
+        return interface.predicted(batch)
 
     def _tie(self, stage: ReferenceStage) -> None:
         """Gives and takes the gradients of parameters that several stages use."""

@@ -19,6 +19,7 @@ from dnic.runtime.lr import LearningRate
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import InterfacePlan, TensorSpec
 from dnic.runtime.seeds import random_state, restore_random_state
+from dnic.runtime.setting import weighed
 from dnic.runtime.shared import Channel, take_gradient
 from dnic.runtime.supervision import Supervision
 from dnic.runtime.trial import Trial
@@ -78,6 +79,12 @@ class ReferenceInterface:
         """What crossed, without its history."""
         return [batch.values[name].detach() for name in self.names]
 
+    def predicted(self, batch: PassingBatch) -> list[Tensor]:
+        """What the predictor says of a batch."""
+        assert self.predictor is not None  # else it was not asked
+        predicted = self.predictor.predict(self.sent(batch), batch.target, batch.number)
+        return weighed(predicted, batch.weight)
+
     def turn(self, step: int) -> None:
         """Begins a step with an update."""
         if self.supervision.turn(step) and not self.oracle:
@@ -108,7 +115,7 @@ class ReferenceInterface:
             true = part.true(self.plan) if step in self.returns else None
             parts.append(Returned(self.sent(part), part.target, true))
         assert self.predictor is not None  # else nothing waits
-        if self.supervision.learns():
+        if self._learns(step):
             batch = whole(self.plan.differentiable, parts)
             self.predictor.weight = weight
             figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
@@ -117,6 +124,11 @@ class ReferenceInterface:
                 self.learnt.append(figures)
             elif batch.gradients is not None:
                 self.supervision.untold()
+
+    def _learns(self, step: int) -> bool:
+        if self.plan.predicted_at_first:
+            return self.plan.learns_at_first(step)
+        return self.supervision.learns()
 
 
 @dataclass

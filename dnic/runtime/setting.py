@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dnic.errors import RuntimeFault
+from dnic.runtime.guardplan import no_beginning
 from dnic.runtime.loss import Loss
 from dnic.runtime.plan import AWAITED, HeadPlan, InterfacePlan, Mode, Plan, Size, TargetPlan
 from dnic.runtime.predictor import Predictor
@@ -44,7 +45,9 @@ def build_predictor(plan: InterfacePlan, setting: Setting) -> Predictor:
         RuntimeFault: there is no such kind, it cannot be built for this interface, or it cannot
             learn in several replicas of a stage together.
     """
-    kind = predictor_kind(plan.gradient)
+    kind = predictor_kind(plan.warmup if plan.predicted_at_first else plan.gradient)
+    if plan.predicted_at_first and kind.needs_gradients:
+        raise no_beginning(plan.warmup, f"plan.yaml: interfaces: {plan.name}")
     if setting.replicas.number > 1 and not kind.replicated:
         raise _alone(plan)
     tensors = range(len(plan.differentiable))

@@ -117,7 +117,8 @@ def edit_interface(interface: dict[str, Any], run: Run) -> None:
     interface["message"] = "float32"
     interface["warmup_steps"] = "auto" if run.warmup_steps is None else run.warmup_steps
     interface["guard"] = {} if run.guard else False
-    interface.pop("predict_weights", None)
+    for key in ("predict_weights", "warmup"):
+        interface.pop(key, None)
     interface.update(source.interface)
     interface["window"] = run.window
 

@@ -90,6 +90,7 @@ FULL_SET: Wanted = {
     "virtual-task-hidden": (1,),
     **dict.fromkeys(("cdni", "virtual-task", "stale"), (1, 4, FAR)),
     "stale-weights": (1, 2, 4, FAR),
+    "begun": (1, 4, FAR),
     "virtual": (1, FAR),
 }
 SMALL_SET: Wanted = {
@@ -105,17 +106,20 @@ MAPS_SET: Wanted = {
     **dict.fromkeys(("virtual-task", "stale"), (1, 4, FAR)),
     "cdni": (1, FAR),
     "stale-weights": (1, 2, FAR),
+    "begun": (4,),
 }
 TEXT_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden", "dni-hidden", "cdni-hidden"), (1,)),
     "virtual": (1,),
     **dict.fromkeys(("virtual-task", "stale"), (1, FAR)),
     "stale-weights": (1, 2, FAR),
+    "begun": (3,),
 }
 # With the first seed only.
 FURTHER_TEXT_SET: Wanted = {
     **dict.fromkeys(("cdni", "virtual-task-hidden"), (1,)),
     **dict.fromkeys(("virtual-task", "stale"), (4,)),
+    "begun": (1, FAR),
 }
 SMALL_TEXT_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden"), (1,)),

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
+from dnic.partition.alternating import MOST_LATE
 from dnic.runtime.crossing import auto_warmup_steps
 from studies.learning.parts import FAR, Family, Rate, Sizes, sources, transformer, wide
 from studies.learning.runs import Run
@@ -43,9 +44,10 @@ def speeds(sizes: Sizes, rate: Rate, best: Best) -> Iterator[Run]:
     """
     for seed in sizes.seeds:
         for run in _raced(sizes, rate, best, seed):
-            late = SOURCES[run.source].lateness_matters
-            # As long as it is in a run to the end.
-            warmup = auto_warmup_steps(run.steps) if late else None
+            source = SOURCES[run.source]
+            # As long as it is in a run to the end; half of a run stays half of it.
+            whole = source.lateness_matters and "warmup" not in source.interface
+            warmup = auto_warmup_steps(run.steps) if whole else None
             yield replace(run, epochs=TIMED_EPOCHS, warmup_steps=warmup)
     for run in _raced(sizes, rate, best, sizes.seeds[0]):
         if SOURCES[run.source].gradient != "exact":
@@ -98,7 +100,8 @@ def _raced(sizes: Sizes, rate: Rate, best: Best, seed: int) -> Iterator[Run]:
             windows = WINDOWS[link][run.model]
             yield replace(here, way="ddp")
             yield replace(here, way="exact")
-            yield replace(here, way="stale", source="stale-weights", window=windows["stale"])
+            late = "stale-weights" if windows["stale"] <= MOST_LATE else "begun"
+            yield replace(here, way="stale", source=late, window=windows["stale"])
             source, alone = best(studied, lateness), best(studied, None)
             if source is not None:
                 yield replace(here, way="decoupled", source=source, window=windows["decoupled"])

@@ -54,6 +54,12 @@ SOURCES: Mapping[str, Source] = {
     "stale-weights": Source(
         "stale, weights predicted", "stale", interface={"predict_weights": True}
     ),
+    "begun": Source(
+        "local loss, then stale, weights predicted",
+        "stale",
+        LINEAR,
+        interface={"predict_weights": True, "warmup": "local"},
+    ),
     "turns": Source(
         "stale, weights predicted, in turns with a local loss",
         "stale",
@@ -68,7 +74,7 @@ SOURCES: Mapping[str, Source] = {
     ),
 }
 # Those that live on late gradients.
-LATE = ("stale", "stale-weights", "turns", "turns-hidden")
+LATE = ("stale", "stale-weights", "begun", "turns", "turns-hidden")
 
 
 def source_at(name: str, cuts_after: int) -> str:

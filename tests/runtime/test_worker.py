@@ -11,11 +11,11 @@ from torch import nn
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import load_bundle
+from dnic.runtime.crossing import warmup_steps
 from dnic.runtime.edges import pairs
 from dnic.runtime.links import Layout, dtype_named
 from dnic.runtime.optimizer import build_optimizer
 from dnic.runtime.plan import TensorSpec
-from dnic.runtime.sources import warmup_steps
 from dnic.runtime.worker import disable_dropout
 
 

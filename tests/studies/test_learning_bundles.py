@@ -66,6 +66,7 @@ def test_what_is_edited() -> None:
         ("exact", "exact", None),
         ("stale", "stale", None),
         ("stale-weights", "stale", None),
+        ("begun", "stale", {"hidden_layers": 0, "context": "target"}),
         ("none", "none", {"hidden_layers": 0}),
         ("virtual", "virtual", {"hidden_layers": 0, "task": 0.0}),
         ("virtual-task", "virtual", {"hidden_layers": 0, "task": 1.0}),
@@ -81,7 +82,8 @@ def test_sources(source: str, gradient: str, head: dict[str, Any] | None) -> Non
     assert interface["window"] == 3
     assert (interface["head"] is None) == (head is None)
     assert (head or {}).items() <= (interface["head"] or {}).items()
-    assert interface.get("predict_weights", False) == (source == "stale-weights")
+    assert interface.get("predict_weights", False) == (source in ("stale-weights", "begun"))
+    assert interface.get("warmup", "exact") == ("local" if source == "begun" else "exact")
     # True gradients that nobody learns from are not sent.
     assert interface["return_every"] == (0 if source in ("none", "local") else 1)
     assert plan["train"]["scheduler"]["options"] == {"T_max": 2}
