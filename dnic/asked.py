@@ -217,7 +217,7 @@ def _interfaces_left(plan: Plan) -> list[PlannedInterface]:
 def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
     """An interface of a plan in the words of a spec."""
     kept = {"gradient", "window", "warmup_steps", "warmup_until", "guard", "return_every"}
-    kept |= {"predict_weights"}
+    kept |= {"predict_weights", "warmup"}
     again: dict[str, Any] = interface.model_dump(include=kept)
     again["message"] = {"float32": "fp32", "bfloat16": "bf16"}[interface.message]
     if interface.head is not None:

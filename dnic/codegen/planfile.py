@@ -62,6 +62,8 @@ def plan_text(plan: Plan) -> str:
     for interface in content["interfaces"]:
         if not interface["predict_weights"]:
             del interface["predict_weights"]
+        if interface["warmup"] == "exact":
+            del interface["warmup"]
     header = HEADER + SCHEDULE
     if plan.schedule == PlannedSchedule():
         del content["schedule"]

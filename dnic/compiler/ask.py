@@ -236,6 +236,7 @@ def _choice(interface: InterfaceSpec, output: Shape | None, stages: int) -> Inte
         one_in=interface.head.one_in,
         train_every=interface.head.train_every,
         window=interface.window,
+        warmup=interface.warmup,
         warmup_steps=interface.warmup_steps,
         warmup_until=interface.warmup_until,
         guard=_guard(interface.guard),

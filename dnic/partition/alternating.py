@@ -18,7 +18,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnic.cost import needs_gradients
+from dnic.errors import PartitionError
 from dnic.partition.defaults import Kind, kind_of
+from dnic.partition.misfits import source_misfit
 from dnic.partition.penalties import penalty_of
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.prediction import Flow, smallest_window
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from dnic.partition.interfaces import Crossing
 
 LATE = "stale"
+# What late gradients begin with where they come too late to begin with them.
+BEGINNING = "local"
 # What may cross a single cut for its gradient to be late.
 ALONE: tuple[Kind, ...] = ("positions",)
 # Updates that a gradient may be late.
@@ -119,6 +123,41 @@ def in_turns(choice: InterfaceChoice, gradient: str) -> bool:
 def late_window(flow: Flow, stage_us: Sequence[float], flows: Sequence[Flow]) -> int:
     """Updates by which the gradient of an interface in turns is late; hardly anything waits."""
     return smallest_window(flow, stage_us, flows, least=1, waited=WAITED)
+
+
+def begins_with(
+    crossing: Crossing,
+    choice: InterfaceChoice,
+    gradient: str,
+    flow: Flow,
+    stage_us: Sequence[float],
+    flows: Sequence[Flow],
+    target: PlannedTarget | None,
+) -> str:
+    """What the gradients of an interface are before they are late; `exact` where they never are.
+
+    Those that come later than by `MOST_LATE` do more harm at the start of a run than a local loss
+    (`docs/learning.md`).
+
+    Raises:
+        PartitionError: what was asked for cannot be built here, or needs true gradients.
+    """
+    if gradient != LATE or choice.warmup == "exact":
+        return "exact"
+    asked = choice.warmup != "auto"
+    begin = choice.warmup if asked else BEGINNING
+    misfit = source_misfit(begin, crossing.differentiable, choice, target)
+    if not misfit and needs_gradients(begin):
+        misfit = f"{begin} learns from true gradients, which do not come back at first"
+    if misfit and asked:
+        raise PartitionError(
+            misfit,
+            where=f"interfaces.{crossing.name}.warmup",
+            expected="exact, or what predicts here without true gradients",
+        )
+    late = smallest_window(flow, stage_us, flows) if choice.window == "auto" else choice.window
+    too_late = late > MOST_LATE and not in_turns(choice, gradient)
+    return begin if asked or (too_late and not misfit) else "exact"
 
 
 def _late_by(

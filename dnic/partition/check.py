@@ -109,6 +109,8 @@ def _interface_problems(interface: PlannedInterface, plan: Plan) -> Iterator[str
         yield f"interface {name} needs every gradient and gets one in {interface.return_every}"
     if interface.predict_weights and interface.gradient != "stale":
         yield f"interface {name} predicts weights, and its gradient is {interface.gradient}"
+    if interface.warmup != "exact" and interface.gradient != "stale":
+        yield f"interface {name} begins with {interface.warmup}, and then is {interface.gradient}"
 
 
 def _arrival_problems(plan: Plan) -> Iterator[str]:

@@ -22,7 +22,7 @@ from dnic.cost import (
 )
 from dnic.errors import PartitionError
 from dnic.graph.graph import Value
-from dnic.partition.alternating import LATE, alternated, in_turns, late_window
+from dnic.partition.alternating import LATE, alternated, begins_with, in_turns, late_window
 from dnic.partition.choose import Placement
 from dnic.partition.defaults import learns_every, return_every, source_of
 from dnic.partition.heads import plan_head
@@ -38,6 +38,7 @@ from dnic.partition.plan import (
 from dnic.partition.prediction import Flow, limits_us, smallest_window
 from dnic.partition.reasons import why_exact, why_late, why_predicted
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
+from dnic.runtime.crossing import PREDICTED_SHARE
 
 HeadPlan = tuple[PlannedHead | None, HeadCost, str]
 
@@ -126,6 +127,12 @@ def decide_interfaces(
     )
     if gradients != predicted:
         open_flows = _open_flows(crossings, choices, gradients, *given)
+    begins = [
+        begins_with(crossing, choice, gradient, flow, stage_us, open_flows, target)
+        for crossing, choice, gradient, flow in zip(
+            crossings, choices, gradients, open_flows, strict=True
+        )
+    ]
     messages = _messages(crossings, choices, gradients, open_flows, stage_us, profile)
     flows = [
         replace(flow, nbytes=message.nbytes, gradient_nbytes=message.gradient_nbytes)
@@ -137,32 +144,34 @@ def decide_interfaces(
         """Every head for its source's slack, and the stages' times with them."""
         heads: list[HeadPlan] = []
         total_us = busy_us.copy()
-        for crossing, choice, gradient in zip(crossings, choices, gradients, strict=True):
-            if gradient in AWAITED:
-                reason = why_late(choice)
-                if gradient == "exact":
-                    reason = why_exact(crossing, choice, request, placement, target)
+        for crossing, choice, gradient, begin in zip(
+            crossings, choices, gradients, begins, strict=True
+        ):
+            reason, source = "", gradient
+            if gradient == "exact":
+                reason = why_exact(crossing, choice, request, placement, target)
+            elif gradient == LATE:
+                reason, source = why_late(choice, begin), begin
+            if source in AWAITED:
                 heads.append((None, HeadCost(), reason))
                 continue
-            values, slack = crossing.differentiable, slack_us[crossing.source]
-            heads.append(
-                plan_head(
-                    values,
-                    gradient,
-                    choice,
-                    slack,
-                    profile,
-                    batch_size,
-                    target,
-                    timed=request.timed_heads,
-                )
+            head, cost, remark = plan_head(
+                crossing.differentiable,
+                source,
+                choice,
+                slack_us[crossing.source],
+                profile,
+                batch_size,
+                target,
+                timed=request.timed_heads,
             )
-            every = learns_every(gradient, choice)
-            total_us[crossing.source] += heads[-1][1].step_us(every)
+            cost = cost if source == gradient else cost.of_share(PREDICTED_SHARE)
+            heads.append((head, cost, reason + remark))
+            total_us[crossing.source] += cost.step_us(learns_every(source, choice))
         return heads, total_us
 
-    _, narrow_us = plan_heads([0.0] * len(busy_us))
-    sources = [c.source for c, g in zip(crossings, gradients, strict=True) if g not in AWAITED]
+    narrow, narrow_us = plan_heads([0.0] * len(busy_us))
+    sources = [c.source for c, head in zip(crossings, narrow, strict=True) if head[0] is not None]
     heads, total_us = plan_heads(
         [
             stage_slack_us(us, max(narrow_us)) / max(sources.count(stage), 1)
@@ -172,7 +181,13 @@ def decide_interfaces(
     sized = _sized(flows, choices, gradients, total_us)
     interfaces = tuple(
         _interface(
-            crossings[i], choices[i], gradients[i], sized[i], messages[i], heads[i], total_us
+            crossings[i],
+            choices[i],
+            (gradients[i], begins[i]),
+            sized[i],
+            messages[i],
+            heads[i],
+            total_us,
         )
         for i in range(len(crossings))
     )
@@ -315,15 +330,16 @@ def _sized(
 def _interface(
     crossing: Crossing,
     choice: InterfaceChoice,
-    gradient: str,
+    gradients: tuple[str, str],
     flow: Flow,
     message: Message,
     planned: HeadPlan,
     stage_us: Sequence[float],
 ) -> PlannedInterface:
+    gradient, begin = gradients
     head, cost, reason = planned
     foreseen = choice.predict_weights or in_turns(choice, gradient)
-    if head is not None:
+    if head is not None and gradient != LATE:
         head_us = cost.step_us(learns_every(gradient, choice))
         reason += why_predicted(crossing, head_us, stage_us[crossing.source])
     if message.reason:
@@ -350,6 +366,7 @@ def _interface(
             "gradient": gradient,
             "head": head,
             "window": flow.window,
+            "warmup": begin,
             "warmup_steps": choice.warmup_steps,
             "warmup_until": choice.warmup_until,
             "guard": choice.guard or False,

@@ -247,14 +247,15 @@ class PlannedHead(Part):
 class PlannedInterface(Part):
     """The tensors that cross from one stage to another and how their gradient is obtained.
 
-    `gradient`, `head`, `window`, `warmup_steps`, `warmup_until`, `guard`, `message`, `return_every`
-    and `predict_weights` may be edited without compiling again. `after` is the cut: the dotted path
-    of the last module (or the name of the last operation) before it. Targets always travel from
-    each stage to the next, beside these tensors. Wider floating tensors and their gradients travel
-    as `message`; `nbytes` and `transfer_us` are of the message forward.
+    `gradient`, `head`, `window`, `warmup`, `warmup_steps`, `warmup_until`, `guard`, `message`,
+    `return_every` and `predict_weights` may be edited without compiling again. `after` is the cut:
+    the dotted path of the last module (or the name of the last operation) before it. Targets always
+    travel from each stage to the next, beside these tensors. Wider floating tensors and their
+    gradients travel as `message`; `nbytes` and `transfer_us` are of the message forward.
 
     Attributes:
         gradient: `exact`, `stale` or the name of what predicts it.
+        warmup: what a late gradient begins with: `exact`, in time, or the name of what predicts it.
         return_every: the true gradients of every so many batches come back; 0: none.
         predict_weights: a stage that is late goes forward with the weights that it expects to have.
     """
@@ -268,6 +269,7 @@ class PlannedInterface(Part):
     gradient: str = Field(pattern=r"^[^\W\d]\w*$")
     head: PlannedHead | None = None
     window: int = Field(default=1, ge=1)
+    warmup: str = Field(default="exact", pattern=r"^[^\W\d]\w*$")
     warmup_steps: int | Literal["auto"] = "auto"
     warmup_until: float | None = Field(default=None, lt=1, allow_inf_nan=False)
     guard: PlannedGuard | Literal[False] = DEFAULT_GUARD

@@ -42,9 +42,11 @@ def why_exact(
     return "waiting for the true gradient costs less here than predicting it"
 
 
-def why_late(choice: InterfaceChoice) -> str:
+def why_late(choice: InterfaceChoice, begin: str) -> str:
     """Why a gradient is used without prediction, though it comes late."""
     late = "the true gradient, as late as the window, is used without prediction"
+    if begin != "exact":
+        late = f"{begin} gradients at first; then {late}"
     if choice.stale:
         return late
     return f"{late}: it comes back soon, and no other late gradient adds to it"

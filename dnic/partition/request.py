@@ -40,7 +40,9 @@ class InterfaceChoice:
             stage's slack.
         train_every: it learns whenever so many gradients have come back.
         window: batches in flight; `auto` is the smallest that does not limit, at least 2.
-        warmup_steps: steps on true gradients at the start.
+        warmup: what late gradients begin with: `exact`, or what predicts without true ones; `auto`
+            is a local loss where they are later than is good from the start.
+        warmup_steps: steps on true gradients at the start, or with what late ones begin with.
         warmup_until: part of the variance, explained by the head, at which they end before.
         guard: of the head; None for none.
         message: float32 tensors on the way; `auto` is bf16 where the link is what limits.
@@ -62,6 +64,7 @@ class InterfaceChoice:
     one_in: int | Auto = "auto"
     train_every: int = 1
     window: int | Auto = "auto"
+    warmup: str = "auto"
     warmup_steps: int | Auto = "auto"
     warmup_until: float | None = None
     guard: PlannedGuard | None = DEFAULT_GUARD

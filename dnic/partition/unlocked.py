@@ -171,15 +171,20 @@ def _outcome(
 ) -> Outcome:
     """The engine's steady state.
 
-    A late stage copies its weights before each update. What skips stages and brings nothing back
-    (labels, masks) holds nobody up: only the time that its messages take counts, so that the rest
-    is a chain.
+    A late stage copies its weights before each update, and may begin with a head. What skips stages
+    and brings nothing back (labels, masks) holds nobody up: only the time that its messages take
+    counts, so that the rest is a chain.
     """
     loose = [cut for cut in cuts if cut.back_nbytes == 0 and cut.to != (cut.source_stage or 0) + 1]
     stages = [
         replace(work, update_us=work.update_us + copy_us)
         for work, copy_us in zip(works, _copies_us(setting, works, cuts), strict=True)
     ]
+    for cut in cuts:
+        if cut.source == "stale":
+            index = cut.source_stage or 0
+            update_us = stages[index].update_us + cut.predict_us + cut.learn_us
+            stages[index] = replace(stages[index], update_us=update_us)
     for cut in loose:
         for index in (cut.source_stage or 0, cut.to or 0):
             update_us = stages[index].update_us + cut.message_us

@@ -287,6 +287,8 @@ def _gradient_lines(interface: PlannedInterface) -> list[str]:
         return ["exact gradient", "sender waits"]
     gone = interface.gradient == "none"
     lines = ["no gradient passes" if gone else f"{interface.gradient} gradient"]
+    if interface.warmup != "exact":
+        lines.append(f"begins with {interface.warmup}")
     if interface.head:
         lines += head_lines(interface.head)
     return [*lines, f"window {interface.window}"]

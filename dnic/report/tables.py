@@ -168,6 +168,8 @@ def _interface_lines(interface: PlannedInterface) -> list[tuple[str, str]]:
         gradient = "none passes"
     elif gradient != "exact":
         gradient += f", window {interface.window}"
+    if interface.warmup != "exact":
+        gradient += f", begins with {interface.warmup}"
     lines = [
         ("tensors", f"{', '.join(tensors)}: {units.size(interface.nbytes)}"),
         ("gradient", gradient),

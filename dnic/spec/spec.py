@@ -114,10 +114,19 @@ def _source(value: object) -> str:
     return _gradient(value)
 
 
+def _beginning(value: object) -> str:
+    """What a late interface may warm up with: a source that needs no true gradients."""
+    if value in NEEDING:
+        raise ValueError
+    return _gradient(value)
+
+
 Precision = Literal["fp32", "bf16"]
 # What dnic brings; others are registered (`dnic.runtime.registry`), by a package or the model file.
 SOURCES = ("exact", "synthetic", "virtual", "local", "none", "stale")
 GRADIENTS = ("auto", *SOURCES)
+NEEDING = ("stale", "synthetic", "virtual")
+BEGINNINGS = tuple(name for name in GRADIENTS if name not in NEEDING)
 Message = Literal["auto", "fp32", "bf16"]
 # What a bundle can run as; `backprop` is the undivided model on one device.
 Schedule = Literal[
@@ -278,8 +287,8 @@ class PenaltySpec(Section):
 class InterfaceSpec(Section):
     """How the gradient at an interface is obtained.
 
-    `warmup_steps` `auto` is 5% of all steps, at most 200, and none of a local loss; only the run
-    knows their number.
+    `warmup_steps` `auto` is 5% of all steps, at most 200, none of a local loss, and half of all
+    where late gradients begin with one; only the run knows their number.
     """
 
     gradient: Annotated[
@@ -303,6 +312,10 @@ class InterfaceSpec(Section):
     window: CountOrAuto = Field(
         default="auto", description="batches in flight before the sender waits"
     )
+    warmup: Annotated[
+        Annotated[str, BeforeValidator(_beginning)],
+        expected(f"one of {', '.join(BEGINNINGS)}, or a registered source", BEGINNINGS),
+    ] = Field(default="auto", description="what stale begins with: auto, exact, local, none")
     warmup_steps: StepsOrAuto = Field(
         default="auto", description="steps on true gradients first; auto: 5% of all, at most 200"
     )

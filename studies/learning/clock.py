@@ -141,7 +141,7 @@ def _epochs(mine: dict[int, list[Done]], exact: dict[int, list[Done]]) -> float 
     each = {epochs: by_seed(found) for epochs, found in mine.items()}
     each = {epochs: found for epochs, found in each.items() if len(found) == len(mine[epochs])}
     seeds = set(target).intersection(*each.values())
-    if not mine or not seeds:
+    if set(mine) != set(exact) or not seeds:
         return None
     points = [(epochs, mean(found[s] for s in seeds)) for epochs, found in each.items()]
     model = exact[nominal][0].run

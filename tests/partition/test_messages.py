@@ -121,7 +121,8 @@ def test_gradients_of_every_kth_batch_cost_a_kth(chain: Chain, device: DevicePro
 
 def test_a_plan_with_late_gradients(chain: Chain, device: DeviceProfile) -> None:
     graph = chain(LAYERS)
-    plans = {g: plan_of(graph, device, gradient=g, window=3) for g in ("exact", "stale")}
+    keys = {"window": 3, "warmup": "exact"}
+    plans = {g: plan_of(graph, device, gradient=g, **keys) for g in ("exact", "stale")}
     (interface,) = plans["stale"].interfaces
     assert (interface.gradient, interface.head, interface.window) == ("stale", None, 3)
     assert interface.reason.startswith("the true gradient, as late as the window")

@@ -208,6 +208,55 @@ def test_weights_are_predicted_where_asked(chain: Chain, device: DeviceProfile) 
     assert not plan.interfaces[0].predict_weights
 
 
+@pytest.mark.parametrize(
+    ("window", "asked", "begins"),
+    [(2, "auto", "exact"), (3, "auto", "local"), (3, "exact", "exact"), (1, "none", "none")],
+)
+def test_what_late_gradients_begin_with(
+    chain: Chain, device: DeviceProfile, window: int, asked: str, begins: str
+) -> None:
+    plan = planned(chain(LAYERS), device, gradient="stale", window=window, warmup=asked)
+    (interface,) = plan.interfaces
+    assert (interface.gradient, interface.warmup) == ("stale", begins)
+    assert (interface.head is not None) == (begins == "local")
+    assert interface.reason.startswith(f"{begins} gradients at first; then") == (begins != "exact")
+    # In turns with others, and where nothing is late, nothing begins otherwise.
+    other = planned(chain(LAYERS), device, gradient="synthetic", window=window, warmup=asked)
+    assert other.interfaces[0].warmup == "exact"
+
+
+def test_half_of_the_head_that_late_gradients_begin_with_is_counted(
+    chain: Chain, device: DeviceProfile
+) -> None:
+    """A mean step of a run that has it for one half; the stage before the cut is the slower."""
+    keys = {"gradient": "stale", "window": 3, "hidden_layers": 3, "width": 4096}
+    graph = chain([3_000_000_000, 1_000_000_000])
+    without, half = (planned(graph, device, warmup=w, **keys) for w in ("exact", "local"))
+    (interface,) = half.interfaces
+    assert interface.head is not None
+    head_us = interface.head.forward_us + interface.head.train_us
+    more = half.prediction.step_us - without.prediction.step_us
+    assert more == pytest.approx(head_us / 2)
+    held = half.stages[0].memory_bytes - without.stages[0].memory_bytes
+    assert held >= 4 * interface.head.parameters
+    check_plan(half)
+
+
+def test_what_late_gradients_cannot_begin_with(chain: Chain, device: DeviceProfile) -> None:
+    late = {"gradient": "stale", "window": 3}
+    for asked, words in (("synthetic", "learns from true gradients"), ("local", "no local")):
+        with pytest.raises(PartitionError, match=words) as told:
+            planned(chain(LAYERS), device, None, warmup=asked, **late)
+        assert told.value.where == "interfaces.layers.2.warmup"
+    # Nobody asked: without targets there is no local loss.
+    (interface,) = planned(chain(LAYERS), device, None, **late).interfaces
+    assert interface.warmup == "exact"
+    wrong = interface.model_copy(update={"warmup": "local", "gradient": "exact"})
+    plan = planned(chain(LAYERS), device, None, **late)
+    with pytest.raises(PartitionError, match="begins with local, and then is exact"):
+        check_plan(plan.model_copy(update={"interfaces": (wrong,)}))
+
+
 def test_other_predictors_are_listed_with_their_speed(chain: Chain, device: DeviceProfile) -> None:
     graph = chain(LAYERS)
     found = decide(graph, cost_model(graph, device), PartitionRequest(2), LABELS).found

@@ -217,6 +217,19 @@ def test_an_exact_gradient_goes_all_the_way_without_a_head(mlp_plan: MakePlan) -
     assert {"exact gradient", "sender waits"} <= set(texts(diagram))
 
 
+def test_a_late_gradient_says_what_it_begins_with(mlp_plan: MakePlan) -> None:
+    plan = mlp_plan(11)
+    late = {"gradient": "stale", "warmup": "local"}
+    interfaces = tuple(row.model_copy(update=late) for row in plan.interfaces)
+    diagram = partition_diagram(plan.model_copy(update={"interfaces": interfaces}))
+    check_tidy(diagram)
+    assert {"stale gradient", "begins with local", "window 2"} <= set(texts(diagram))
+    (true,) = line_from(diagram.edges, ink.TRUE)
+    left, right = (box.place for box in diagram.boxes)
+    assert (true.points[0][0], true.points[-1][0]) == (right.left, left.right)
+    assert not [node for node in diagram.nodes if node.shape == "hexagon"]
+
+
 def test_the_key_names_only_what_is_there(mlp_plan: MakePlan) -> None:
     def key(plan: Plan) -> list[str]:
         nodes = partition_diagram(plan).nodes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,14 @@ def test_a_plan_of_two_stages(mlp_plan: MakePlan) -> None:
 def test_a_plan_with_several_tensors_and_every_source(transformer_plan: MakePlan) -> None:
     plan = transformer_plan(6, 9, gradients=("synthetic", "exact", "exact"))
     assert printed(plan_table(plan)) == golden("plan_three_stages")
+
+
+def test_what_late_gradients_begin_with(mlp_plan: MakePlan) -> None:
+    plan = mlp_plan(11)
+    late = {"gradient": "stale", "warmup": "local"}
+    interfaces = tuple(row.model_copy(update=late) for row in plan.interfaces)
+    text = printed(plan_table(plan.model_copy(update={"interfaces": interfaces})))
+    assert "gradient  stale, window 2, begins with local\n" in re.sub(r" +\n", "\n", text)
 
 
 def test_a_plan_of_one_stage_has_no_interfaces(mlp_plan: MakePlan) -> None:

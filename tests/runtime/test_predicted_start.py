@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.bundle import read_plan
@@ -49,6 +50,22 @@ def test_equals_reference(
     record, expected = read_record(tmp_path / "record"), reference(folder).run()
     assert same(record, expected)
     assert record.heads and record.heads.keys() == expected.heads.keys()
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("kept", [0, 1])
+def test_beside_one_that_begins_in_time(
+    bundle: Make, run_ranks: Run, reference: Run, same: Run, kept: int, tmp_path: Path
+) -> None:
+    """Lateness begins with the first that has warmed up; the other predicts for longer."""
+    folder = bundle("mlp3", window=1, **BEGUN, warmup_steps=6)
+    plan = yaml.safe_load((folder / "plan.yaml").read_text())
+    plan["interfaces"][kept] |= {"warmup": "exact", "warmup_steps": 3}
+    (folder / "plan.yaml").write_text(yaml.safe_dump(plan))
+    run_ranks(folder, 3, f"--record={tmp_path / 'record'}")
+    record = read_record(tmp_path / "record")
+    assert same(record, reference(folder).run())
+    assert {name.split(".")[0] for name in record.heads} == {("cut01", "cut12")[1 - kept]}
 
 
 @pytest.mark.processes
