@@ -190,14 +190,19 @@ def check_sources(spec: Spec) -> None:
     for name in ("default", *spec.interface_names()):
         interface = spec.interface(name)
         free = interface.gradient == "auto"
-        for key, asked in (("gradient", (interface.gradient,)), ("sources", interface.sources)):
+        named = {
+            "gradient": (interface.gradient,),
+            "warmup": (interface.warmup,),
+            "sources": interface.sources,
+        }
+        for key, asked in named.items():
             for source in asked:
                 if source in (*AWAITED, "auto"):
                     continue
                 try:
                     kind = predictor_kind(source)
                     # Of those that may be taken each is given the options.
-                    if interface.head.options and (key == "gradient" or free):
+                    if interface.head.options and (key != "sources" or free):
                         kind.options_of(HeadPlan(options=interface.head.options))
                 except RuntimeFault as error:
                     raise SpecError(

@@ -79,9 +79,10 @@ def compiled(folder: Path, text: str = MODEL, **keys: Any) -> Path:
     return folder / "bundle"
 
 
-def test_a_source_that_refuses_an_interface(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keys", [{"gradient": "picky"}, {"gradient": "stale", "warmup": "picky"}])
+def test_a_source_that_refuses_an_interface(tmp_path: Path, keys: dict[str, str]) -> None:
     with pytest.raises(PartitionError, match=r"picky cannot be built here: .*only for 99") as told:
-        compiled(tmp_path, gradient="picky")
+        compiled(tmp_path, **keys)
     assert told.value.where == "interfaces.1"
     assert "[B, 16]" in str(told.value.expected).replace("'", "")
     assert not (tmp_path / "bundle").exists()
@@ -135,3 +136,6 @@ def test_options_that_a_source_on_the_list_does_not_know() -> None:
     with pytest.raises(SpecError, match="synthetic has no option 'size'") as told:
         checked(sources=["plain", "synthetic"], head=options)
     assert told.value.where == "interfaces.default.sources"
+    with pytest.raises(SpecError, match="there is no gradient source 'other'") as told:
+        checked(gradient="stale", warmup="other")
+    assert told.value.where == "interfaces.default.warmup"
