@@ -62,6 +62,12 @@ class Entrant:
     confirmed: Done | None
 
     @property
+    def words(self) -> str:
+        """The way, and where that does not say it the source."""
+        title = SOURCES[self.source].title
+        return WAYS[self.way] + (f" ({title})" if self.way in ("decoupled", "local") else "")
+
+    @property
     def seconds(self) -> float | None:
         """Until as good as backprop at its end."""
         return None if self.epochs is None else self.pace.seconds(self.epochs)
@@ -78,8 +84,11 @@ class Race:
     @property
     def ratio(self) -> float | None:
         """Time of the fastest decoupled way over that of the fastest exact one."""
-        exact, ours = self._fastest(exact=True), self._fastest(exact=False)
-        return None if exact is None or ours is None or isinf(ours) else ours / exact
+        exact, ours = self.fastest(exact=True), self.fastest(exact=False)
+        if exact is None or ours is None:
+            return None
+        theirs, mine = exact.seconds, ours.seconds
+        return None if theirs is None or mine is None or isinf(mine) else mine / theirs
 
     @property
     def judged(self) -> bool:
@@ -87,9 +96,14 @@ class Race:
         known = [e for e in self.entrants.values() if e.epochs is not None]
         return {e.way in EXACT_WAYS for e in known} == {True, False}
 
-    def _fastest(self, *, exact: bool) -> float | None:
-        found = [e.seconds for e in self.entrants.values() if (e.way in EXACT_WAYS) == exact]
-        return min((seconds for seconds in found if seconds is not None), default=None)
+    def fastest(self, *, exact: bool) -> Entrant | None:
+        """The first to get there of the exact ways, or of the others."""
+        known = {
+            entrant.seconds: entrant
+            for entrant in self.entrants.values()
+            if (entrant.way in EXACT_WAYS) == exact and entrant.seconds is not None
+        }
+        return known[min(known)] if known else None
 
 
 def races(runs: Sequence[Done]) -> Iterator[Race]:

@@ -140,9 +140,10 @@ def _timed(runs: Sequence[Done], link: str, most: float) -> Iterator[tuple[str, 
     for race in races(runs):
         if race.link != link:
             continue
-        ratio = race.ratio
-        if ratio is not None:
-            yield _brief(race.family), Judged(f"{ratio:.2f}", ratio <= most)
+        exact, ours, ratio = race.fastest(exact=True), race.fastest(exact=False), race.ratio
+        if exact is not None and ours is not None and ratio is not None:
+            words = f"{ratio:.2f}, {ours.words} against {exact.words}"
+            yield _brief(race.family), Judged(words, ratio <= most)
         elif race.judged:
             yield _brief(race.family), Judged("never reached", False)
 

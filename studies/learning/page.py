@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 
-from studies.learning.clock import WAYS, Entrant, Race, races
+from studies.learning.clock import Entrant, Race, races
 from studies.learning.failures import failures
 from studies.learning.figures import (
     NONE,
@@ -311,7 +311,7 @@ def _time_row(entrant: Entrant, race: Race) -> list[str]:
         whole = f"{quality_words(figure([entrant.confirmed]), race.family)} in "
         whole += f"{last['seconds']:.3g} s ({entrant.pace.seconds(last['epoch']):.3g} foretold)"
     return [
-        WAYS[entrant.way] + (f" ({source.title})" if entrant.way in ("decoupled", "local") else ""),
+        entrant.words,
         str(entrant.window) if source.lateness_matters else NONE,
         f"{entrant.pace.epoch_s:.3g}",
         _known(entrant.epochs, "{:.1f}"),

@@ -119,7 +119,7 @@ TEXT_SET: Wanted = {
 FURTHER_TEXT_SET: Wanted = {
     **dict.fromkeys(("cdni", "virtual-task-hidden"), (1,)),
     **dict.fromkeys(("virtual-task", "stale"), (4,)),
-    "begun": (1, FAR),
+    "begun": (1, 8, FAR),
 }
 SMALL_TEXT_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden"), (1,)),

@@ -179,8 +179,10 @@ def test_time_to_quality(results: list[dict[str, Any]]) -> None:
     # One core needs no link.
     seconds = {way: entrant.seconds for way, entrant in far.entrants.items()}
     assert seconds == pytest.approx({"backprop": 90, "ddp": 270, "stale": 70})
-    assert judged(results)[what + "loopback"] == "fully connected: 0.92 (missed)"
-    assert judged(results)[what + "20 ms, 1 Gb/s"] == "fully connected: 0.78 (missed)"
+    said = judged(results)[what + "loopback"]
+    assert said == "fully connected: 0.92, predicted gradients (local loss) against DDP (missed)"
+    said = judged(results)[what + "20 ms, 1 Gb/s"]
+    assert said == "fully connected: 0.78, late gradients against one core (missed)"
 
 
 def test_what_was_never_reached() -> None:
