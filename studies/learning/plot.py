@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import ceil, floor, log2
 from statistics import mean
 
 from studies.learning.best import of_sources
@@ -99,9 +100,10 @@ def _clock(runs: Sequence[Done]) -> str | None:
             if len(points) > 1:
                 lines.append((points, WAY_INKS[way], DASHED if way == "backprop" else ""))
         if lines:
-            last = max(x for points, _, _ in lines for x, _ in points)
+            seconds = [x for points, _, _ in lines for x, _ in points]
+            axis = _doubling("seconds of training", min(seconds), max(seconds))
             title = f"{_title(race.family)}, {LINKS[race.link].title}"
-            panels.append((title, _even("seconds of training", 0, last), lines, race.family))
+            panels.append((title, axis, lines, race.family))
     entries = [(WAY_INKS[way], WAYS[way]) for way in WAYS]
     return _grid("Quality by seconds of training", panels, entries)
 
@@ -169,6 +171,13 @@ def _even(label: str, low: float, high: float) -> Axis:
     count = int((high - first * step) / step + 1e-9) + 1
     ticks = [(first + n) * step for n in range(count)]
     return Axis(label, (low, high), [(tick, f"{tick:g}") for tick in map(_clean, ticks)], even=True)
+
+
+def _doubling(label: str, low: float, high: float) -> Axis:
+    """A logarithmic axis from 10, 20, 40, ... or 5, ... to one of these."""
+    first, last = floor(log2(low / 10)), ceil(log2(high / 10))
+    ticks = [10.0 * 2**n for n in range(first, last + 1)]
+    return Axis(label, ticks, [(tick, f"{tick:g}") for tick in ticks])
 
 
 def _clean(value: float) -> float:
