@@ -67,7 +67,7 @@ def page(results: Iterable[Result], notes: Path = NOTES) -> str:
     lines = ["# Learning", "", *_made_with(found), "", *LEGEND.splitlines(), ""]
     if notes.is_file():
         lines += [notes.read_text("utf-8").strip(), ""]
-    judged = [list(row) for row in goals(runs)]
+    judged = [[what, goal, said.replace("; ", "<br>")] for what, goal, said in goals(runs)]
     lines += ["## Goals", "", *table(("what", "goal", "measured"), judged), ""]
     lines += ["## 1. The paper's tables", "", *_paper(runs)]
     lines += ["## 2. Sources", "", *_sources(runs)]
