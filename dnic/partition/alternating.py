@@ -8,7 +8,7 @@ everywhere (`docs/learning.md`), and half of the tails are saved. A predictor th
 gradients gets them late as well there: with one in between all are predicted.
 
 A single cut has nothing to take turns with. What predicts there is as good as a late gradient, but
-for positions that each have a target.
+for positions that each have a target; there a late one may come later, if a local loss comes first.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ BEGINNING = "local"
 ALONE: tuple[Kind, ...] = ("positions",)
 # Updates that a gradient may be late.
 MOST_LATE = 2
+# The same at the only cut, where a run can begin with a local loss.
+MOST_LATE_ALONE = 3
 # Part of a step that a stage may wait for it, rather than that it is later.
 WAITED = 0.05
 
@@ -75,6 +77,9 @@ def alternated(
     cuts = list(over_cuts.items())
     for place, (stage, over) in reversed(list(enumerate(cuts))):
         only = over[0]
+        most = MOST_LATE
+        if len(cuts) == 1 and gradients[only] == BEGINNING:
+            most = MOST_LATE_ALONE
         before = cuts[place - 1][1] if place else []
         after = cuts[place + 1][1] if place + 1 < len(cuts) else []
         fits = (
@@ -83,7 +88,7 @@ def alternated(
             and not any(found[i] == LATE for i in (*before, *after))
             and not any(_learns_from_true(gradients[i]) for i in before)
             and _may_be_late(choices[only], gradients[only])
-            and _late_by(choices[only], flows[only], stage_us, flows) <= MOST_LATE
+            and _late_by(choices[only], flows[only], stage_us, flows) <= most
             and not _better_predicted(
                 placement.cuts[stage], choices[only], gradients[only], request
             )
@@ -155,9 +160,11 @@ def begins_with(
             where=f"interfaces.{crossing.name}.warmup",
             expected="exact, or what predicts here without true gradients",
         )
-    late = smallest_window(flow, stage_us, flows) if choice.window == "auto" else choice.window
-    too_late = late > MOST_LATE and not in_turns(choice, gradient)
-    return begin if asked or (too_late and not misfit) else "exact"
+    if in_turns(choice, gradient):
+        late = _late_by(choice, flow, stage_us, flows)
+    else:
+        late = smallest_window(flow, stage_us, flows) if choice.window == "auto" else choice.window
+    return begin if asked or (late > MOST_LATE and not misfit) else "exact"
 
 
 def _late_by(

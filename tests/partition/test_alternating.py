@@ -16,7 +16,7 @@ from dnic.partition import (
     Plan,
     PlannedTarget,
 )
-from dnic.partition.alternating import MOST_LATE
+from dnic.partition.alternating import MOST_LATE, MOST_LATE_ALONE
 from tests.partition.planning import LABELS, planned
 
 Chain = Callable[..., Graph]
@@ -70,7 +70,9 @@ def test_every_second_interface_from_the_last_is_late(
     ("target", "keys", "gradient"),
     [
         (TOKENS, {}, "stale"),
-        (TOKENS, {"default": chosen(2, window=MOST_LATE + 1)}, "local"),
+        (TOKENS, {"default": chosen(2, window=MOST_LATE_ALONE)}, "stale"),
+        (TOKENS, {"default": chosen(2, window=MOST_LATE_ALONE + 1)}, "local"),
+        (TOKENS, {"default": chosen(2, window=3, sources=("virtual", "stale"))}, "virtual"),
         (TOKENS, {"default": chosen(2, sources=("virtual", "local"))}, "local"),
         (TOKENS, {"may_be_late": False}, "local"),
         (TOKENS, {"links": FAR}, "local"),
@@ -89,7 +91,10 @@ def test_the_only_interface_is_late_where_every_position_has_a_target(
     (row,) = plan.interfaces
     assert row.gradient == gradient
     assert row.predict_weights == (gradient == "stale")
-    assert row.window <= MOST_LATE or gradient != "stale"
+    assert row.window <= MOST_LATE_ALONE or gradient != "stale"
+    begins = gradient == "stale" and row.window > MOST_LATE
+    assert row.warmup == ("local" if begins else "exact")
+    assert (row.head is not None) == (begins or gradient != "stale")
 
 
 def test_a_gradient_that_comes_too_late_is_predicted(chain: Chain, device: DeviceProfile) -> None:
