@@ -58,8 +58,10 @@ class HeadCost:
         """Microseconds that they add to a mean step, if they learn in one of so many steps."""
         return self.forward_us + self.train_us / learns_every
 
-    def of_share(self, share: float) -> HeadCost:
-        """The same heads, in use for a share of a run: what they add to a mean step."""
+    def at_first(self) -> HeadCost:
+        """The same heads where late gradients begin with them: what they add to a mean step."""
+        from dnic.runtime.crossing import PREDICTED_SHARE as share
+
         return replace(self, forward_us=share * self.forward_us, train_us=share * self.train_us)
 
     def __add__(self, other: HeadCost) -> HeadCost:

@@ -38,7 +38,6 @@ from dnic.partition.plan import (
 from dnic.partition.prediction import Flow, limits_us, smallest_window
 from dnic.partition.reasons import why_exact, why_late, why_predicted
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
-from dnic.runtime.crossing import PREDICTED_SHARE
 
 HeadPlan = tuple[PlannedHead | None, HeadCost, str]
 
@@ -165,7 +164,7 @@ def decide_interfaces(
                 target,
                 timed=request.timed_heads,
             )
-            cost = cost if source == gradient else cost.of_share(PREDICTED_SHARE)
+            cost = cost if source == gradient else cost.at_first()
             heads.append((head, cost, reason + remark))
             total_us[crossing.source] += cost.step_us(learns_every(source, choice))
         return heads, total_us
