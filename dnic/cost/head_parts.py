@@ -60,9 +60,10 @@ class HeadCost:
 
     def at_first(self) -> HeadCost:
         """The same heads where late gradients begin with them: what they add to a mean step."""
-        from dnic.runtime.crossing import PREDICTED_SHARE as share
+        from dnic.runtime.crossing import PREDICTED_SHARE
 
-        return replace(self, forward_us=share * self.forward_us, train_us=share * self.train_us)
+        forward_us, train_us = self.forward_us * PREDICTED_SHARE, self.train_us * PREDICTED_SHARE
+        return replace(self, forward_us=forward_us, train_us=train_us)
 
     def __add__(self, other: HeadCost) -> HeadCost:
         return HeadCost(
