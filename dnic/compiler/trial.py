@@ -14,7 +14,7 @@ from dnic.errors import PartitionError, RuntimeFault
 from dnic.partition.plan import PlannedTraining
 from dnic.runtime.foresight import foreseeable
 from dnic.runtime.loss import Loss, own_loss
-from dnic.runtime.plan import InterfacePlan, Plan
+from dnic.runtime.plan import AWAITED, InterfacePlan, Plan
 from dnic.runtime.setting import Setting, build_predictor
 
 
@@ -32,8 +32,7 @@ def check_predictors(plan: Plan, loss: Loss | None) -> None:
         plan.target, plan.output, loss or own_loss, torch.device("cpu"), plan.train.seed
     )
     for interface in plan.interfaces:
-        predicted = interface.predicted or interface.predicted_at_first
-        if interface.differentiable and predicted:
+        if interface.differentiable and interface.predictor not in AWAITED:
             with torch.random.fork_rng(devices=[]):
                 _build(interface, setting)
 
@@ -47,10 +46,9 @@ def _build(interface: InterfacePlan, setting: Setting) -> None:
             error.problem, where=where, expected=error.expected, hint=error.hint
         ) from error
     except Exception as error:  # whatever the code of a registered source raises
-        source = interface.gradient if interface.predicted else interface.warmup
         said = f"{type(error).__name__}: {error}".rstrip(": ")
         raise PartitionError(
-            f"the gradient source {source} cannot be built here: {said}",
+            f"the gradient source {interface.predictor} cannot be built here: {said}",
             where=where,
             expected="a source that reads "
             + ", ".join(f"{t.name} {list(t.shape)}" for t in interface.differentiable),

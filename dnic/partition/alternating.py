@@ -88,7 +88,7 @@ def alternated(
             and not any(found[i] == LATE for i in (*before, *after))
             and not any(_learns_from_true(gradients[i]) for i in before)
             and _may_be_late(choices[only], gradients[only])
-            and _late_by(choices[only], flows[only], stage_us, flows) <= most
+            and window_of(choices[only], LATE, flows[only], stage_us, flows) <= most
             and not _better_predicted(
                 placement.cuts[stage], choices[only], gradients[only], request
             )
@@ -125,9 +125,22 @@ def in_turns(choice: InterfaceChoice, gradient: str) -> bool:
     return gradient == LATE and not choice.stale
 
 
-def late_window(flow: Flow, stage_us: Sequence[float], flows: Sequence[Flow]) -> int:
-    """Updates by which the gradient of an interface in turns is late; hardly anything waits."""
-    return smallest_window(flow, stage_us, flows, least=1, waited=WAITED)
+def window_of(
+    choice: InterfaceChoice,
+    gradient: str,
+    flow: Flow,
+    stage_us: Sequence[float],
+    flows: Sequence[Flow],
+) -> int:
+    """The window of an interface that does not wait: what is asked for, or as small as may be.
+
+    Where its gradient is late by itself it is by so many updates, and hardly anything waits.
+    """
+    if choice.window != "auto":
+        return choice.window
+    if in_turns(choice, gradient):
+        return smallest_window(flow, stage_us, flows, least=1, waited=WAITED)
+    return smallest_window(flow, stage_us, flows)
 
 
 def begins_with(
@@ -160,17 +173,8 @@ def begins_with(
             where=f"interfaces.{crossing.name}.warmup",
             expected="exact, or what predicts here without true gradients",
         )
-    if in_turns(choice, gradient):
-        late = _late_by(choice, flow, stage_us, flows)
-    else:
-        late = smallest_window(flow, stage_us, flows) if choice.window == "auto" else choice.window
+    late = window_of(choice, gradient, flow, stage_us, flows)
     return begin if asked or (late > MOST_LATE and not misfit) else "exact"
-
-
-def _late_by(
-    choice: InterfaceChoice, flow: Flow, stage_us: Sequence[float], flows: Sequence[Flow]
-) -> int:
-    return late_window(flow, stage_us, flows) if choice.window == "auto" else choice.window
 
 
 def _learns_from_true(gradient: str) -> bool:

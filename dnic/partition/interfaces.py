@@ -22,7 +22,7 @@ from dnic.cost import (
 )
 from dnic.errors import PartitionError
 from dnic.graph.graph import Value
-from dnic.partition.alternating import LATE, alternated, begins_with, in_turns, late_window
+from dnic.partition.alternating import LATE, alternated, begins_with, in_turns, window_of
 from dnic.partition.choose import Placement
 from dnic.partition.defaults import learns_every, return_every, source_of
 from dnic.partition.heads import plan_head
@@ -35,7 +35,7 @@ from dnic.partition.plan import (
     PlannedTarget,
     PlannedTensor,
 )
-from dnic.partition.prediction import Flow, limits_us, smallest_window
+from dnic.partition.prediction import Flow, limits_us
 from dnic.partition.reasons import why_exact, why_late, why_predicted
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
 
@@ -314,13 +314,7 @@ def _sized(
     """The traffic of each interface with its window."""
 
     def window(flow: Flow, choice: InterfaceChoice, gradient: str) -> int:
-        if flow.locked:
-            return 1
-        if choice.window != "auto":
-            return choice.window
-        if in_turns(choice, gradient):
-            return late_window(flow, stage_us, flows)
-        return smallest_window(flow, stage_us, flows)
+        return 1 if flow.locked else window_of(choice, gradient, flow, stage_us, flows)
 
     windows = map(window, flows, choices, gradients)
     return tuple(replace(flow, window=window) for flow, window in zip(flows, windows, strict=True))

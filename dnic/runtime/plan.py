@@ -164,6 +164,11 @@ class InterfacePlan:
         """Whether a predictor yields its gradient until it has warmed up, and is late from then."""
         return self.gradient == "stale" and self.warmup != "exact"
 
+    @property
+    def predictor(self) -> str:
+        """What predicts, at first or always; the gradient's own name where nothing does."""
+        return self.warmup if self.predicted_at_first else self.gradient
+
     def learns_at_first(self, step: int) -> bool:
         """Whether that predictor learns from the batch of a step."""
         return self.head is None or step % self.head.train_every == 0

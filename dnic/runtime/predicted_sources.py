@@ -239,12 +239,12 @@ class PredictedStartSource(StaleSource):
 
     def state_dict(self) -> dict[str, Any]:
         """The predictor's state, marked with its kind."""
-        return {_mark(self.plan.warmup): self.predictor.state_dict()}
+        return {_mark(self.plan.predictor): self.predictor.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned; the state of another kind is left alone."""
-        if _mark(self.plan.warmup) in state:
-            self.predictor.load_state_dict(state[_mark(self.plan.warmup)])
+        if _mark(self.plan.predictor) in state:
+            self.predictor.load_state_dict(state[_mark(self.plan.predictor)])
 
     def parameters(self) -> dict[str, Tensor]:
         """The predictor's parameters, by its names for them."""

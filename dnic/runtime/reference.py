@@ -34,6 +34,7 @@ from dnic.runtime.microbatches import microbatches
 from dnic.runtime.names import StateNames
 from dnic.runtime.optimizer import build_optimizer, clear_gradients
 from dnic.runtime.options import Mode
+from dnic.runtime.plan import AWAITED
 from dnic.runtime.precision import autocast, autocast_forward
 from dnic.runtime.record import Record
 from dnic.runtime.reference_parts import (
@@ -145,7 +146,7 @@ class Reference:
         for plan in sorted(crossed.interfaces, key=lambda plan: plan.to):
             if plan.source == index and plan.differentiable:
                 predictor, oracle = None, False
-                if plan.predicted or plan.predicted_at_first:
+                if plan.predictor not in AWAITED:
                     of_plan = self._plan.target, self._plan.output
                     setting = Setting(*of_plan, self._loss, cpu, self._seed, self._replicas)
                     predictor, oracle = build_predictor(plan, setting), mode == "oracle"

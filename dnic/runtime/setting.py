@@ -45,7 +45,7 @@ def build_predictor(plan: InterfacePlan, setting: Setting) -> Predictor:
         RuntimeFault: there is no such kind, it cannot be built for this interface, or it cannot
             learn in several replicas of a stage together.
     """
-    kind = predictor_kind(plan.warmup if plan.predicted_at_first else plan.gradient)
+    kind = predictor_kind(plan.predictor)
     if plan.predicted_at_first and kind.needs_gradients:
         raise no_beginning(plan.warmup, f"plan.yaml: interfaces: {plan.name}")
     if setting.replicas.number > 1 and not kind.replicated:
