@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from dnic.runtime.bundle import load_bundle, structure_digest
 from dnic.runtime.loss import own_loss
-from dnic.runtime.record import Record
+from dnic.runtime.record import Record, read_record
 from dnic.runtime.reference import Reference
 
 TRAIN = '''"""Train the model in stages:  torchrun --standalone --nproc-per-node=N train.py"""
@@ -566,6 +566,19 @@ def kinds() -> dict[str, Any]:
 @pytest.fixture(name="reference")
 def _reference() -> Callable[..., Reference]:
     return reference
+
+
+@pytest.fixture
+def as_reference(tmp_path: Path) -> Callable[[Path, int], Record]:
+    """What so many processes and the reference both compute of a bundle: the same bits."""
+
+    def run(folder: Path, processes: int) -> Record:
+        run_ranks(folder, processes, f"--record={tmp_path / 'record'}")
+        record = read_record(tmp_path / "record")
+        assert same(record, reference(folder).run())
+        return record
+
+    return run
 
 
 @pytest.fixture(name="load_module")

@@ -29,19 +29,10 @@ Run = Callable[..., Any]
     ],
 )
 def test_bfloat16_equals_reference(
-    bundle: Make,
-    run_ranks: Run,
-    reference: Run,
-    same: Run,
-    kind: str,
-    window: int,
-    keys: dict[str, Any],
-    tmp_path: Path,
+    bundle: Make, as_reference: Run, reference: Run, kind: str, window: int, keys: dict[str, Any]
 ) -> None:
     folder = bundle(kind, window=window, message="bfloat16", **keys)
-    run_ranks(folder, int(kind[-1]), f"--record={tmp_path / 'record'}")
-    expected = reference(folder).run()
-    assert same(read_record(tmp_path / "record"), expected)
+    expected = as_reference(folder, int(kind[-1]))
     text = (folder / "plan.yaml").read_text()
     (folder / "plan.yaml").write_text(text.replace("message: bfloat16", "message: float32"))
     assert reference(folder).run().losses != expected.losses, "rounding must matter"
