@@ -99,7 +99,8 @@ class LateEngine(Engine):
         watch.lap("share")
         inputs, target = self._receive(self._cut(feed, 1), gradients=True)  # 1
         watch.lap("data" if self._first else "receive")
-        output, weights = self._stash.forward(tuple(inputs.values()), len(self._open))  # 2
+        late = self._late if self.step >= self._in_time else 0
+        output, weights = self._through(inputs, late)  # 2
         watch.lap("forward")
         outputs = named(self._plan, output)
         self._send(outputs, target)  # 3
@@ -108,10 +109,17 @@ class LateEngine(Engine):
         self._open.append(
             _Open(self.step, self.version, inputs, outputs, target, self._weight, weights)
         )
-        if len(self._open) > (self._late if self.step >= self._in_time else 0):
+        if len(self._open) > late:
             self._go_back(self.step, watch)
         self.step += 1
         return None
+
+    def _through(
+        self, inputs: Mapping[str, Tensor], late: int
+    ) -> tuple[object, Mapping[str, Tensor]]:
+        """The output, and the weights to go back to where they are not the module's own."""
+        given = tuple(inputs.values())
+        return self._stash.forward(given, len(self._open)) if late else (self.module(*given), {})
 
     def _go_back(self, now: int, watch: Stopwatch) -> None:
         """The oldest open batch's backward pass, and the update; `now` counts on past the end."""
