@@ -127,7 +127,8 @@ SMALL_TEXT_SET: Wanted = {
     "turns": (1, 2, FAR),
     "turns-hidden": (1,),
 }
-FURTHER_DEEP_SET: Wanted = dict.fromkeys(("local", "virtual-task"), (1,))
+# What is best in the first transformer, in a deeper one.
+FURTHER_DEEP_SET: Mapping[int, Wanted] = {2: {"stale-weights": (1,)}, 4: {"turns": (1,)}}
 # Without warming up, with the first seed only; late gradients begin in time otherwise.
 COLD: Mapping[Model, tuple[tuple[int, str], ...]] = {
     "connected": ((2, "stale-weights"), (6, "stale-weights"), (6, "turns")),
@@ -264,7 +265,7 @@ def sources(sizes: Sizes, rate: Rate) -> Iterator[Run]:
     further: list[tuple[Family, int, Wanted]] = [(whole, 2, FURTHER_TEXT_SET)]
     for layers in sizes.transformers[1:]:
         deep: Family = ("text", "characters", layers, 256)
-        further += [(deep, stages, FURTHER_DEEP_SET) for stages in (2, 4)]
+        further += [(deep, stages, wanted) for stages, wanted in FURTHER_DEEP_SET.items()]
     for seed in sizes.seeds:
         yield from _of_cells(sizes, cells, rate, seed)
         for family in dict.fromkeys(family for family, _, _ in cells):
