@@ -102,7 +102,7 @@ def spec_of_plan(path: Path) -> Spec:
                 "profile": profile if is_stock(profile) else "auto",
             },
             "partition": _partition_again(plan),
-            "interfaces": {i.name: _interface_again(i) for i in _interfaces_left(plan)},
+            "interfaces": {i.name: _interface_again(i, plan) for i in _interfaces_left(plan)},
         },
         str(path),
     )
@@ -214,7 +214,7 @@ def _interfaces_left(plan: Plan) -> list[PlannedInterface]:
     ]
 
 
-def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
+def _interface_again(interface: PlannedInterface, plan: Plan) -> dict[str, Any]:
     """An interface of a plan in the words of a spec."""
     kept = {"gradient", "window", "warmup_steps", "warmup_until", "guard", "return_every"}
     kept |= {"predict_weights", "warmup"}
@@ -227,8 +227,17 @@ def _interface_again(interface: PlannedInterface) -> dict[str, Any]:
         named = {key: own[key] for key in own if key in HeadSpec.model_fields}
         others = {key: own[key] for key in own if key not in named}
         head |= named | ({"options": others} if others else {})
+        if interface.context:
+            own_words = (_word_of(tensor.name, plan) for tensor in interface.context)
+            head["context"] = [*(["target"] * (head["context"] == "target")), *own_words]
         again["head"] = {key: value for key, value in head.items() if value is not None}
     return again
+
+
+def _word_of(name: str, plan: Plan) -> str:
+    """What a spec calls a tensor: the module that returns it, or its own name."""
+    operations = (op for stage in plan.stages for op in stage.operations if op.name == name)
+    return next((op.target for op in operations if op.kind == "module"), name)
 
 
 def _devices_again(plan: Plan) -> int:

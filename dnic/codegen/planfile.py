@@ -64,6 +64,8 @@ def plan_text(plan: Plan) -> str:
             del interface["predict_weights"]
         if interface["warmup"] == "exact":
             del interface["warmup"]
+        if not interface["context"]:
+            del interface["context"]
     header = HEADER + SCHEDULE
     if plan.schedule == PlannedSchedule():
         del content["schedule"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from torch import fx
 
@@ -27,7 +27,10 @@ def stages_source(traced: TracedModel, plan: Plan, digest: str) -> str:
         digest: the plan's structure digest, by which a bundle notices that the two drifted apart.
     """
     imports = {"from dnic import runtime", "from torch import Tensor, nn"}
-    classes = [_stage_class(traced, stage, imports) for stage in plan.stages]
+    classes = []
+    for index, stage in enumerate(plan.stages):
+        sent = {t.name for f in plan.interfaces if f.source == index for t in f.tensors}
+        classes.append(_stage_class(traced, stage, sent, imports))
     cuts = ", ".join(dict.fromkeys(interface.after for interface in plan.interfaces))
     count = len(plan.stages)
     head = [
@@ -57,11 +60,13 @@ def _import_lines(imports: set[str]) -> list[str]:
     return [line for group in groups if group for line in (*group, "")][:-1]
 
 
-def _stage_class(traced: TracedModel, stage: PlannedStage, imports: set[str]) -> str:
+def _stage_class(
+    traced: TracedModel, stage: PlannedStage, sent: Set[str], imports: set[str]
+) -> str:
     mine = {op.name for op in stage.operations}
     nodes = [node for node in traced.graph.nodes if node.name in mine]
     names = _names(traced, stage)
-    body = [*_clones(traced, nodes, stage), *_body(traced, nodes, stage, names)]
+    body = [*_clones(traced, nodes, stage), *_body(traced, nodes, stage, sent, names)]
     if names.uses_batch:
         body.insert(0, _batch_line(traced, stage))
     imports |= names.imports
@@ -146,7 +151,11 @@ def _clones(traced: TracedModel, nodes: Sequence[fx.Node], stage: PlannedStage) 
 
 
 def _body(
-    traced: TracedModel, nodes: Sequence[fx.Node], stage: PlannedStage, names: Names
+    traced: TracedModel,
+    nodes: Sequence[fx.Node],
+    stage: PlannedStage,
+    sent: Set[str],
+    names: Names,
 ) -> Iterator[str]:
     previous: Shape | None = traced.shapes.get(stage.inputs[-1]) if stage.inputs else None
     blocks: tuple[str, ...] = ()
@@ -175,8 +184,11 @@ def _body(
         blocks = inside
         yield from _statement(node, names, comment, indent="    " * len(blocks))
     if stage.outputs != ("output",):
-        by_name = {node.name: node for node in traced.graph.nodes}
-        yield "return " + ", ".join(names.variables[by_name[name]] for name in stage.outputs)
+        variables = {node.name: names.variables[node] for node in traced.graph.nodes}
+        seen = [variables[name] for name in stage.outputs if name not in sent]
+        if seen:
+            yield f"# {', '.join(seen)}: for this stage's heads alone"
+        yield "return " + ", ".join(variables[name] for name in stage.outputs)
 
 
 def _blocks(node: fx.Node, names: Names) -> tuple[str, ...]:

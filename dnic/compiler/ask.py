@@ -230,13 +230,16 @@ def _most_stages(spec: Spec) -> int:
 
 
 def _choice(interface: InterfaceSpec, output: Shape | None, stages: int) -> InterfaceChoice:
+    asked = interface.head.context
+    named = (asked,) if isinstance(asked, str) else asked
     return InterfaceChoice(
         gradient=interface.gradient,
         sources=interface.sources,
         penalty=tuple(interface.penalty.model_dump().items()),
         hidden_layers=interface.head.hidden_layers,
         width=interface.head.width,
-        context=interface.head.context,
+        context="target" if "target" in named else "none",
+        sees=tuple(name for name in named if name not in ("target", "none")),
         lr=interface.head.lr,
         one_in=interface.head.one_in,
         train_every=interface.head.train_every,

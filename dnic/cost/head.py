@@ -36,6 +36,7 @@ from dnic.graph.shape import Shape, Size, batch_multiple, resolve
 MOST_FLAT = 4096
 _MOST_SLOTS = 16
 _MOST_VALUES = 1024
+_MOST_CODES = 1024
 _CELLS = 4
 _FULL_CODE_WIDTH = 32
 
@@ -62,6 +63,7 @@ def head_cost(
     source: Source = "synthetic",
     one_in: int = 1,
     tail: TailChoice = TailChoice(),  # noqa: B008  # frozen
+    beside: tuple[Value, ...] = (),
 ) -> HeadCost:
     """What the heads of all `values` that cross one interface cost together.
 
@@ -80,6 +82,7 @@ def head_cost(
         source: where the gradient comes from.
         one_in: it learns from one in so many samples of a batch.
         tail: what a tail is scored by.
+        beside: what heads see beside the activation and the targets.
     """
     cost = HeadCost()
     if source in ("exact", "stale", "none") or not values:
@@ -88,10 +91,21 @@ def head_cost(
         kind: Literal["virtual", "local"] = "virtual" if source == "virtual" else "local"
         given = values, batch_size, hidden_layers, width, profile, target
         return tail_cost(*given, kind, one_in, tail)
+    seen = tuple(seen_size(value) for value in beside)
+    seen = seen if target is None else (target, *seen)
     for value in values:
         count, sample = samples_of(value, batch_size)
-        cost += _one_head(count, sample, hidden_layers, width, profile, target, one_in)
+        cost += _one_head(count, sample, hidden_layers, width, profile, seen, one_in)
     return cost
+
+
+def seen_size(value: Value) -> TargetSize:
+    """What heads see of a tensor that a spec names: real values, or integers by their remainder."""
+    sample = _samples(value.shape)[1]
+    if value.dtype.startswith(("float", "bfloat", "bool")):
+        return TargetSize(sample, None)
+    count = prod(sample)
+    return TargetSize(sample, _MOST_CODES // count if 1 < count <= _MOST_SLOTS else _MOST_CODES)
 
 
 def samples_of(value: Value, batch_size: int) -> tuple[int, tuple[int, ...]]:
@@ -107,7 +121,7 @@ def _one_head(
     hidden_layers: int,
     width: int | None,
     profile: DeviceProfile,
-    target: TargetSize | None,
+    seen: tuple[TargetSize, ...],
     one_in: int,
 ) -> HeadCost:
     """One head for `rows` samples of shape `sample`."""
@@ -117,16 +131,16 @@ def _one_head(
         code_width = _FULL_CODE_WIDTH
     informed = False
     part = Part(0, 0, 0.0)
-    if target is not None:
-        code, informed = _context(target, sample, code_width, rows, profile)
-        part += code
+    for size in seen:
+        code, placed = _context(size, sample, code_width, rows, profile)
+        part, informed = part + code, informed or placed
     if width is not None and not informed and prod(sample) <= MOST_FLAT:
         features, positions = prod(sample), ()
     count = rows * prod(positions)
     if width is None and hidden_layers == 0:
         part += linear(features, features, count, profile)
         # The map of the code is there even where no code comes.
-        part += linear(_FULL_CODE_WIDTH, features, count if target else 0, profile)
+        part += linear(_FULL_CODE_WIDTH, features, count if seen else 0, profile)
     else:
         rank = width or features
         shared = _low_rank(features, rank, hidden_layers, count, profile)

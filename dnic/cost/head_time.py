@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import log1p
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from dnic.cost.profile import DeviceProfile
 from dnic.cost.tail import TailChoice
 from dnic.errors import DnicError
 from dnic.graph.graph import Value
+
+if TYPE_CHECKING:
+    from dnic.runtime.plan import TensorSpec
 
 BUILT_IN_SOURCES = ("synthetic", "virtual", "local", "none")
 _BUDGET_US = 150_000.0
@@ -39,6 +42,7 @@ def time_head(
     kept: KeptTimes | None = None,
     one_in: int = 1,
     tail: TailChoice = TailChoice(),  # noqa: B008  # frozen
+    beside: tuple[Value, ...] = (),
 ) -> HeadCost:
     """Like `head_cost`, but what predicts is built and run on this machine's CPU.
 
@@ -60,8 +64,9 @@ def time_head(
         kept: times that are known; None for this machine's file.
         one_in: it learns from one in so many samples of a batch.
         tail: what a tail is scored by.
+        beside: what heads see beside the activation and the targets.
     """
-    given = hidden_layers, width, profile, target, source, one_in, tail
+    given = hidden_layers, width, profile, target, source, one_in, tail, beside
     computed = head_cost(values, batch_size, *given)
     if source in ("exact", "stale", "none") or batch_size < 1 or not values:
         return computed
@@ -70,9 +75,9 @@ def time_head(
     parts = [[value] for value in values] if source == "synthetic" else [list(values)]
     found = [0.0, 0.0, 0.0]
     for part in parts:
-        key = _key(part, batch_size, hidden_layers, width, target, source, one_in, tail)
+        head = part, batch_size, hidden_layers, width, target, source, one_in, tail, beside
+        key = _key(*head)
         if key not in known:
-            head = part, batch_size, hidden_layers, width, target, source, one_in, tail
             try:
                 known.put(key, _timed(*head, threads))
             except (DnicError, RuntimeError, ValueError, TypeError, ChildFailed):
@@ -92,15 +97,17 @@ def _key(
     source: Source,
     one_in: int,
     tail: TailChoice,
+    beside: tuple[Value, ...],
 ) -> str:
     """What the times of a head are kept under."""
+    seen = "".join(f"-{value.shape}-{value.dtype}" for value in beside)
     if source == "synthetic":
         rows, sample = samples_of(values[0], batch_size)
         key = f"head-between4-{rows}-{sample}-{values[0].dtype}-{hidden_layers}-{width}-{target}"
-        return f"{key}-{one_in}"
+        return f"{key}-{one_in}{seen}"
     shapes = [(value.shape, value.dtype) for value in values]
     given = source, batch_size, shapes, hidden_layers, width, target, one_in
-    return f"predictor-words-{given}-{tail if source in ('virtual', 'local') else ''}"
+    return f"predictor-words-{given}-{tail if source in ('virtual', 'local') else ''}{seen}"
 
 
 def _timed(*head: Any) -> list[float]:
@@ -126,6 +133,7 @@ def _time(
     source: Source,
     one_in: int,
     tail: TailChoice,
+    beside: tuple[Value, ...],
     threads: int,
 ) -> list[float]:
     """Microseconds of predicting, and of learning from, one batch; and the parameters."""
@@ -142,12 +150,15 @@ def _time(
     if target is not None:
         dtype_name = str(targets.dtype).removeprefix("torch.")
         planned = TargetPlan(target.shape, dtype_name, target.classes)
-    tensors = tuple(TensorSpec(v.name, v.shape, v.dtype, True) for v in values)
-    predictor = kind.build(PredictorRequest(tensors, head, planned, output=tail.output))
+    tensors, seen = (
+        tuple(TensorSpec(v.name, v.shape, v.dtype, True) for v in several)
+        for several in (values, beside)
+    )
+    predictor = kind.build(PredictorRequest(tensors, head, planned, seen, output=tail.output))
+    predictor.context = [_noise(spec, batch_size) for spec in seen]
     if isinstance(predictor, TailPredictor):
         predictor.tail.ending.settle()
-    noise = [torch.randn(spec.resolve(batch_size)) for spec in tensors]
-    crossed = [x.to(getattr(torch, spec.dtype)) for x, spec in zip(noise, tensors, strict=True)]
+    crossed = [_noise(spec, batch_size) for spec in tensors]
     gradients = [torch.randn_like(h) / batch_size for h in crossed]
     returned = gradients if kind.needs_gradients else None
     clock = Clock(torch.device("cpu"), threads)
@@ -167,6 +178,13 @@ def _time(
 
     parameters = sum(parameter.numel() for parameter in predictor.parameters().values())
     return [*(typical(times) for times in repeated(once, _BUDGET_US)), float(parameters)]
+
+
+def _noise(spec: TensorSpec, batch_size: int) -> Tensor:
+    """Of a tensor's dtype; integers are small ones."""
+    noise = torch.randn(spec.resolve(batch_size))
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    return (noise if dtype.is_floating_point else 100 * noise).to(dtype)
 
 
 def _targets(rows: int, target: TargetSize) -> Tensor:

@@ -15,6 +15,7 @@ from dnic.cost import Costs, message_us
 from dnic.graph.graph import Graph, Operation
 from dnic.partition.check import check_plan
 from dnic.partition.choose import Placement, head_memory_bytes
+from dnic.partition.context import Sight
 from dnic.partition.cuts import cut_points, is_computed
 from dnic.partition.evaluate import stage_sums
 from dnic.partition.interfaces import Crossing, Decided, by_stage, decide_interfaces
@@ -70,8 +71,9 @@ def make_plan(
     table = cut_points(fine)
     stage = stages_of(coarse, cuts)
     after = tuple(table.name(gap) for gap in cuts)
-    crossing = crossings(coarse, stage, after)
     placement = placement or Placement.of(cuts)
+    sight = Sight.over(coarse, stage, table, request, target, placement)
+    crossing = crossings(coarse, stage, after, sight.wanted)
     speeds = [request.sorts[group].speed for group in placement.groups]
     busy_us = [
         us / speed for us, speed in zip(stage_sums(costs.total_us, cuts), speeds, strict=True)
@@ -85,6 +87,7 @@ def make_plan(
         fine.batch_size,
         target,
         placement,
+        sight,
     )
     counts = _parameter_counts(fine, costs)
     shared = shared_parameters(coarse, stage)
@@ -262,7 +265,7 @@ def _inputs(coarse: Graph, interfaces: Sequence[PlannedInterface], index: int) -
 
 def _sent(coarse: Graph, interfaces: Sequence[PlannedInterface], index: int) -> tuple[str, ...]:
     """What a stage returns, each tensor once, in order of production."""
-    names = {t.name for f in interfaces if f.source == index for t in f.tensors}
+    names = {t.name for f in interfaces if f.source == index for t in (*f.tensors, *f.context)}
     return tuple(sorted(names, key=coarse.position.__getitem__))
 
 

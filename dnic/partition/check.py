@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from dnic.errors import PartitionError
-from dnic.partition.plan import Plan, PlannedInterface
+from dnic.partition.plan import Plan, PlannedInterface, PlannedStage
 from dnic.partition.printer import print_plan
 
 _ROUNDING = 1e-6
@@ -36,6 +36,7 @@ def _problems(plan: Plan) -> Iterator[str]:
     yield from _operation_problems(plan)
     for interface in plan.interfaces:
         yield from _interface_problems(interface, plan)
+    yield from _context_problems(plan)
     yield from _arrival_problems(plan)
     for name, count in Counter(interface.name for interface in plan.interfaces).items():
         if count > 1:
@@ -77,7 +78,7 @@ def _operation_problems(plan: Plan) -> Iterator[str]:
             if missing:
                 yield f"{op.name} in {stage.name} uses {missing[0]}, which is not there"
             known.add(op.name)
-        made = {op.name for op in stage.operations} | {"output"}
+        made = {op.name for op in stage.operations} | {"output", *_seen(plan, stage) & known}
         for name in stage.outputs:
             if name not in made:
                 yield f"{stage.name} returns {name}, which it does not make"
@@ -113,6 +114,18 @@ def _interface_problems(interface: PlannedInterface, plan: Plan) -> Iterator[str
         yield f"interface {name} begins with {interface.warmup}, and then is {interface.gradient}"
 
 
+def _context_problems(plan: Plan) -> Iterator[str]:
+    """What heads see, their stage returns."""
+    for interface in plan.interfaces:
+        source = plan.stages[interface.source]
+        for tensor in interface.context:
+            if tensor.name not in source.outputs:
+                yield (
+                    f"the head of {interface.name} sees {tensor.name}, "
+                    f"which {source.name} does not return"
+                )
+
+
 def _arrival_problems(plan: Plan) -> Iterator[str]:
     """Each input of a later stage arrives exactly once, each output but the last is sent."""
     for i, stage in enumerate(plan.stages):
@@ -122,5 +135,11 @@ def _arrival_problems(plan: Plan) -> Iterator[str]:
             if arriving[name] != 1:
                 yield f"{stage.name} takes {name}, which arrives {arriving[name]} times"
         for name in stage.outputs if i < len(plan.stages) - 1 else ():
-            if name not in leaving:
+            if name not in leaving | _seen(plan, stage):
                 yield f"{stage.name} returns {name}, which nobody takes"
+
+
+def _seen(plan: Plan, stage: PlannedStage) -> set[str]:
+    """What heads at the end of a stage are to see beside activations."""
+    interfaces = [f for f in plan.interfaces if plan.stages[f.source] is stage]
+    return {tensor.name for interface in interfaces for tensor in interface.context}

@@ -173,7 +173,7 @@ def _problem(
     target: PlannedTarget | None,
 ) -> Problem:
     n = len(table.graph.operations)
-    choice = _choices_by_gap(table, request)
+    choice = choices_by_gap(table, request)
     head_us, messages_us = [0.0] * (n + 1), [0.0] * (n + 1)
     head_bytes, penalty, buffers = [0] * (n + 1), [0] * (n + 1), [0] * (n + 1)
     forth, back = [0] * (n + 1), [0] * (n + 1)
@@ -311,7 +311,7 @@ def head_memory_bytes(heads: HeadCost) -> int:
     return heads.parameters * _PARAMETER_BYTES * _ADAM_COPIES
 
 
-def _choices_by_gap(table: CutTable, request: PartitionRequest) -> Callable[[int], InterfaceChoice]:
+def choices_by_gap(table: CutTable, request: PartitionRequest) -> Callable[[int], InterfaceChoice]:
     """What is asked for the interface at each gap.
 
     Names that stand for no single gap (interfaces that skip stages) are left to `make_plan`.

@@ -63,7 +63,7 @@ class CutTable:
 
     @cached_property
     def _last(self) -> dict[str, int]:
-        return _last_positions(self.graph)
+        return last_positions(self.graph)
 
     def gap_after(self, name: str, where: str) -> int:
         """The gap right after an operation, or after the last operation of a module.
@@ -97,7 +97,7 @@ def cut_points(graph: Graph) -> CutTable:
     points: dict[int, CutPoint] = {}
     refused: dict[int, str] = {}
     shared = _shared_parameters(graph)
-    last = _last_positions(graph)
+    last = last_positions(graph)
     computed = [i for i, op in enumerate(graph.operations) if is_computed(op) and not op.free]
     following = dict(pairwise(computed))
     first_held, last_held = _held(graph)
@@ -183,7 +183,7 @@ def resolve_groups(
 
 def unknown_name(name: str, graph: Graph, where: str) -> SpecError:
     """The error for a module or operation that does not exist, with the nearest that does."""
-    known = [*_last_positions(graph), *(op.name for op in graph.operations if is_computed(op))]
+    known = [*last_positions(graph), *(op.name for op in graph.operations if is_computed(op))]
     nearest = get_close_matches(name, dict.fromkeys(known), n=3, cutoff=0.4)
     return SpecError(
         f"{graph.name} has no module or operation {name!r}",
@@ -275,7 +275,7 @@ def _prefixes(module: str) -> list[str]:
     return [".".join(parts[: i + 1]) for i in range(len(parts))]
 
 
-def _last_positions(graph: Graph) -> dict[str, int]:
+def last_positions(graph: Graph) -> dict[str, int]:
     """Position of the last operation that ran inside each module."""
     return {
         prefix: i

@@ -31,9 +31,12 @@ def seen_target(
     return ("none", misfit) if misfit else (choice.context, "")
 
 
-def head_costing(source: str, choice: InterfaceChoice, *, timed: bool) -> Callable[..., HeadCost]:
+def head_costing(
+    source: str, choice: InterfaceChoice, *, timed: bool, beside: Sequence[Value] = ()
+) -> Callable[..., HeadCost]:
     """What a head of this source costs, by its shapes: computed, or built and timed."""
-    return partial(time_head if timed else head_cost, source=source, tail=choice.tail)
+    costing = time_head if timed else head_cost
+    return partial(costing, source=source, tail=choice.tail, beside=tuple(beside))
 
 
 def asked_width(source: str, choice: InterfaceChoice, layers: int) -> int | Auto | None:
@@ -53,6 +56,7 @@ def plan_head(
     target: PlannedTarget | None,
     *,
     timed: bool = False,
+    beside: Sequence[Value] = (),
 ) -> tuple[PlannedHead | None, HeadCost, str]:
     """The head of an interface, what it costs, and a remark where it differs from what was asked.
 
@@ -65,6 +69,7 @@ def plan_head(
         batch_size: samples in a batch.
         target: what training targets look like; None without training data.
         timed: whether the head is built and timed on this machine.
+        beside: further tensors that it sees.
     """
     if source == "none":
         return None, HeadCost(), ""
@@ -72,7 +77,7 @@ def plan_head(
     following = [v for v in values if any(batch_multiple(size) for size in v.shape)]
     read = following if source in TAILS else values
     size = target_size(target, read) if context == "target" else None
-    costing = head_costing(source, choice, timed=timed)
+    costing = head_costing(source, choice, timed=timed, beside=beside)
     layers = layers_of(choice, source, values, target)
     given = values, batch_size, layers
     wanted = asked_width(source, choice, layers), choice.one_in

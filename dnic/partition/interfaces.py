@@ -24,6 +24,7 @@ from dnic.errors import PartitionError
 from dnic.graph.graph import Value
 from dnic.partition.alternating import LATE, alternated, begins_with, in_turns, window_of
 from dnic.partition.choose import Placement
+from dnic.partition.context import Sight
 from dnic.partition.defaults import learns_every, return_every, source_of
 from dnic.partition.heads import plan_head
 from dnic.partition.messages import Message, plan_message
@@ -39,7 +40,8 @@ from dnic.partition.prediction import Flow, limits_us
 from dnic.partition.reasons import why_exact, why_late, why_predicted
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
 
-HeadPlan = tuple[PlannedHead | None, HeadCost, str]
+# A head, what it costs, a remark, and what it sees beside activation and targets.
+HeadPlan = tuple[PlannedHead | None, HeadCost, str, tuple[Value, ...]]
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ def decide_interfaces(
     batch_size: int,
     target: PlannedTarget | None,
     placement: Placement,
+    sight: Sight,
 ) -> Decided:
     """Gradient source, head, window and predicted times of every interface.
 
@@ -106,8 +109,10 @@ def decide_interfaces(
         batch_size: samples in a batch.
         target: what training targets look like; None without training data.
         placement: where the gradient at each cut comes from, and what each stage is on.
+        sight: the tensors that heads can see.
 
     Raises:
+        SpecError: a head is to see a tensor that does not exist.
         PartitionError: a predicted gradient is asked for where no head can be built.
     """
     choices = [
@@ -152,8 +157,9 @@ def decide_interfaces(
             elif gradient == LATE:
                 reason, source = why_late(choice, begin), begin
             if source in AWAITED:
-                heads.append((None, HeadCost(), reason))
+                heads.append((None, HeadCost(), reason, ()))
                 continue
+            beside = sight.of(crossing, choice, source)
             head, cost, remark = plan_head(
                 crossing.differentiable,
                 source,
@@ -163,9 +169,10 @@ def decide_interfaces(
                 batch_size,
                 target,
                 timed=request.timed_heads,
+                beside=beside,
             )
             cost = cost if source == gradient else cost.at_first()
-            heads.append((head, cost, reason + remark))
+            heads.append((head, cost, reason + remark, beside))
             total_us[crossing.source] += cost.step_us(learns_every(source, choice))
         return heads, total_us
 
@@ -194,7 +201,7 @@ def decide_interfaces(
         with_penalty(interface, choice, request, placement)
         for interface, choice in zip(interfaces, choices, strict=True)
     )
-    costs = tuple(cost for _, cost, _ in heads)
+    costs = tuple(cost for _, cost, *_ in heads)
     return Decided(interfaces, sized, tuple(total_us), costs)
 
 
@@ -330,22 +337,25 @@ def _interface(
     stage_us: Sequence[float],
 ) -> PlannedInterface:
     gradient, begin = gradients
-    head, cost, reason = planned
+    head, cost, reason, beside = planned
     foreseen = choice.predict_weights or in_turns(choice, gradient)
     if head is not None and gradient != LATE:
         head_us = cost.step_us(learns_every(gradient, choice))
         reason += why_predicted(crossing, head_us, stage_us[crossing.source])
     if message.reason:
         reason += f"; {message.reason}"
-    tensors = tuple(
-        PlannedTensor(
-            name=v.name,
-            shape=v.shape,
-            dtype=v.dtype,
-            nbytes=v.nbytes,
-            differentiable=v.differentiable,
+    tensors, context = (
+        tuple(
+            PlannedTensor(
+                name=v.name,
+                shape=v.shape,
+                dtype=v.dtype,
+                nbytes=v.nbytes,
+                differentiable=v.differentiable,
+            )
+            for v in values
         )
-        for v in crossing.values
+        for values in (crossing.values, beside)
     )
     # By the name in `plan.yaml`: `from` is a keyword of Python's.
     return PlannedInterface.model_validate(
@@ -355,6 +365,7 @@ def _interface(
             "to": crossing.to,
             "after": crossing.after,
             "tensors": tensors,
+            "context": context,
             "nbytes": message.nbytes,
             "gradient": gradient,
             "head": head,

@@ -254,6 +254,7 @@ class PlannedInterface(Part):
     gradients travel as `message`; `nbytes` and `transfer_us` are of the message forward.
 
     Attributes:
+        context: what a head sees beside the activation and the targets; the stage returns them.
         gradient: `exact`, `stale` or the name of what predicts it.
         warmup: what a late gradient begins with: `exact`, in time, or the name of what predicts it.
         return_every: the true gradients of every so many batches come back; 0: none.
@@ -265,6 +266,7 @@ class PlannedInterface(Part):
     to: int
     after: str
     tensors: tuple[PlannedTensor, ...]
+    context: tuple[PlannedTensor, ...] = ()
     nbytes: int
     gradient: str = Field(pattern=r"^[^\W\d]\w*$")
     head: PlannedHead | None = None

@@ -34,7 +34,8 @@ class InterfaceChoice:
             quality; 0 where nothing is said, and a probe may say more.
         hidden_layers: of the head or tail, 0 to 3; `auto` is its kind's.
         width: of its hidden layers; None is full width, `auto` fits the stage's slack.
-        context: what the head sees beside the activation.
+        context: whether the head sees the targets beside the activation.
+        sees: names of further tensors that it sees (`dnic.partition.context`).
         lr: of the head's optimizer.
         one_in: it learns from one in so many samples of a batch; `auto` is all where that fits the
             stage's slack.
@@ -60,6 +61,7 @@ class InterfaceChoice:
     hidden_layers: int | Auto = "auto"
     width: int | Auto | None = "auto"
     context: Literal["target", "none"] = "target"
+    sees: tuple[str, ...] = ()
     lr: float = 1e-3
     one_in: int | Auto = "auto"
     train_every: int = 1

@@ -8,7 +8,9 @@ coarse operation covers.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 from dnic.errors import PartitionError
 from dnic.graph.graph import Graph, Operation
@@ -48,13 +50,19 @@ def stages_of(coarse: Graph, cuts: tuple[int, ...]) -> StageOf:
     return stage
 
 
-def crossings(coarse: Graph, stage: StageOf, after: tuple[str, ...]) -> tuple[Crossing, ...]:
+def crossings(
+    coarse: Graph,
+    stage: StageOf,
+    after: tuple[str, ...],
+    wanted: Mapping[int, Sequence[str]] = MappingProxyType({}),
+) -> tuple[Crossing, ...]:
     """What crosses from each stage to each other, pairs in order.
 
     Args:
         coarse: the coarse capture.
         stage: of its operations.
         after: what each cut is called.
+        wanted: for each stage what its head is to see of earlier ones (`dnic.partition.context`).
 
     Raises:
         PartitionError: something that is not a tensor would have to cross.
@@ -68,6 +76,10 @@ def crossings(coarse: Graph, stage: StageOf, after: tuple[str, ...]) -> tuple[Cr
             if to not in stage[name]:
                 pairs.setdefault((stage[name][0], to), {})[name] = coarse.by_name[name]
     _send_batch_size(coarse, stage, pairs)
+    used = {(pair, name) for pair, sent in pairs.items() for name in sent}
+    for to, names in wanted.items():
+        for name in names:
+            pairs.setdefault((stage[name][0], to), {})[name] = coarse.by_name[name]
     found = []
     for (source, to), sent_ops in sorted(pairs.items()):
         ops = sorted(sent_ops.values(), key=lambda op: coarse.position[op.name])
@@ -79,7 +91,9 @@ def crossings(coarse: Graph, stage: StageOf, after: tuple[str, ...]) -> tuple[Cr
                     where=op.source or op.target,
                     hint="keep_together joins the modules that share it",
                 )
-            values.append(op.value)
+            # What a head alone sees has no gradient.
+            flows = op.value.differentiable and ((source, to), op.name) in used
+            values.append(replace(op.value, differentiable=flows))
         neighbour = to == source + 1
         name = after[source] if neighbour else f"{ops[-1].name}->stage{to}"
         found.append(Crossing(name, source, to, after[source], tuple(values)))

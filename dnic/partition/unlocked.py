@@ -12,12 +12,14 @@ from dnic.cost import returned_share
 from dnic.errors import PartitionError, SpecError
 from dnic.partition.alternative import Alternative, Name
 from dnic.partition.choose import Placement, place
+from dnic.partition.context import Sight
 from dnic.partition.evaluate import crossings_of, in_parts, shared_of, stage_works
 from dnic.partition.interfaces import Decided, decide_interfaces
 from dnic.partition.matching import match_choices
 from dnic.partition.plan import PlannedInterface
 from dnic.partition.request import InterfaceChoice
 from dnic.partition.setting import Setting, forced
+from dnic.partition.stages import stages_of
 from dnic.schedule import CutWork, Outcome, StageWork, decoupled
 from dnic.schedule.engine_work import EngineWork
 from dnic.schedule.work import Source
@@ -109,7 +111,10 @@ def _sources(setting: Setting, placement: Placement) -> Iterator[Alternative]:
 
 def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternative:
     """Heads and windows for these stages, and what comes of them."""
-    crossing = crossings_of(setting.graph, setting.table, placement.cuts)
+    graph, table, request = setting.graph, setting.table, setting.request
+    stage = stages_of(graph, placement.cuts)
+    sight = Sight.over(graph, stage, table, request, setting.target, placement)
+    crossing = crossings_of(graph, table, placement.cuts, sight.wanted)
     works = stage_works(
         setting.costs,
         placement.cuts,
@@ -118,16 +123,17 @@ def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternativ
     )
     decided = decide_interfaces(
         crossing,
-        match_choices(crossing, setting.request, setting.table, placement.cuts),
-        setting.request,
+        match_choices(crossing, request, table, placement.cuts),
+        request,
         [work.forward_us + work.backward_us + work.update_us for work in works],
         setting.costs.profile,
         setting.batch,
         setting.target,
         placement,
+        sight,
     )
     outcome = _outcome(setting, placement, works, _cut_works(setting, decided))
-    outcome = in_parts(outcome, works, placement, setting.request)
+    outcome = in_parts(outcome, works, placement, request)
     apart = [f for f in decided.interfaces if f.gradient != "exact"]
     locked = all(f.gradient == "exact" for f in decided.interfaces if f.differentiable)
     if locked:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from dnic.graph import shape
 from dnic.graph.diagram import Edge, Node, Point, Rectangle, Style, Text
-from dnic.partition.plan import PlannedHead, PlannedInterface
+from dnic.partition.plan import PlannedHead, PlannedInterface, PlannedTensor
 from dnic.report import ink, units
 from dnic.report.column import LANE, Column, Lanes, lane_left
 
@@ -290,7 +290,7 @@ def _gradient_lines(interface: PlannedInterface) -> list[str]:
     if interface.warmup != "exact":
         lines.append(f"begins with {interface.warmup}")
     if interface.head:
-        lines += head_lines(interface.head)
+        lines += head_lines(interface.head, interface.context)
     return [*lines, f"window {interface.window}"]
 
 
@@ -300,11 +300,12 @@ def _what_predicts(interface: PlannedInterface) -> str:
     return "tail" if interface.gradient in ("virtual", "local") else "head"
 
 
-def head_lines(head: PlannedHead) -> list[str]:
+def head_lines(head: PlannedHead, context: Sequence[PlannedTensor] = ()) -> list[str]:
     """A head in a few words: its layers, its size, what it sees."""
     layers = {0: "linear", 1: "1 hidden layer"}.get(
         head.hidden_layers, f"{head.hidden_layers} hidden layers"
     )
     rank = f"rank {head.width}" if head.width else "full rank"
-    seen = "sees target" if head.context == "target" else "no context"
+    names = ["target"] * (head.context == "target") + [tensor.name for tensor in context]
+    seen = f"sees {', '.join(names)}" if names else "no context"
     return [f"{layers}, {rank}", f"{units.count(head.parameters)} params, {seen}"]

@@ -177,7 +177,7 @@ def _interface_lines(interface: PlannedInterface) -> list[tuple[str, str]]:
     if interface.head:
         forward, train = map(units.time, (interface.head.forward_us, interface.head.train_us))
         costs = f"{forward} to predict, {train} to train"
-        lines.append(("head", ", ".join([*head_lines(interface.head), costs])))
+        lines.append(("head", ", ".join([*head_lines(interface.head, interface.context), costs])))
     if interface.reason:
         lines.append(("reason", interface.reason))
     return lines

@@ -211,6 +211,7 @@ def check_plan(plan: Plan, path: Path) -> None:
                 f"window {interface.window} is too small", where=where, expected="1 or more"
             )
         _check_returns(interface, where)
+        _check_context(interface, plan, where)
         check_supervised(interface, where)
     check_schedule(plan.schedule, len(plan.stages), path)
     check_training(plan.train, len(plan.stages), path)
@@ -236,6 +237,18 @@ def _check_returns(interface: InterfacePlan, where: str) -> None:
             where=where,
             expected="gradient: stale, which alone goes back with weights that have moved on",
         )
+
+
+def _check_context(interface: InterfacePlan, plan: Plan, where: str) -> None:
+    stage = plan.stages[interface.source]
+    for tensor in interface.context:
+        if tensor.name not in stage.outputs:
+            raise RuntimeFault(
+                f"the head is to see {tensor.name}, which {stage.name} does not return",
+                where=f"{where}: context",
+                expected=f"some of {', '.join(stage.outputs)}",
+                hint="name it in the spec, head: {context: [...]}, and " + COMPILE_AGAIN,
+            )
 
 
 @contextmanager
@@ -349,6 +362,7 @@ def _interface(content: Mapping[str, Any]) -> InterfacePlan:
         guard=read_guard(content.get("guard")),
         predict_weights=bool(content.get("predict_weights", False)),
         warmup=str(content.get("warmup", "exact")),
+        context=tuple(_tensor(tensor) for tensor in content.get("context") or ()),
     )
 
 

@@ -328,10 +328,12 @@ class Engine(ReplicaTrainer):
         self, source: GradientSource, outputs: dict[str, Tensor], target: Tensor, *numbers: Any
     ) -> Sent:
         """What went over a source's interface; the numbers are those of `Sent`."""
-        step, version, *others = numbers
-        names = [spec.name for spec in source.plan.differentiable]
-        tensors = [self._kept(outputs[name].detach()) for name in names]
-        return Sent(step, version, tensors, target, *others)
+        step, version, number, weight = numbers
+        tensors, context = (
+            [self._kept(outputs[spec.name].detach()) for spec in specs]
+            for specs in (source.plan.differentiable, source.plan.context)
+        )
+        return Sent(step, version, tensors, target, number, weight, context)
 
     def _kept(self, tensor: Tensor) -> Tensor:
         """The tensor, or a copy if it is (a view of) an input that will be overwritten."""

@@ -57,7 +57,7 @@ def sent_dtypes(plan: Plan, index: int) -> tuple[torch.dtype, ...] | None:
         spec.name: dtype_named(spec.dtype)
         for interface in plan.interfaces
         if interface.source == index
-        for spec in interface.tensors
+        for spec in (*interface.tensors, *interface.context)
     }
     return tuple(named[name] for name in plan.stages[index].outputs)
 

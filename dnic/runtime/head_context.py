@@ -1,10 +1,11 @@
-"""What a head is told about the targets.
+"""What a head is told beside the activation: the targets, and tensors that a spec names.
 
 Without the label a predicted gradient can be worse than none (cDNI: Jaderberg et al. 2016,
-arXiv 1608.05343, section 2.1). Targets become a *code* that is added to the head's hidden layer:
-classes by an embedding, real values by a linear map. The code is drawn wide, so that classes lie
-far apart from the first step on: the step from code to gradient is then learnt within a few
-batches. Targets of more than one kind in one tensor are not handled.
+arXiv 1608.05343, section 2.1, where the context may be any further information). Each tensor
+becomes a *code* that is added to the head's hidden layer: classes by an embedding, real values by a
+linear map. The code is drawn wide, so that classes lie far apart from the first step on: the step
+from code to gradient is then learnt within a few batches. Tensors that hold values of more than one
+kind are not handled.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ CODE_STD = 4.0
 MOST_SLOTS = 16
 # Longer real-valued targets of a whole sample are averaged down to this length.
 MOST_VALUES = 1024
+# Rows of the embedding of a tensor of integers of which nobody has said how many there are.
+MOST_CODES = 1024
 
 
 class Context(nn.Module, ABC):
@@ -107,6 +110,35 @@ class ClassContext(Context):
 
     def observe(self, target: Tensor, momentum: float, average: Average | None = None) -> None:
         """Nothing: classes have no scale."""
+
+
+class HashedContext(ClassContext):
+    """An embedding of integers that are not targets: tokens, labels, time steps.
+
+    How many there may be is not known. Two share a row if they differ by a multiple of the number
+    of rows; where a sample has a few of them, each has a part of the rows.
+
+    Args:
+        shape: of one sample.
+        layout: of the crossing tensor.
+        width: r.
+        dtype: of the codes.
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], layout: Layout, width: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__(hashed_classes(shape), shape, layout, width, dtype)
+
+    def forward(self, target: Tensor, rows: int) -> Tensor:
+        """Codes `[rows, r]`, or `[rows, *positions, r]`."""
+        return super().forward(torch.remainder(target.long(), self._classes), rows)
+
+
+def hashed_classes(shape: tuple[int, ...]) -> int:
+    """How many integers are told apart in a tensor, by the shape of one sample."""
+    count = prod(shape)
+    return MOST_CODES // count if 1 < count <= MOST_SLOTS else MOST_CODES
 
 
 class Values:

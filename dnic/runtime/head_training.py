@@ -18,6 +18,7 @@ would learn from the whole batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +87,12 @@ class HeadTrainer:
 
     @torch.no_grad()
     def predict(
-        self, h: Tensor, target: Tensor | None, microbatches: int = 1, weight: float = 1.0
+        self,
+        h: Tensor,
+        target: Tensor | None,
+        microbatches: int = 1,
+        weight: float = 1.0,
+        beside: Sequence[Tensor] = (),
     ) -> Tensor:
         """The gradient of the batch's mean loss with respect to `h`, of its shape and dtype.
 
@@ -95,12 +101,13 @@ class HeadTrainer:
             target: the same batch's targets.
             microbatches: into which the batch is cut; `h` and the targets are of one of them.
             weight: of this replica's share of the batch; the loss is multiplied by it.
+            beside: the further tensors that the head sees, their samples first.
 
         Raises:
             RuntimeFault: when `h` or the targets are not what the head was built for.
         """
         samples = self._axis.to_front(h)
-        predicted: Tensor = self.head(samples, target)
+        predicted: Tensor = self.head(samples, target, beside)
         rows = samples.shape[0] * microbatches
         scale = self._mean_square.sqrt() / rows
         if weight != 1:
@@ -109,7 +116,12 @@ class HeadTrainer:
         return self._axis.back(predicted, h)
 
     def learn(
-        self, h: Tensor, target: Tensor | None, gradient: Tensor, weight: float = 1.0
+        self,
+        h: Tensor,
+        target: Tensor | None,
+        gradient: Tensor,
+        weight: float = 1.0,
+        beside: Sequence[Tensor] = (),
     ) -> HeadStatistics:
         """One step on (a part of) a batch whose true gradient has come; all replicas must learn.
 
@@ -119,6 +131,7 @@ class HeadTrainer:
             target: the same batch's targets.
             gradient: true gradient of the batch's mean loss with respect to `h`, of its shape.
             weight: of this replica's share of the batch, by which the gradient is multiplied.
+            beside: the further tensors that the head sees, their samples first.
 
         Raises:
             RuntimeFault: when `h` or the targets are not what the head was built for.
@@ -127,7 +140,7 @@ class HeadTrainer:
         true = self._axis.to_front(gradient.detach())
         # Times which a row's gradient is that of its own loss.
         batch = h.shape[0] / (weight or 1)
-        h, target, true = self._part(h, target, true)
+        h, target, true, beside = self._part(h, target, true, beside)
         true = true.to(self.head.dtype)
         self._steps += 1
         # Every walk through the gradient counts: the head learns on the core that computes.
@@ -138,9 +151,9 @@ class HeadTrainer:
             mean_square = average(mean_square)
         self._mean_square.lerp_(mean_square, max(1 / self._steps, SCALE_MOMENTUM))
         unit = batch * torch.rsqrt(self._mean_square + _TINY)
-        self.head.observe(h, target, max(1 / self._steps, INPUT_MOMENTUM), average)
+        self.head.observe(h, target, max(1 / self._steps, INPUT_MOMENTUM), average, beside)
 
-        predicted = self.head(h.to(self.head.dtype), target)
+        predicted = self.head(h.to(self.head.dtype), target, beside)
         known = predicted.detach()
         error = torch.addcmul(known, true, unit, value=-1)
         products = torch.stack((dot(known, known), dot(known, true), dot(error, error)))
@@ -156,19 +169,21 @@ class HeadTrainer:
         return statistics
 
     def _part(
-        self, h: Tensor, target: Tensor | None, true: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        self, h: Tensor, target: Tensor | None, true: Tensor, beside: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None, Tensor, Sequence[Tensor]]:
         """The samples of a batch that are learnt from at this step: blocks, in turns.
 
         Of a batch that cannot be divided (few samples, targets that are not one for each) all.
         """
         samples = h.shape[0] if target is None or not target.ndim else target.shape[0]
-        if self._one_in == 1 or samples < self._one_in or h.shape[0] % samples:
-            return h, target, true
+        divisible = all(tensor.shape[0] == samples for tensor in beside)
+        divisible = divisible and samples >= self._one_in and not h.shape[0] % samples
+        if self._one_in == 1 or not divisible:
+            return h, target, true, beside
         block, rows = self._steps % self._one_in, h.shape[0] // samples
         begin, end = (samples * edge // self._one_in for edge in (block, block + 1))
-        some = slice(begin * rows, end * rows)
-        return h[some], None if target is None else target[begin:end], true[some]
+        some, seen = slice(begin * rows, end * rows), [tensor[begin:end] for tensor in beside]
+        return h[some], None if target is None else target[begin:end], true[some], seen
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on: head, optimizer, scale, number of steps."""

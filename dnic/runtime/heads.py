@@ -16,8 +16,11 @@ complex tensors, sizes that change from batch to batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from math import prod
+from operator import add
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -25,7 +28,7 @@ from torch import Tensor, nn
 
 from dnic.errors import RuntimeFault
 from dnic.runtime.head_coarse import Coarse
-from dnic.runtime.head_context import ClassContext, Context, ValueContext
+from dnic.runtime.head_context import ClassContext, Context, HashedContext, ValueContext
 from dnic.runtime.head_layout import Layout, layout_of
 from dnic.runtime.head_regressor import CODE_WIDTH, Full, LowRank
 
@@ -67,6 +70,7 @@ class Head(nn.Module):
         layout: how it is read.
         spec: hidden layers and width.
         context: what it sees of the targets; None for nothing.
+        beside: what it sees of further tensors.
         dtype: of its parameters; predictions have the dtype of the crossing tensor.
     """
 
@@ -78,12 +82,14 @@ class Head(nn.Module):
         layout: Layout,
         spec: HeadSpec,
         context: Context | None,
+        beside: Sequence[Context],
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.sample_shape = sample_shape
         self.dtype = dtype
         self.context = context
+        self.beside = nn.ModuleList(beside)
         self.coarse: Coarse | None = None
         self._layout = layout
         k, maps = spec.hidden_layers, layout.channels_first
@@ -93,27 +99,34 @@ class Head(nn.Module):
             width = spec.width or layout.features
             self.regressor = LowRank(layout.features, k, width, maps, dtype)
         # Where each position has a target of its own, that says more than its place.
-        informed = context is not None and context.per_position
+        informed = any(seen.per_position for seen in self._contexts)
         if layout.positions and not informed and spec.width is not None:
             self.coarse = Coarse(layout, k, spec.width, dtype)
 
-    def forward(self, h: Tensor, target: Tensor | None) -> Tensor:
+    @property
+    def _contexts(self) -> list[Context]:
+        target = [] if self.context is None else [self.context]
+        return [*target, *(cast(Context, seen) for seen in self.beside)]
+
+    def forward(self, h: Tensor, target: Tensor | None, beside: Sequence[Tensor] = ()) -> Tensor:
         """Predicted gradients, of h's shape and dtype.
 
         Args:
             h: `[B, *sample_shape]`.
             target: the same batch's targets; not looked at by a head without context.
+            beside: the further tensors that it sees, `[B, ...]`.
 
         Raises:
             RuntimeFault: when h or the targets are not what the head was built for.
         """
         x = self._checked(h)
-        code = None if self.context is None else self._code(self.context, target, x.shape[0])
+        told = zip(self._contexts, self._told(target, beside), strict=True)
+        codes = [seen(tensor, x.shape[0]) for seen, tensor in told]
         layout = self._layout
-        spread = None if code is None else layout.spread(code)
+        spread = reduce(add, map(layout.spread, codes)) if codes else None
         predicted = self.regressor(layout.canonical(x), spread).reshape(x.shape)
         if self.coarse is not None:
-            predicted = self.coarse(x, code, predicted)
+            predicted = self.coarse(x, reduce(add, codes) if codes else None, predicted)
         return cast(Tensor, predicted.to(h.dtype))
 
     @torch.no_grad()
@@ -123,6 +136,7 @@ class Head(nn.Module):
         target: Tensor | None,
         momentum: float,
         average: Average | None = None,
+        beside: Sequence[Tensor] = (),
     ) -> None:
         """Moves the running statistics of the inputs by `momentum` (0 to 1) towards this batch.
 
@@ -133,8 +147,8 @@ class Head(nn.Module):
         self.regressor.norm.observe(self._layout.canonical(some), momentum, average)
         if self.coarse is not None:
             self.coarse.observe(x, momentum, average)
-        if self.context is not None and target is not None:
-            self.context.observe(target, momentum, average)
+        for seen, tensor in zip(self._contexts, self._told(target, beside), strict=True):
+            seen.observe(tensor, momentum, average)
 
     def _checked(self, h: Tensor) -> Tensor:
         if h.shape[1:] != self.sample_shape:
@@ -145,14 +159,15 @@ class Head(nn.Module):
             )
         return h.to(self.dtype)
 
-    def _code(self, context: Context, target: Tensor | None, rows: int) -> Tensor:
+    def _told(self, target: Tensor | None, beside: Sequence[Tensor]) -> list[Tensor]:
+        if self.context is None:
+            return list(beside)
         if target is None:
             raise RuntimeFault(
                 f"the head for {batched(self.sample_shape)} sees the targets but was given none",
                 hint="set the interface's head to `context: none` in plan.yaml",
             )
-        code: Tensor = context(target, rows)
-        return code
+        return [target, *beside]
 
 
 def build_head(
@@ -163,6 +178,7 @@ def build_head(
     target_sample_shape: tuple[int, ...] | None,
     target_dtype: torch.dtype | None,
     seed: int = 0,
+    beside: Sequence[tuple[tuple[int, ...], torch.dtype]] = (),
 ) -> Head:
     """A head for a crossing tensor; it predicts zero until it has learnt.
 
@@ -177,6 +193,7 @@ def build_head(
         target_sample_shape: of the targets, without the batch axis; None when there are none.
         target_dtype: of the targets; None when there are none.
         seed: of the initial parameters.
+        beside: shape (of one sample) and dtype of each further tensor that it sees.
 
     Raises:
         RuntimeFault: when no such head can be built.
@@ -188,22 +205,40 @@ def build_head(
         torch.manual_seed(seed)
         layout = layout_of(sample_shape)
         context: Context | None = None
+        width = _code_width(spec, layout)
         if spec.context == "target" and target_sample_shape is not None:
-            width = _code_width(spec, layout)
             target_shape = tuple(target_sample_shape)
             if classes is None:
                 context = ValueContext(target_shape, layout, width, parameter_dtype)
             else:
                 context = ClassContext(classes, target_shape, layout, width, parameter_dtype)
-        informed = context is not None and context.per_position
+        others = [_seen(*tensor, layout, width, parameter_dtype) for tensor in beside]
+        informed = any(seen is not None and seen.per_position for seen in (context, *others))
         if spec.width is not None and not informed and prod(sample_shape) <= MOST_FLAT:
             layout = layout_of((prod(sample_shape),))
-        return Head(sample_shape, layout, spec, context, parameter_dtype)
+        return Head(sample_shape, layout, spec, context, others, parameter_dtype)
 
 
 def batched(sample_shape: tuple[int, ...]) -> str:
     """`[B, 64, 8, 8]`, for messages."""
     return "[" + ", ".join(["B", *map(str, sample_shape)]) + "]"
+
+
+def _seen(
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    layout: Layout,
+    width: int,
+    parameter_dtype: torch.dtype,
+) -> Context:
+    if dtype.is_complex or prod(shape) == 0:
+        raise RuntimeFault(
+            f"a head cannot see a tensor of shape {batched(shape)}, {dtype}",
+            expected="a tensor that is not empty, of integers, booleans or real numbers",
+        )
+    whole = not dtype.is_floating_point and dtype != torch.bool
+    kind = HashedContext if whole else ValueContext
+    return kind(tuple(shape), layout, width, parameter_dtype)
 
 
 def _code_width(spec: HeadSpec, layout: Layout) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dnic.runtime.plan import Size, TensorSpec
+from dnic.runtime.plan import InterfacePlan, Size
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,13 @@ class Returned:
         tensors: the differentiable ones, without their history.
         target: the targets.
         gradients: of the batch's mean loss, of the tensors' shapes; None where none came back.
+        context: what a head sees beside them.
     """
 
     tensors: list[Tensor]
     target: Tensor
     gradients: list[Tensor] | None
+    context: Sequence[Tensor] = ()
 
 
 def microbatches(batch_size: int, most: int) -> int:
@@ -36,19 +38,19 @@ def microbatches(batch_size: int, most: int) -> int:
     return next(n for n in range(min(most, batch_size), 0, -1) if batch_size % n == 0)
 
 
-def whole(specs: Sequence[TensorSpec], parts: Sequence[Returned]) -> Returned:
+def whole(interface: InterfacePlan, parts: Sequence[Returned]) -> Returned:
     """A batch of its microbatches, in their order.
 
     A tensor that does not follow the batch is the same in all of them; its gradients add up.
 
     Args:
-        specs: of the tensors.
+        interface: that they crossed.
         parts: at least one.
     """
     if len(parts) == 1:
         return parts[0]
     tensors, gradients = [], []
-    for place, spec in enumerate(specs):
+    for place, spec in enumerate(interface.differentiable):
         axis = following_axis(spec.shape)
         of_parts = [part.gradients[place] for part in parts if part.gradients is not None]
         if axis is None:
@@ -57,7 +59,12 @@ def whole(specs: Sequence[TensorSpec], parts: Sequence[Returned]) -> Returned:
         else:
             tensors.append(torch.cat([part.tensors[place] for part in parts], axis))
             gradients += [torch.cat(of_parts, axis)] if of_parts else []
-    return Returned(tensors, torch.cat([part.target for part in parts]), gradients or None)
+    context = [
+        torch.cat([part.context[place] for part in parts], following_axis(spec.shape) or 0)
+        for place, spec in enumerate(interface.context)
+    ]
+    targets = torch.cat([part.target for part in parts])
+    return Returned(tensors, targets, gradients or None, context)
 
 
 def following_axis(shape: Sequence[Size]) -> int | None:

@@ -68,7 +68,7 @@ class HeadPlan:
 
     Attributes:
         hidden_layers, width: of its networks; a width of None is full.
-        context: what a head sees beside the activation.
+        context: whether a head sees the targets; an interface's `context` are further tensors.
         lr: its learning rate.
         one_in: it learns from one in so many samples of each batch.
         train_every: it learns from every so many batches whose gradients come back.
@@ -135,6 +135,7 @@ class InterfacePlan:
         warmup_until: part of the true gradient's variance at which a head has warmed up before its
             time; None: when its steps are over.
         guard: of the head; None: it is used whatever it is worth.
+        context: tensors that its head sees beside what crosses, returned by the stage below.
         update_probability: of the stage above, in the mode of a run (`dnic.runtime.crossing`).
     """
 
@@ -153,6 +154,7 @@ class InterfacePlan:
     update_probability: float = 1.0
     predict_weights: bool = False
     warmup: Gradient = "exact"
+    context: tuple[TensorSpec, ...] = ()
 
     @property
     def predicted(self) -> bool:

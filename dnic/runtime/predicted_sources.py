@@ -7,7 +7,6 @@ activation and true gradient is fixed here, so that a run does not depend on its
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan
 from dnic.runtime.predictor import Predictor
 from dnic.runtime.replicas import Replicas
-from dnic.runtime.setting import Setting, build_predictor, weighed
+from dnic.runtime.setting import Setting, build_predictor, learnt, weighed
 from dnic.runtime.sources import ExactSource, GradientSource, Sent, StaleSource
 from dnic.runtime.supervision import Supervision
 
@@ -81,13 +80,13 @@ class PredictedSource(GradientSource):
         returns = sent.step in self.returns
         if returns and self._supervised.awaits:
             gradients = self._returned.receive()
-            self._due.append((replace(sent, target=sent.target.clone()), gradients))
+            self._due.append((sent.kept(), gradients))
             return _copies(gradients)
         if not self.predictor.needs_gradients:
-            sent = replace(sent, target=sent.target.clone())
+            sent = sent.kept()
             self._at_hand.append(sent)
         elif returns:
-            self._pending.append(replace(sent, target=sent.target.clone()))
+            self._pending.append(sent.kept())
         if self._supervised.regime == "none":
             return [torch.zeros_like(tensor) for tensor in sent.tensors]
         return _predicted(self.predictor, sent)
@@ -95,7 +94,7 @@ class PredictedSource(GradientSource):
     def pass_by(self, sent: Sent) -> None:
         """Notes that a true gradient will come all the same, and when."""
         if sent.step in self.returns:
-            self._pending.append(replace(sent, target=sent.target.clone()))
+            self._pending.append(sent.kept())
 
     def take(self, step: int, version: int) -> None:
         """Waits for the gradient of the batch `window` steps ago."""
@@ -107,10 +106,10 @@ class PredictedSource(GradientSource):
     def learn(self) -> None:
         """One step of learning from what `take` got, and one from the batch at hand."""
         if self._due:
-            parts = [Returned(sent.tensors, sent.target, given) for sent, given in self._due]
+            parts = [sent.returned(given) for sent, given in self._due]
             self._learn(parts, self._due[0][0])
         if self._at_hand:  # another batch, where a step without an update was passed by
-            parts = [Returned(sent.tensors, sent.target, None) for sent in self._at_hand]
+            parts = [sent.returned(None) for sent in self._at_hand]
             self._learn(parts, self._at_hand[0])
         for _ in self._due:
             self._returned.release()
@@ -120,13 +119,11 @@ class PredictedSource(GradientSource):
     def _learn(self, parts: list[Returned], of: Sent) -> None:
         if not self._supervised.learns():
             return
-        batch = whole(self.plan.differentiable, parts)
-        self.predictor.weight = of.weight
-        figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
+        figures = learnt(self.predictor, whole(self.plan, parts), of.weight)
         if figures is not None:
             self._supervised.learnt(figures, of.weight, of.step)
             self.statistics.add(figures)
-        elif batch.gradients is not None:
+        elif parts[0].gradients is not None:
             self._supervised.untold()
 
     def drain(self, version: int) -> None:
@@ -170,7 +167,7 @@ class OracleSource(PredictedSource):
 
     def gradient(self, sent: Sent) -> list[Tensor]:
         """The true gradients; the predicted ones are computed and dropped."""
-        sent = replace(sent, target=sent.target.clone())
+        sent = sent.kept()
         _predicted(self.predictor, sent)
         self._pending.append(sent)
         self._true.append(self._returned.receive())
@@ -220,7 +217,7 @@ class PredictedStartSource(StaleSource):
         if sent.step >= self._steps:
             return super().gradient(sent)
         if self.plan.learns_at_first(sent.step):
-            self._at_hand.append(replace(sent, target=sent.target.clone()))
+            self._at_hand.append(sent.kept())
         return _predicted(self.predictor, sent)
 
     def take(self, step: int, version: int) -> None:
@@ -231,10 +228,8 @@ class PredictedStartSource(StaleSource):
     def learn(self) -> None:
         """One step of learning from the batch at hand."""
         if self._at_hand:
-            parts = [Returned(sent.tensors, sent.target, None) for sent in self._at_hand]
-            batch = whole(self.plan.differentiable, parts)
-            self.predictor.weight = self._at_hand[0].weight
-            self.predictor.learn(batch.tensors, batch.target, batch.gradients)
+            parts = [sent.returned(None) for sent in self._at_hand]
+            learnt(self.predictor, whole(self.plan, parts), self._at_hand[0].weight)
             self._at_hand.clear()
 
     def state_dict(self) -> dict[str, Any]:
@@ -290,6 +285,7 @@ def _mark(kind: str) -> str:
 
 
 def _predicted(predictor: Predictor, sent: Sent) -> list[Tensor]:
+    predictor.context = sent.context
     predicted = predictor.predict(sent.tensors, sent.target, sent.microbatches)
     return weighed(predicted, sent.weight)
 

@@ -54,6 +54,8 @@ class Predictor(ABC):
             `weight`, `dnic.runtime.replicas`) before it is used, by all of them at once, and what
             is drawn does not depend on the share. So the copies stay equal bit for bit.
         weight: of this replica's share of the batch that is learnt from next; without replicas 1.
+        context: the tensors that the spec names beside the targets, of what is predicted for, or
+            learnt from, next: detached, in the order of `PredictorRequest.context`.
     """
 
     needs_gradients: ClassVar[bool] = True
@@ -61,6 +63,7 @@ class Predictor(ABC):
     needs_target: ClassVar[bool] = True
     replicated: ClassVar[bool] = False
     weight: float = 1.0
+    context: Sequence[Tensor] = ()
 
     @classmethod
     def least_explained(cls, head: HeadPlan, tensors: Sequence[TensorSpec]) -> float:

@@ -328,8 +328,7 @@ class Reference:
             with autocast(self._plan.train.precision, torch.device("cpu")):
                 batch.loss = total_loss(self._loss, output, batch.target)
         else:
-            outputs = output if isinstance(output, (tuple, list)) else (output,)
-            batch.values.update(zip(stage.outputs, outputs, strict=True))
+            batch.gave(stage, output)
 
     def _leaves(self, stage: ReferenceStage, values: Mapping[str, Tensor]) -> dict[Any, Tensor]:
         """A stage's inputs as it would receive them: contiguous, without their history."""

@@ -19,7 +19,7 @@ from dnic.runtime.lr import LearningRate
 from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import InterfacePlan, TensorSpec
 from dnic.runtime.seeds import random_state, restore_random_state
-from dnic.runtime.setting import weighed
+from dnic.runtime.setting import learnt, weighed
 from dnic.runtime.shared import Channel, take_gradient
 from dnic.runtime.supervision import Supervision
 from dnic.runtime.trial import Trial
@@ -43,8 +43,17 @@ class PassingBatch:
     weight: float = 1.0  # among the shares of replicas
     values: dict[str, Tensor] = field(default_factory=dict)  # with their stages' graphs
     given: list[dict[Any, Tensor]] = field(default_factory=list)  # leaves
+    returned: list[dict[str, Tensor]] = field(default_factory=list)  # outputs, by stage
     weights: list[dict[str, Tensor]] = field(default_factory=list)  # of late stages
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def gave(self, stage: ReferenceStage, output: Any) -> None:
+        """What a stage returned; of what it was sent, its heads alone see anything."""
+        outputs = output if isinstance(output, (tuple, list)) else (output,)
+        returned = dict(zip(stage.outputs, outputs, strict=True))
+        arrived = stage.arriving.keys()
+        self.returned.append(returned)
+        self.values.update((n, tensor) for n, tensor in returned.items() if n not in arrived)
 
     def true(self, interface: InterfacePlan) -> list[Tensor]:
         """The gradients that come back over an interface, once the stage above has gone back."""
@@ -79,9 +88,15 @@ class ReferenceInterface:
         """What crossed, without its history."""
         return [batch.values[name].detach() for name in self.names]
 
+    def context(self, batch: PassingBatch) -> list[Tensor]:
+        """What the predictor sees beside that."""
+        returned = batch.returned[self.plan.source] if self.plan.context else {}
+        return [returned[spec.name].detach() for spec in self.plan.context]
+
     def predicted(self, batch: PassingBatch) -> list[Tensor]:
         """What the predictor says of a batch."""
         assert self.predictor is not None  # else it was not asked
+        self.predictor.context = self.context(batch)
         predicted = self.predictor.predict(self.sent(batch), batch.target, batch.number)
         return weighed(predicted, batch.weight)
 
@@ -113,16 +128,14 @@ class ReferenceInterface:
         while batches and batches[0].step == step:
             part = batches.popleft()
             true = part.true(self.plan) if step in self.returns else None
-            parts.append(Returned(self.sent(part), part.target, true))
+            parts.append(Returned(self.sent(part), part.target, true, self.context(part)))
         assert self.predictor is not None  # else nothing waits
         if self._learns(step):
-            batch = whole(self.plan.differentiable, parts)
-            self.predictor.weight = weight
-            figures = self.predictor.learn(batch.tensors, batch.target, batch.gradients)
+            figures = learnt(self.predictor, whole(self.plan, parts), weight)
             if figures is not None:
                 self.supervision.learnt(figures, weight, step)
                 self.learnt.append(figures)
-            elif batch.gradients is not None:
+            elif parts[0].gradients is not None:
                 self.supervision.untold()
 
     def _learns(self, step: int) -> bool:

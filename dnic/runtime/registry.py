@@ -54,6 +54,7 @@ class PredictorRequest:
         tensors: the differentiable ones of an interface, as planned.
         head: what plan.yaml says under `head:`; `head.options` are the keys of the kind's own.
         target: what the targets are; None when nothing is known of them.
+        context: further tensors that `Predictor.context` holds at every step, as planned.
         loss: the model file's; None where it is not at hand (when a head is priced).
         output: planned shape of the model's output; None where it is no single tensor.
         device: where it is to run.
@@ -65,6 +66,7 @@ class PredictorRequest:
     tensors: tuple[TensorSpec, ...]
     head: HeadPlan = field(default_factory=HeadPlan)
     target: TargetPlan | None = None
+    context: tuple[TensorSpec, ...] = ()
     loss: Loss | None = None
     output: tuple[Size, ...] | None = None
     device: torch.device = _CPU

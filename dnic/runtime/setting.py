@@ -10,8 +10,9 @@ from torch import Tensor
 from dnic.errors import RuntimeFault
 from dnic.runtime.guardplan import no_beginning
 from dnic.runtime.loss import Loss
+from dnic.runtime.microbatches import Returned
 from dnic.runtime.plan import AWAITED, HeadPlan, InterfacePlan, Mode, Plan, Size, TargetPlan
-from dnic.runtime.predictor import Predictor
+from dnic.runtime.predictor import PredictionStatistics, Predictor
 from dnic.runtime.registry import PredictorRequest, predictor_kind
 from dnic.runtime.replicas import Replicas
 from dnic.runtime.seeds import head_seed
@@ -57,6 +58,7 @@ def build_predictor(plan: InterfacePlan, setting: Setting) -> Predictor:
             tensors=plan.differentiable,
             head=plan.head or HeadPlan(),
             target=setting.target,
+            context=plan.context,
             loss=setting.loss,
             output=setting.output,
             device=setting.device,
@@ -91,6 +93,12 @@ def _alone(plan: InterfacePlan) -> RuntimeFault:
         hint="a source of your own averages over PredictorRequest.replicas what it learns from, "
         "and says replicated = True",
     )
+
+
+def learnt(predictor: Predictor, batch: Returned, weight: float) -> PredictionStatistics | None:
+    """One step of a predictor, on a batch or a replica's share of it."""
+    predictor.weight, predictor.context = weight, batch.context
+    return predictor.learn(batch.tensors, batch.target, batch.gradients)
 
 
 def weighed(gradients: list[Tensor], weight: float) -> list[Tensor]:

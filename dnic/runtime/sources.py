@@ -11,13 +11,15 @@ are cut. `torch.distributed.pipelining` knows only awaited gradients.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from dnic.runtime.answers import Answers
 from dnic.runtime.links import Count, Receiver
+from dnic.runtime.microbatches import Returned
 from dnic.runtime.plan import InterfacePlan
 from dnic.runtime.source_statistics import SourceStatistics
 from dnic.runtime.supervision import Supervision
@@ -34,6 +36,7 @@ class Sent:
         target: the targets, valid until the backward pass is over.
         microbatches: of the batch; the message holds one of them.
         weight: of the batch among the shares of replicas (`dnic.runtime.replicas`).
+        context: what a head sees beside them.
     """
 
     step: int
@@ -42,6 +45,15 @@ class Sent:
     target: Tensor
     microbatches: int = 1
     weight: float = 1.0
+    context: Sequence[Tensor] = ()
+
+    def kept(self) -> Sent:
+        """The same, to be learnt from when its backward pass is over."""
+        return replace(self, target=self.target.clone())
+
+    def returned(self, gradients: list[Tensor] | None) -> Returned:
+        """With the true gradients that have come for it, if any have."""
+        return Returned(self.tensors, self.target, gradients, self.context)
 
 
 class GradientSource(ABC):

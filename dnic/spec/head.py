@@ -24,8 +24,12 @@ class HeadSpec(Section):
     width: CountOrAuto = Field(
         default="auto", description="of a hidden layer; auto: what fits the slack"
     )
-    context: Annotated[Context, expected("target or none", get_args(Context))] = Field(
-        default="target", description="what it sees beside the activation: target or none"
+    context: Annotated[
+        Context | Annotated[tuple[str, ...], Field(min_length=1)],
+        expected("target, none, or a list of names such as [target, tokens]", get_args(Context)),
+    ] = Field(
+        default="target",
+        description="what it sees beside the activation: target, none, or [target, NAME, ...]",
     )
     lr: Rate = Field(default=1e-3, description="its own learning rate")
     one_in: CountOrAuto = Field(

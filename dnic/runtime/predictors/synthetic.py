@@ -1,7 +1,7 @@
 """`synthetic`: a head for every tensor, trained on its true gradient.
 
 Jaderberg et al. 2016, arXiv 1608.05343, section 2: a direct regressor, by default with the targets
-as context (`dnic.runtime.heads`).
+as context (`dnic.runtime.heads`), and with whatever else the spec names.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class Synthetic(Predictor):
     def __init__(self, request: PredictorRequest) -> None:
         predictor_kind("synthetic").options_of(request.head)
         self._names = [spec.name for spec in request.tensors]
+        self._axes = [batch_axis(spec.shape)[0] for spec in request.context]
         self._trainers = [
             _trainer(request, spec, request.seed_of(number))
             for number, spec in enumerate(request.tensors)
@@ -54,8 +55,9 @@ class Synthetic(Predictor):
 
     def predict(self, tensors: list[Tensor], target: Tensor, microbatches: int) -> list[Tensor]:
         """Each head's prediction; zero until it has learnt."""
+        beside = self._beside()
         return [
-            trainer.predict(tensor, target, microbatches)
+            trainer.predict(tensor, target, microbatches, beside=beside)
             for trainer, tensor in zip(self._trainers, tensors, strict=True)
         ]
 
@@ -65,12 +67,18 @@ class Synthetic(Predictor):
         """One step of every head; nothing without gradients."""
         if gradients is None:
             return None
+        beside = self._beside()
         found = [
-            trainer.learn(tensor, target, gradient, self.weight)
+            trainer.learn(tensor, target, gradient, self.weight, beside)
             for trainer, tensor, gradient in zip(self._trainers, tensors, gradients, strict=True)
         ]
         columns = zip(*((f.cosine, f.norm_ratio, f.loss, f.zero) for f in found), strict=True)
         return PredictionStatistics(*(torch.stack(column).mean() for column in columns))
+
+    def _beside(self) -> list[Tensor]:
+        return [
+            axis.to_front(tensor) for axis, tensor in zip(self._axes, self.context, strict=True)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """State of each head's trainer, by the name of its tensor."""
@@ -105,6 +113,7 @@ def _trainer(request: PredictorRequest, tensor: TensorSpec, seed: int) -> HeadTr
         target.sample_shape if target else None,
         dtype_named(target.dtype) if target else None,
         seed=seed,
+        beside=[(batch_axis(t.shape)[1], dtype_named(t.dtype)) for t in request.context],
     )
     made = head.to(request.device)
     return HeadTrainer(made, plan.lr, axis, replicas=request.replicas, one_in=plan.one_in)
