@@ -154,7 +154,9 @@ def _time(
         tuple(TensorSpec(v.name, v.shape, v.dtype, True) for v in several)
         for several in (values, beside)
     )
-    predictor = kind.build(PredictorRequest(tensors, head, planned, seen, output=tail.output))
+    predictor = kind.build(
+        PredictorRequest(tensors, head, planned, output=tail.output, context=seen)
+    )
     predictor.context = [_noise(spec, batch_size) for spec in seen]
     if isinstance(predictor, TailPredictor):
         predictor.tail.ending.settle()

@@ -140,7 +140,7 @@ class HeadTrainer:
         true = self._axis.to_front(gradient.detach())
         # Times which a row's gradient is that of its own loss.
         batch = h.shape[0] / (weight or 1)
-        h, target, true, beside = self._part(h, target, true, beside)
+        h, target, true, *beside = self._part(h, target, true, *beside)
         true = true.to(self.head.dtype)
         self._steps += 1
         # Every walk through the gradient counts: the head learns on the core that computes.
@@ -169,8 +169,8 @@ class HeadTrainer:
         return statistics
 
     def _part(
-        self, h: Tensor, target: Tensor | None, true: Tensor, beside: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor | None, Tensor, Sequence[Tensor]]:
+        self, h: Tensor, target: Tensor | None, true: Tensor, *beside: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, *tuple[Tensor, ...]]:
         """The samples of a batch that are learnt from at this step: blocks, in turns.
 
         Of a batch that cannot be divided (few samples, targets that are not one for each) all.
@@ -179,11 +179,11 @@ class HeadTrainer:
         divisible = all(tensor.shape[0] == samples for tensor in beside)
         divisible = divisible and samples >= self._one_in and not h.shape[0] % samples
         if self._one_in == 1 or not divisible:
-            return h, target, true, beside
+            return h, target, true, *beside
         block, rows = self._steps % self._one_in, h.shape[0] // samples
         begin, end = (samples * edge // self._one_in for edge in (block, block + 1))
-        some, seen = slice(begin * rows, end * rows), [tensor[begin:end] for tensor in beside]
-        return h[some], None if target is None else target[begin:end], true[some], seen
+        some, seen = slice(begin * rows, end * rows), (tensor[begin:end] for tensor in beside)
+        return h[some], None if target is None else target[begin:end], true[some], *seen
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on: head, optimizer, scale, number of steps."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dnic.runtime.plan import InterfacePlan, Size
+from dnic.runtime.plan import Size, TensorSpec
 
 
 @dataclass(frozen=True)
@@ -38,19 +38,22 @@ def microbatches(batch_size: int, most: int) -> int:
     return next(n for n in range(min(most, batch_size), 0, -1) if batch_size % n == 0)
 
 
-def whole(interface: InterfacePlan, parts: Sequence[Returned]) -> Returned:
+def whole(
+    specs: Sequence[TensorSpec], parts: Sequence[Returned], context: Sequence[TensorSpec] = ()
+) -> Returned:
     """A batch of its microbatches, in their order.
 
     A tensor that does not follow the batch is the same in all of them; its gradients add up.
 
     Args:
-        interface: that they crossed.
+        specs: of the tensors.
         parts: at least one.
+        context: of what is seen beside them, all of which follows the batch.
     """
     if len(parts) == 1:
         return parts[0]
     tensors, gradients = [], []
-    for place, spec in enumerate(interface.differentiable):
+    for place, spec in enumerate(specs):
         axis = following_axis(spec.shape)
         of_parts = [part.gradients[place] for part in parts if part.gradients is not None]
         if axis is None:
@@ -59,12 +62,12 @@ def whole(interface: InterfacePlan, parts: Sequence[Returned]) -> Returned:
         else:
             tensors.append(torch.cat([part.tensors[place] for part in parts], axis))
             gradients += [torch.cat(of_parts, axis)] if of_parts else []
-    context = [
+    seen = [
         torch.cat([part.context[place] for part in parts], following_axis(spec.shape) or 0)
-        for place, spec in enumerate(interface.context)
+        for place, spec in enumerate(context)
     ]
     targets = torch.cat([part.target for part in parts])
-    return Returned(tensors, targets, gradients or None, context)
+    return Returned(tensors, targets, gradients or None, seen)
 
 
 def following_axis(shape: Sequence[Size]) -> int | None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from dnic.runtime.answers import Answers
 from dnic.runtime.crossing import Returns, warmup_steps
 from dnic.runtime.links import Count, Receiver
-from dnic.runtime.microbatches import Returned, whole
+from dnic.runtime.microbatches import Returned
 from dnic.runtime.options import Mode
 from dnic.runtime.plan import InterfacePlan
 from dnic.runtime.predictor import Predictor
@@ -119,7 +119,7 @@ class PredictedSource(GradientSource):
     def _learn(self, parts: list[Returned], of: Sent) -> None:
         if not self._supervised.learns():
             return
-        figures = learnt(self.predictor, whole(self.plan, parts), of.weight)
+        figures = learnt(self.predictor, self.plan, parts, of.weight)
         if figures is not None:
             self._supervised.learnt(figures, of.weight, of.step)
             self.statistics.add(figures)
@@ -229,7 +229,7 @@ class PredictedStartSource(StaleSource):
         """One step of learning from the batch at hand."""
         if self._at_hand:
             parts = [sent.returned(None) for sent in self._at_hand]
-            learnt(self.predictor, whole(self.plan, parts), self._at_hand[0].weight)
+            learnt(self.predictor, self.plan, parts, self._at_hand[0].weight)
             self._at_hand.clear()
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dnic.runtime.clipping import gradient_norm, scale_gradients
 from dnic.runtime.crossing import Returns, rounded
 from dnic.runtime.foresight import Foresight
 from dnic.runtime.lr import LearningRate
-from dnic.runtime.microbatches import Returned, whole
+from dnic.runtime.microbatches import Returned
 from dnic.runtime.plan import InterfacePlan, TensorSpec
 from dnic.runtime.seeds import random_state, restore_random_state
 from dnic.runtime.setting import learnt, weighed
@@ -131,7 +131,7 @@ class ReferenceInterface:
             parts.append(Returned(self.sent(part), part.target, true, self.context(part)))
         assert self.predictor is not None  # else nothing waits
         if self._learns(step):
-            figures = learnt(self.predictor, whole(self.plan, parts), weight)
+            figures = learnt(self.predictor, self.plan, parts, weight)
             if figures is not None:
                 self.supervision.learnt(figures, weight, step)
                 self.learnt.append(figures)

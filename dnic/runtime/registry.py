@@ -54,25 +54,25 @@ class PredictorRequest:
         tensors: the differentiable ones of an interface, as planned.
         head: what plan.yaml says under `head:`; `head.options` are the keys of the kind's own.
         target: what the targets are; None when nothing is known of them.
-        context: further tensors that `Predictor.context` holds at every step, as planned.
         loss: the model file's; None where it is not at hand (when a head is priced).
         output: planned shape of the model's output; None where it is no single tensor.
         device: where it is to run.
         seed: of its initial parameters and of everything that it draws.
         seeds: of each tensor's part; empty: they follow from `seed`.
         replicas: of the stage, over which what is learnt is to be averaged; None for no others.
+        context: further tensors that `Predictor.context` holds at every step, as planned.
     """
 
     tensors: tuple[TensorSpec, ...]
     head: HeadPlan = field(default_factory=HeadPlan)
     target: TargetPlan | None = None
-    context: tuple[TensorSpec, ...] = ()
     loss: Loss | None = None
     output: tuple[Size, ...] | None = None
     device: torch.device = _CPU
     seed: int = 0
     seeds: tuple[int, ...] = ()
     replicas: Replicas | None = None
+    context: tuple[TensorSpec, ...] = ()
 
     def seed_of(self, tensor: int) -> int:
         """The seed of the part for one tensor."""

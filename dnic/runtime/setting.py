@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from dnic.errors import RuntimeFault
 from dnic.runtime.guardplan import no_beginning
 from dnic.runtime.loss import Loss
-from dnic.runtime.microbatches import Returned
+from dnic.runtime.microbatches import Returned, whole
 from dnic.runtime.plan import AWAITED, HeadPlan, InterfacePlan, Mode, Plan, Size, TargetPlan
 from dnic.runtime.predictor import PredictionStatistics, Predictor
 from dnic.runtime.registry import PredictorRequest, predictor_kind
@@ -95,8 +96,11 @@ def _alone(plan: InterfacePlan) -> RuntimeFault:
     )
 
 
-def learnt(predictor: Predictor, batch: Returned, weight: float) -> PredictionStatistics | None:
-    """One step of a predictor, on a batch or a replica's share of it."""
+def learnt(
+    predictor: Predictor, plan: InterfacePlan, parts: Sequence[Returned], weight: float
+) -> PredictionStatistics | None:
+    """One step of an interface's predictor, on the microbatches of a batch, or of a share of it."""
+    batch = whole(plan.differentiable, parts, plan.context)
     predictor.weight, predictor.context = weight, batch.context
     return predictor.learn(batch.tensors, batch.target, batch.gradients)
 

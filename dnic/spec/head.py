@@ -29,7 +29,7 @@ class HeadSpec(Section):
         expected("target, none, or a list of names such as [target, tokens]", get_args(Context)),
     ] = Field(
         default="target",
-        description="what it sees beside the activation: target, none, or [target, NAME, ...]",
+        description="what it sees: target, none, or names: [target, tokens]",
     )
     lr: Rate = Field(default=1e-3, description="its own learning rate")
     one_in: CountOrAuto = Field(

@@ -93,6 +93,12 @@ FULL_SET: Wanted = {
     "begun": (1, 4, FAR),
     "virtual": (1, FAR),
 }
+# Of several cuts.
+CHAIN_SET: Wanted = {
+    **{source: latenesses for source, latenesses in FULL_SET.items() if source != "begun"},
+    "turns": (1,),
+    "turns-hidden": (1, 2, 4, FAR),
+}
 SMALL_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden", "virtual", "virtual-task-hidden"), (1,)),
     **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights"), (1, FAR)),
@@ -116,6 +122,20 @@ TEXT_SET: Wanted = {
     "begun": (3,),
 }
 # With the first seed only.
+FURTHER_MAPS_SET: Wanted = {
+    "dni-hidden": (1,),
+    "virtual": (FAR,),
+    "cdni": (4,),
+    "stale-weights": (4,),
+}
+FURTHER_SMALL_SET: Wanted = {
+    **dict.fromkeys(("dni", "dni-hidden", "cdni-hidden"), (1,)),
+    **dict.fromkeys(("cdni", "virtual-task", "stale", "stale-weights", "turns-hidden"), (4,)),
+}
+FURTHER_SMALL_TEXT_SET: Wanted = {
+    **dict.fromkeys(("virtual", "cdni-hidden"), (1,)),
+    **dict.fromkeys(("virtual-task", "stale", "turns"), (4,)),
+}
 FURTHER_TEXT_SET: Wanted = {
     **dict.fromkeys(("cdni", "virtual-task-hidden"), (1,)),
     **dict.fromkeys(("virtual-task", "stale"), (4,)),
@@ -256,13 +276,18 @@ def sources(sizes: Sizes, rate: Rate) -> Iterator[Run]:
     whole = transformer(sizes)
     cells: list[tuple[Family, int, Wanted]] = [
         (connected, 2, FULL_SET),
-        *((connected, stages, SMALL_SET) for stages in (4, 6) if stages <= connected[2]),
+        *((connected, stages, CHAIN_SET) for stages in (4, 6) if stages <= connected[2]),
         (residual(), 2, MAPS_SET),
         *((residual(), stages, SMALL_SET) for stages in (4, 6)),
         (whole, 2, TEXT_SET),
         (whole, 4, SMALL_TEXT_SET),
     ]
-    further: list[tuple[Family, int, Wanted]] = [(whole, 2, FURTHER_TEXT_SET)]
+    further: list[tuple[Family, int, Wanted]] = [
+        (residual(), 2, FURTHER_MAPS_SET),
+        *((residual(), stages, FURTHER_SMALL_SET) for stages in (4, 6)),
+        (whole, 2, FURTHER_TEXT_SET),
+        (whole, 4, FURTHER_SMALL_TEXT_SET),
+    ]
     for layers in sizes.transformers[1:]:
         deep: Family = ("text", "characters", layers, 256)
         further += [(deep, stages, wanted) for stages, wanted in FURTHER_DEEP_SET.items()]

@@ -100,8 +100,9 @@ def test_from_a_spec_into_a_plan_and_back(chain: Chain, device: DeviceProfile) -
     assert own.train_every == 2 and learns_every("synthetic", own) == 2
     for choice in (own, off):
         keys = {"guard": choice.guard, "train_every": 2, "warmup_until": choice.warmup_until}
-        (interface,) = plan_of(graph, device, **keys).interfaces
-        again = asked(layer2=_interface_again(interface))
+        plan = plan_of(graph, device, **keys)
+        (interface,) = plan.interfaces
+        again = asked(layer2=_interface_again(interface, plan))
         found = request_of(again, load_profile("cpu-core"), graph).choice_at("layer2")
         assert {key: getattr(found, key) for key in keys} == keys
 

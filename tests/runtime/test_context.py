@@ -178,12 +178,12 @@ def test_resumes_bit_for_bit(compiled: Run, run_ranks: Run, same: Run, tmp_path:
 
 
 def test_microbatches_are_put_together(compiled: Run) -> None:
-    (interface,) = load_bundle(compiled(["kind", "scale"], ("parts.0",))).plan.interfaces[:1]
+    (interface,) = load_bundle(compiled(["kind", "scale"], ("parts.0",))).plan.interfaces
     parts = [
         Returned([torch.full((2, 16), i)], torch.zeros(2), None, [torch.full((2,), i)] * 2)
         for i in range(3)
     ]
-    batch = whole(interface, parts)
+    batch = whole(interface.differentiable, parts, interface.context)
     assert [tensor.tolist() for tensor in batch.context] == [[0, 0, 1, 1, 2, 2]] * 2
 
 

@@ -30,10 +30,10 @@ honest = HeadTrainer.learn
 
 
 def learns_the_opposite(
-    self: HeadTrainer, h: Tensor, target: Tensor | None, gradient: Tensor, weight: float
+    self: HeadTrainer, h: Tensor, target: Tensor | None, gradient: Tensor, *others: Any
 ) -> HeadStatistics:
     """What such a head predicts is a good prediction, negated; its statistics say so."""
-    told = honest(self, h, target, -gradient, weight)
+    told = honest(self, h, target, -gradient, *others)
     loss = told.loss + 4 * told.cosine * told.norm_ratio * told.zero
     return replace(told, cosine=-told.cosine, loss=loss)
 
