@@ -91,21 +91,24 @@ def head_cost(
         kind: Literal["virtual", "local"] = "virtual" if source == "virtual" else "local"
         given = values, batch_size, hidden_layers, width, profile, target
         return tail_cost(*given, kind, one_in, tail)
-    seen = tuple(seen_size(value) for value in beside)
-    seen = seen if target is None else (target, *seen)
+    targets = () if target is None else (target,)
     for value in values:
         count, sample = samples_of(value, batch_size)
+        seen = targets + tuple(_seen(tensor, sample) for tensor in beside)
         cost += _one_head(count, sample, hidden_layers, width, profile, seen, one_in)
     return cost
 
 
-def seen_size(value: Value) -> TargetSize:
-    """What heads see of a tensor that a spec names: real values, or integers by their remainder."""
-    sample = _samples(value.shape)[1]
-    if value.dtype.startswith(("float", "bfloat", "bool")):
-        return TargetSize(sample, None)
-    count = prod(sample)
-    return TargetSize(sample, _MOST_CODES // count if 1 < count <= _MOST_SLOTS else _MOST_CODES)
+def _seen(tensor: Value, sample: tuple[int, ...]) -> TargetSize:
+    """What a head for `sample` sees of a tensor that a spec names: values, or integers' remainders.
+
+    As `dnic.runtime.head_context` has it.
+    """
+    shape = _samples(tensor.shape)[1]
+    if tensor.dtype.startswith(("float", "bfloat", "bool")):
+        return TargetSize(shape, None)
+    alike = shape == layout_of(sample)[1] or prod(shape) > _MOST_SLOTS
+    return TargetSize(shape, _MOST_CODES // (1 if alike else max(prod(shape), 1)))
 
 
 def samples_of(value: Value, batch_size: int) -> tuple[int, tuple[int, ...]]:

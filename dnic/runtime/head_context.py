@@ -128,17 +128,17 @@ class HashedContext(ClassContext):
     def __init__(
         self, shape: tuple[int, ...], layout: Layout, width: int, dtype: torch.dtype
     ) -> None:
-        super().__init__(hashed_classes(shape), shape, layout, width, dtype)
+        super().__init__(hashed_classes(shape, layout), shape, layout, width, dtype)
 
     def forward(self, target: Tensor, rows: int) -> Tensor:
         """Codes `[rows, r]`, or `[rows, *positions, r]`."""
         return super().forward(torch.remainder(target.long(), self._classes), rows)
 
 
-def hashed_classes(shape: tuple[int, ...]) -> int:
+def hashed_classes(shape: tuple[int, ...], layout: Layout) -> int:
     """How many integers are told apart in a tensor, by the shape of one sample."""
-    count = prod(shape)
-    return MOST_CODES // count if 1 < count <= MOST_SLOTS else MOST_CODES
+    slots = 1 if shape == layout.positions or prod(shape) > MOST_SLOTS else prod(shape)
+    return MOST_CODES // max(slots, 1)
 
 
 class Values:

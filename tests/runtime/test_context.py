@@ -14,7 +14,9 @@ from torch import nn
 from dnic.asked import spec_of_plan
 from dnic.codegen.planfile import read_plan_file
 from dnic.compiler import compile_model
+from dnic.cost import head_cost, load_profile
 from dnic.errors import PartitionError, RuntimeFault, SpecError
+from dnic.graph.graph import Value
 from dnic.runtime.bundle import load_bundle
 from dnic.runtime.head_context import HashedContext
 from dnic.runtime.head_layout import layout_of
@@ -313,3 +315,19 @@ def test_samples_on_another_axis() -> None:
     assert predicted.shape == (5, 4, 6)
     predictor.learn([torch.randn(5, 4, 6)], torch.zeros(4), [torch.randn(5, 4, 6)])
     assert isinstance(next(iter(predictor.parameters().values())), nn.Parameter)
+
+
+@pytest.mark.parametrize(
+    ("shape", "seen", "rows"),
+    [((6,), (), 1025), ((6,), (4,), 4 * 257), ((5, 6), (5,), 1025), ((6,), (99,), 1025)],
+)
+def test_rows_of_integers(shape: tuple[int, ...], seen: tuple[int, ...], rows: int) -> None:
+    """One table for all, or a part of it for each of a sample's few; planned as it is built."""
+    spec = HeadSpec(hidden_layers=1, width=4, context="none")
+    given = [(seen, torch.int64)]
+    head = build_head(shape, torch.float32, spec, None, None, None, beside=given)
+    assert head.state_dict()["beside.0.table.weight"].shape == (rows, 4)
+    values = [Value("h", ("B", *shape), "float32", 0, True)]
+    tokens = Value("tokens", ("B", *seen), "int64", 0, False)
+    cost = head_cost(values, 8, 1, 4, load_profile("cpu-core"), beside=(tokens,))
+    assert cost.parameters == sum(parameter.numel() for parameter in head.parameters())
