@@ -68,16 +68,13 @@ class Sight:
         wanted = {}
         choice_at = choices_by_gap(table, request)
         for index, gap in enumerate(placement.cuts):
-            choice = choice_at(gap)
+            choice, where = choice_at(gap), f"interfaces.{table.name(gap)}.head.context"
+            ops = [tensor_named(name, graph, where) for name in choice.sees]
             source = source_of(choice, table.points[gap].differentiable, target)
             apart = placement.sources[index] == SYNTHETIC and not choice.stale
-            if not choice.sees or not apart or not takes_context(source):
-                continue
-            where = f"interfaces.{table.name(gap)}.head.context"
-            ops = [tensor_named(name, graph, where) for name in choice.sees]
-            earlier = tuple(op.name for op in ops if max(stage[op.name]) < index)
-            if earlier:
-                wanted[index] = earlier
+            if apart and takes_context(source):
+                earlier = (op.name for op in ops if max(stage[op.name]) < index)
+                wanted[index] = tuple(earlier)
         return cls(graph, stage, wanted)
 
     def of(self, crossing: Crossing, choice: InterfaceChoice, source: str) -> tuple[Value, ...]:

@@ -260,6 +260,14 @@ def test_says_what_cannot_be_seen(
         compiled(context)
 
 
+def test_names_are_read_where_no_head_sees_them(compiled: Run) -> None:
+    plan = load_bundle(compiled(["kind"], gradient="local")).plan
+    assert not any(row.context for row in plan.interfaces)
+    assert plan.stages[1].outputs == ("parts_1",)
+    with pytest.raises(SpecError, match="knd"):
+        compiled(["knd"], gradient="local")
+
+
 def test_a_plan_that_names_what_is_not_returned(compiled: Run) -> None:
     folder = compiled(["kind"])
     text = (folder / "plan.yaml").read_text()
