@@ -31,6 +31,7 @@ class Sizes:
 
     Attributes:
         seeds: of every run.
+        more_seeds: of those where the spread over these is as wide as what is asked for.
         epochs: of each model, and of sparse updates, which need more.
         depths: of the paper's connected nets and of its convolutional ones.
         transformers: their depths; the first one is studied in full.
@@ -39,6 +40,7 @@ class Sizes:
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
+    more_seeds: tuple[int, ...] = (3, 4, 5)
     connected_epochs: int = 8
     convolutional_epochs: int = 3
     residual_epochs: int = 3
@@ -68,6 +70,7 @@ FULL = Sizes()
 # To see every part work: minutes of data become seconds.
 QUICK = Sizes(
     seeds=(0,),
+    more_seeds=(),
     connected_epochs=1,
     convolutional_epochs=1,
     residual_epochs=1,
@@ -149,6 +152,12 @@ SMALL_TEXT_SET: Wanted = {
 }
 # What is best in the first transformer, in a deeper one.
 FURTHER_DEEP_SET: Mapping[int, Wanted] = {2: {"stale-weights": (1,)}, 4: {"turns": (1,)}}
+# Of the residual net, one update late, by stages: with more seeds.
+CLOSE: Mapping[int, tuple[str, ...]] = {
+    2: ("local-hidden", "stale-weights"),
+    4: ("local-hidden", "stale-weights", "turns", "turns-hidden"),
+    6: ("local-hidden", "turns", "turns-hidden"),
+}
 # Without warming up, with the first seed only; late gradients begin in time otherwise.
 COLD: Mapping[Model, tuple[tuple[int, str], ...]] = {
     "connected": ((2, "stale-weights"), (6, "stale-weights"), (6, "turns")),
@@ -295,6 +304,11 @@ def sources(sizes: Sizes, rate: Rate) -> Iterator[Run]:
         yield from _of_cells(sizes, cells, rate, seed)
         for family in dict.fromkeys(family for family, _, _ in cells):
             yield from _guarded(sizes, family, rate, seed)
+    close: list[tuple[Family, int, Wanted]] = [
+        (residual(), stages, dict.fromkeys(names, (1,))) for stages, names in CLOSE.items()
+    ]
+    for seed in sizes.more_seeds:
+        yield from _of_cells(sizes, close, rate, seed)
     yield from _of_cells(sizes, further, rate, sizes.seeds[0])
 
 
