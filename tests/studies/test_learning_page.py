@@ -324,6 +324,11 @@ def test_without_a_warm_up_is_a_table_beside_what_has_one() -> None:
     cold = [connected("stale", 85.0, part="cold", warmup_steps=0)]
     rows = list(_cold(done(cold), done(warmed)))
     assert "| Fashion-MNIST, fully connected, 6 layers | 2 | stale | 85.00 | 87.50 |" in rows
+    # The same seeds of both.
+    warmed += [connected("stale", 86.5, seed=1), connected("stale", 80.0, seed=2)]
+    cold.append(connected("stale", 86.0, part="cold", warmup_steps=0, seed=1))
+    *_, row, _ = _cold(done(cold), done(warmed))
+    assert row.endswith("| stale | 85.50 ± 0.71 | 87.00 ± 0.71 |")
     assert not list(_cold([], done(warmed)))
 
 
