@@ -2,8 +2,8 @@
 
 Sizes are chosen so that parts 1 and 2 take a working day on two cores (`--estimate` measures). What
 does not depend on lateness is run once; what neither a goal nor a default hangs on, and takes long,
-with the first seed only; what the residual net's goals hang on with six. Learning rates are those that `tuning` found best for backprop, the same
-for every source.
+with the first seed only; what the residual net's goals hang on with six. Learning rates are those
+that `tuning` found best for backprop, the same for every source.
 """
 
 from __future__ import annotations
