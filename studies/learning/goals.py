@@ -142,8 +142,11 @@ def _timed(runs: Sequence[Done], link: str, most: float) -> Iterator[tuple[str, 
             continue
         exact, ours, ratio = race.fastest(exact=True), race.fastest(exact=False), race.ratio
         if exact is not None and ours is not None and ratio is not None:
-            words = f"{ratio:.2f}, {ours.words} against {exact.words}"
-            yield _brief(race.family), Judged(words, ratio <= most)
+            met = ratio <= most
+            # Where two digits say otherwise three do not.
+            digits = 2 if met == (round(ratio, 2) <= most) else 3
+            words = f"{ratio:.{digits}f}, {ours.words} against {exact.words}"
+            yield _brief(race.family), Judged(words, met)
         elif race.judged:
             yield _brief(race.family), Judged("never reached", False)
 
