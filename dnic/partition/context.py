@@ -136,9 +136,9 @@ def tensor_named(name: str, graph: Graph, where: str) -> Operation:
         op = graph.operations[position]
     value = op.value
     if value is None or sum(batch_multiple(size) > 0 for size in value.shape) != 1:
-        is_ = f"is {text(value.shape)}" if value is not None else "is not a tensor"
+        found = "not a tensor" if value is None else text(value.shape)
         raise PartitionError(
-            f"a head cannot see {name}: it {is_}",
+            f"a head cannot see {name}: it is {found}",
             where=where,
             expected="a tensor with the batch on one axis",
         )
