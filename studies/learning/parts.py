@@ -162,7 +162,11 @@ CLOSE: Mapping[int, tuple[str, ...]] = {
 # residual net, where it is not clear which is better.
 COLD: Mapping[Model, tuple[tuple[int, str], ...]] = {
     "connected": ((2, "stale-weights"), (6, "stale-weights"), (6, "turns")),
-    "residual": ((2, "stale-weights"), (6, "stale-weights"), (6, "turns"), (6, "turns-hidden")),
+    "residual": (
+        (2, "stale-weights"),
+        (4, "turns-hidden"),
+        *((6, source) for source in ("stale-weights", "turns", "turns-hidden")),
+    ),
     "characters": ((2, "stale-weights"), (4, "stale-weights"), (4, "turns")),
 }
 # With the guard: stages and sources that are worse than no gradient without one, or nearly.
