@@ -107,8 +107,9 @@ def _late(runs: Sequence[Done]) -> Iterator[tuple[str, Judged]]:
             stale = [entry for entry in ranked(here, FAR) if entry[0] in LATE]
             if heads is None or not stale:
                 continue
+            both = by_seed(heads[1])
             late = select(here, source=stale[0][0], window=FAR)
-            ahead = shortfall(late, heads[1])
+            ahead = shortfall([found for found in late if found.run.seed in both], heads[1])
             if ahead is not None:
                 better = "better" if ahead > 0 else "worse"
                 by = short_words(abs(ahead), family)
