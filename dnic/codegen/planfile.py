@@ -33,6 +33,10 @@ SCHEDULE = """\
 """
 
 
+# Of an interface, where it is so.
+_LEFT_OUT: Mapping[str, Any] = {"predict_weights": False, "warmup": "exact", "context": []}
+
+
 class _Dumper(yaml.SafeDumper):
     """Plain values on one line; no anchors."""
 
@@ -60,12 +64,9 @@ def plan_text(plan: Plan) -> str:
     """The content of `plan.yaml`."""
     content = plan.model_dump(mode="json", by_alias=True)
     for interface in content["interfaces"]:
-        if not interface["predict_weights"]:
-            del interface["predict_weights"]
-        if interface["warmup"] == "exact":
-            del interface["warmup"]
-        if not interface["context"]:
-            del interface["context"]
+        for key, usual in _LEFT_OUT.items():
+            if interface[key] == usual:
+                del interface[key]
     header = HEADER + SCHEDULE
     if plan.schedule == PlannedSchedule():
         del content["schedule"]

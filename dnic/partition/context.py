@@ -8,7 +8,7 @@ not, it is sent there from the stage that makes it, without a gradient, as the b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from dnic.errors import PartitionError
@@ -33,13 +33,13 @@ class Sight:
     Attributes:
         graph: fine for costs, coarse for the plan.
         stage: of its operations.
-        wanted: for each stage the operations whose results its head is to see, and earlier stages
-            make.
+        wanted: for each stage the operations of earlier ones whose results its head is to see,
+            without a gradient.
     """
 
     graph: Graph
     stage: StageOf
-    wanted: Mapping[int, Sequence[str]]
+    wanted: Mapping[int, Sequence[Operation]]
 
     @classmethod
     def over(
@@ -73,8 +73,8 @@ class Sight:
             source = source_of(choice, table.points[gap].differentiable, target)
             apart = placement.sources[index] == SYNTHETIC and not choice.stale
             if apart and takes_context(source):
-                earlier = (op.name for op in ops if max(stage[op.name]) < index)
-                wanted[index] = tuple(earlier)
+                earlier = (op for op in ops if max(stage[op.name]) < index)
+                wanted[index] = tuple(map(_without_gradient, earlier))
         return cls(graph, stage, wanted)
 
     def of(self, crossing: Crossing, choice: InterfaceChoice, source: str) -> tuple[Value, ...]:
@@ -98,7 +98,8 @@ class Sight:
         op = tensor_named(name, self.graph, where)
         here = self.stage[op.name]
         used = any(op.name in other.inputs for other in self._in_stage(stage))
-        if stage not in here and not used and op.name not in self.wanted.get(stage, ()):
+        sent = any(op.name == other.name for other in self.wanted.get(stage, ()))
+        if stage not in here and not used and not sent:
             raise PartitionError(
                 f"the head in stage{stage} is to see {name}, which stage{here[0]} makes",
                 where=where,
@@ -114,6 +115,11 @@ class Sight:
 def takes_context(source: str) -> bool:
     """Whether what predicts sees tensors that the spec names: heads, and registered sources."""
     return source not in (*AWAITED, *TAILS, "none")
+
+
+def _without_gradient(op: Operation) -> Operation:
+    assert op.value is not None  # `tensor_named` has looked
+    return replace(op, value=replace(op.value, differentiable=False))
 
 
 def tensor_named(name: str, graph: Graph, where: str) -> Operation:

@@ -6,11 +6,10 @@ any cuts, without the coarse capture: what crosses is read off the fine graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil
-from types import MappingProxyType
 from typing import TypeVar
 
 from dnic.cost import Costs, message_us
@@ -116,15 +115,10 @@ def chain_works(
     return tuple(works)
 
 
-def crossings_of(
-    graph: Graph,
-    table: CutTable,
-    cuts: tuple[int, ...],
-    wanted: Mapping[int, Sequence[str]] = MappingProxyType({}),
-) -> tuple[Crossing, ...]:
-    """What crosses between every two stages of the fine graph; `wanted` as `crossings` has it."""
+def crossings_of(graph: Graph, table: CutTable, cuts: tuple[int, ...]) -> tuple[Crossing, ...]:
+    """What crosses between every two stages of the fine graph."""
     after = tuple(table.name(gap) for gap in cuts)
-    return crossings(graph, stages_of(graph, cuts), after, wanted)
+    return crossings(graph, stages_of(graph, cuts), after)
 
 
 def shared_of(graph: Graph, cuts: tuple[int, ...]) -> tuple[PlannedShared, ...]:

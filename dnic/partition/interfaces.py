@@ -40,8 +40,7 @@ from dnic.partition.prediction import Flow, limits_us
 from dnic.partition.reasons import why_exact, why_late, why_predicted
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
 
-# A head, what it costs, a remark, and what it sees beside activation and targets.
-HeadPlan = tuple[PlannedHead | None, HeadCost, str, tuple[Value, ...]]
+HeadPlan = tuple[PlannedHead | None, HeadCost, str]
 
 
 @dataclass(frozen=True)
@@ -143,23 +142,27 @@ def decide_interfaces(
         for flow, message in zip(open_flows, messages, strict=True)
     ]
     busy_us = _with_messages(stage_us, flows, profile)
+    predictors = [
+        begin if gradient == LATE else gradient
+        for gradient, begin in zip(gradients, begins, strict=True)
+    ]
+    seen = [sight.of(*row) for row in zip(crossings, choices, predictors, strict=True)]
 
     def plan_heads(slack_us: Sequence[float]) -> tuple[list[HeadPlan], list[float]]:
         """Every head for its source's slack, and the stages' times with them."""
         heads: list[HeadPlan] = []
         total_us = busy_us.copy()
-        for crossing, choice, gradient, begin in zip(
-            crossings, choices, gradients, begins, strict=True
+        for crossing, choice, gradient, source, beside in zip(
+            crossings, choices, gradients, predictors, seen, strict=True
         ):
-            reason, source = "", gradient
+            reason = ""
             if gradient == "exact":
                 reason = why_exact(crossing, choice, request, placement, target)
             elif gradient == LATE:
-                reason, source = why_late(choice, begin), begin
+                reason = why_late(choice, source)
             if source in AWAITED:
-                heads.append((None, HeadCost(), reason, ()))
+                heads.append((None, HeadCost(), reason))
                 continue
-            beside = sight.of(crossing, choice, source)
             head, cost, remark = plan_head(
                 crossing.differentiable,
                 source,
@@ -172,7 +175,7 @@ def decide_interfaces(
                 beside=beside,
             )
             cost = cost if source == gradient else cost.at_first()
-            heads.append((head, cost, reason + remark, beside))
+            heads.append((head, cost, reason + remark))
             total_us[crossing.source] += cost.step_us(learns_every(source, choice))
         return heads, total_us
 
@@ -193,6 +196,7 @@ def decide_interfaces(
             sized[i],
             messages[i],
             heads[i],
+            seen[i],
             total_us,
         )
         for i in range(len(crossings))
@@ -201,7 +205,7 @@ def decide_interfaces(
         with_penalty(interface, choice, request, placement)
         for interface, choice in zip(interfaces, choices, strict=True)
     )
-    costs = tuple(cost for _, cost, *_ in heads)
+    costs = tuple(cost for _, cost, _ in heads)
     return Decided(interfaces, sized, tuple(total_us), costs)
 
 
@@ -334,10 +338,11 @@ def _interface(
     flow: Flow,
     message: Message,
     planned: HeadPlan,
+    seen: Sequence[Value],
     stage_us: Sequence[float],
 ) -> PlannedInterface:
     gradient, begin = gradients
-    head, cost, reason, beside = planned
+    head, cost, reason = planned
     foreseen = choice.predict_weights or in_turns(choice, gradient)
     if head is not None and gradient != LATE:
         head_us = cost.step_us(learns_every(gradient, choice))
@@ -355,7 +360,7 @@ def _interface(
             )
             for v in values
         )
-        for values in (crossing.values, beside)
+        for values in (crossing.values, seen)
     )
     # By the name in `plan.yaml`: `from` is a keyword of Python's.
     return PlannedInterface.model_validate(

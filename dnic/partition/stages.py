@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 from dnic.errors import PartitionError
@@ -54,7 +53,7 @@ def crossings(
     coarse: Graph,
     stage: StageOf,
     after: tuple[str, ...],
-    wanted: Mapping[int, Sequence[str]] = MappingProxyType({}),
+    wanted: Mapping[int, Sequence[Operation]] = MappingProxyType({}),
 ) -> tuple[Crossing, ...]:
     """What crosses from each stage to each other, pairs in order.
 
@@ -76,10 +75,9 @@ def crossings(
             if to not in stage[name]:
                 pairs.setdefault((stage[name][0], to), {})[name] = coarse.by_name[name]
     _send_batch_size(coarse, stage, pairs)
-    used = {(pair, name) for pair, sent in pairs.items() for name in sent}
-    for to, names in wanted.items():
-        for name in names:
-            pairs.setdefault((stage[name][0], to), {})[name] = coarse.by_name[name]
+    for to, ops in wanted.items():
+        for op in ops:
+            pairs.setdefault((stage[op.name][0], to), {}).setdefault(op.name, op)
     found = []
     for (source, to), sent_ops in sorted(pairs.items()):
         ops = sorted(sent_ops.values(), key=lambda op: coarse.position[op.name])
@@ -91,9 +89,7 @@ def crossings(
                     where=op.source or op.target,
                     hint="keep_together joins the modules that share it",
                 )
-            # What a head alone sees has no gradient.
-            flows = op.value.differentiable and ((source, to), op.name) in used
-            values.append(replace(op.value, differentiable=flows))
+            values.append(op.value)
         neighbour = to == source + 1
         name = after[source] if neighbour else f"{ops[-1].name}->stage{to}"
         found.append(Crossing(name, source, to, after[source], tuple(values)))

@@ -13,13 +13,13 @@ from dnic.errors import PartitionError, SpecError
 from dnic.partition.alternative import Alternative, Name
 from dnic.partition.choose import Placement, place
 from dnic.partition.context import Sight
-from dnic.partition.evaluate import crossings_of, in_parts, shared_of, stage_works
+from dnic.partition.evaluate import in_parts, shared_of, stage_works
 from dnic.partition.interfaces import Decided, decide_interfaces
 from dnic.partition.matching import match_choices
 from dnic.partition.plan import PlannedInterface
 from dnic.partition.request import InterfaceChoice
 from dnic.partition.setting import Setting, forced
-from dnic.partition.stages import stages_of
+from dnic.partition.stages import crossings, stages_of
 from dnic.schedule import CutWork, Outcome, StageWork, decoupled
 from dnic.schedule.engine_work import EngineWork
 from dnic.schedule.work import Source
@@ -114,7 +114,8 @@ def _evaluated(setting: Setting, placement: Placement, name: Name) -> Alternativ
     graph, table, request = setting.graph, setting.table, setting.request
     stage = stages_of(graph, placement.cuts)
     sight = Sight.over(graph, stage, table, request, setting.target, placement)
-    crossing = crossings_of(graph, table, placement.cuts, sight.wanted)
+    after = tuple(table.name(gap) for gap in placement.cuts)
+    crossing = crossings(graph, stage, after, sight.wanted)
     works = stage_works(
         setting.costs,
         placement.cuts,
