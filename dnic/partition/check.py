@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from dnic.errors import PartitionError
-from dnic.partition.plan import Plan, PlannedInterface, PlannedStage
+from dnic.partition.plan import Plan, PlannedInterface
 from dnic.partition.printer import print_plan
 
 _ROUNDING = 1e-6
@@ -68,7 +68,7 @@ def _stage_problems(plan: Plan) -> Iterator[str]:
 def _operation_problems(plan: Plan) -> Iterator[str]:
     """Each operation in one stage, and behind everything that it uses."""
     home: dict[str, str] = {}
-    for stage in plan.stages:
+    for i, stage in enumerate(plan.stages):
         known = set(stage.inputs)
         for op in stage.operations:
             fetched = op.kind == "attribute" or op.repeated
@@ -78,7 +78,8 @@ def _operation_problems(plan: Plan) -> Iterator[str]:
             if missing:
                 yield f"{op.name} in {stage.name} uses {missing[0]}, which is not there"
             known.add(op.name)
-        made = {op.name for op in stage.operations} | {"output", *_seen(plan, stage) & known}
+        seen = {t.name for f in plan.interfaces if f.source == i for t in f.context}
+        made = {op.name for op in stage.operations} | {"output"} | (seen & known)
         for name in stage.outputs:
             if name not in made:
                 yield f"{stage.name} returns {name}, which it does not make"
@@ -130,16 +131,15 @@ def _arrival_problems(plan: Plan) -> Iterator[str]:
     """Each input of a later stage arrives exactly once, each output but the last is sent."""
     for i, stage in enumerate(plan.stages):
         arriving = Counter(t.name for f in plan.interfaces if f.to == i for t in f.tensors)
-        leaving = {t.name for f in plan.interfaces if f.source == i for t in f.tensors}
+        leaving = {
+            t.name
+            for f in plan.interfaces
+            if f.source == i
+            for t in (*f.tensors, *f.context)  # what is sent, and what heads see
+        }
         for name in stage.inputs if i else ():
             if arriving[name] != 1:
                 yield f"{stage.name} takes {name}, which arrives {arriving[name]} times"
         for name in stage.outputs if i < len(plan.stages) - 1 else ():
-            if name not in leaving | _seen(plan, stage):
+            if name not in leaving:
                 yield f"{stage.name} returns {name}, which nobody takes"
-
-
-def _seen(plan: Plan, stage: PlannedStage) -> set[str]:
-    """What heads at the end of a stage are to see beside activations."""
-    interfaces = [f for f in plan.interfaces if plan.stages[f.source] is stage]
-    return {tensor.name for interface in interfaces for tensor in interface.context}
