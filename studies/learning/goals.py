@@ -111,9 +111,8 @@ def _late(runs: Sequence[Done]) -> Iterator[tuple[str, Judged]]:
             late = select(here, source=stale[0][0], window=FAR)
             ahead = shortfall([found for found in late if found.run.seed in both], heads[1])
             if ahead is not None:
-                better = "better" if ahead > 0 else "worse"
                 by = short_words(abs(ahead), family)
-                words = f"{by} {better} ({SOURCES[heads[0]].title})"
+                words = f"{by} {_sides(ahead)} ({SOURCES[heads[0]].title})"
                 yield f"{_brief(family)} K = {stages}", Judged(words, ahead > 0)
 
 
@@ -133,7 +132,8 @@ def _guarded(runs: Sequence[Done]) -> Iterator[tuple[str, Judged]]:
             ahead = float("-inf") if ours is None else sign * (ours - nothing[run.seed])
             worst, count = min(ahead, ahead if worst is None else worst), count + 1
         if worst is not None:
-            words = f"worst of {count} runs {worst:+.2f}"
+            unit = "bits" if family[1] == "characters" else "points"
+            words = f"worst of {count} runs {abs(worst):.2f} {unit} {_sides(worst)}"
             yield _brief(family), Judged(words, worst >= 0)
 
 
@@ -150,6 +150,10 @@ def _timed(runs: Sequence[Done], link: str, most: float) -> Iterator[tuple[str, 
             yield _brief(race.family), Judged(words, met)
         elif race.judged:
             yield _brief(race.family), Judged("never reached", False)
+
+
+def _sides(ahead: float) -> str:
+    return "better" if ahead >= 0 else "worse"
 
 
 def _brief(family: Family) -> str:

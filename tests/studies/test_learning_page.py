@@ -165,9 +165,9 @@ def test_heads_against_stale(results: list[dict[str, Any]]) -> None:
 
 def test_the_guard_is_judged_by_its_worst_run(results: list[dict[str, Any]]) -> None:
     what = "any run with the guard"
-    assert judged(results)[what] == "fully connected: **worst of 2 runs +0.50**"
+    assert judged(results)[what] == "fully connected: **worst of 2 runs 0.50 points better**"
     worse = [*results, connected("dni", 83.9, seed=1, guard=True)]
-    assert judged(worse)[what] == "fully connected: worst of 3 runs -0.50 (missed)"
+    assert judged(worse)[what] == "fully connected: worst of 3 runs 0.50 points worse (missed)"
 
 
 def test_time_to_quality(results: list[dict[str, Any]]) -> None:
