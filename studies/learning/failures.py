@@ -6,32 +6,23 @@ from collections.abc import Iterator, Sequence
 from statistics import mean
 
 from studies.learning.best import of_sources
-from studies.learning.figures import families_in, named, quality_words
+from studies.learning.figures import NONE, families_in, named, table
 from studies.learning.goals import backprop, missed
 from studies.learning.parts import Family
-from studies.learning.quality import Done, better, cosine, done, figure, select, shortfall
+from studies.learning.quality import Done, better, by_seed, cosine, done, select
 from studies.learning.runs import Run
-from studies.learning.sources import LATE, SOURCES
+from studies.learning.sources import SOURCES
 from studies.learning.store import Result
 
-HIGH_COSINE = 0.5
 LITTLE = 0.5  # of the way from no gradient to backprop
+STAGES = (2, 4, 6)
 
 
 def failures(results: Sequence[Result]) -> Iterator[str]:
-    """Lists, each with what it is a list of; an empty one says so."""
+    """Lists and a table, each with what it is of; an empty one says so."""
     runs = done(results)
-    cells = list(_cells(runs))
     yield from _listed("Goals missed", missed(runs))
-    yield from _listed(
-        "Sources that learn less than no gradient at all", _below_nothing(runs, cells)
-    )
-    yield from _listed(
-        f"Heads with a cosine of {HIGH_COSINE:g} or more that go less than half of the way from no "
-        "gradient to backprop",
-        _high_cosine(runs, cells),
-    )
-    yield from _listed("Stale gradients that cost more than half of that way", _late(runs, cells))
+    yield from _short_of(runs)
     yield from _listed("Runs whose loss was no number at the end", _lost(runs))
     yield from _listed("Runs that could not be done", _refused(results))
 
@@ -44,68 +35,54 @@ def _listed(title: str, lines: Sequence[str]) -> Iterator[str]:
         yield ""
 
 
-Cell = tuple[Family, int, str, int, list[Done]]  # family, stages, source, window, runs
-
-
-def _cells(runs: Sequence[Done]) -> Iterator[Cell]:
-    """What was run of part 2, but for backprop and no gradient."""
+def _short_of(runs: Sequence[Done]) -> Iterator[str]:
+    """A row for each source of part 2 that does little, or harm."""
+    rows = []
     for family in families_in(runs, part="sources"):
-        for stages in (2, 4, 6):
-            here = of_sources(runs, family, stages)
-            for source in SOURCES:
-                mine = select(here, source=source)
-                for window in sorted({found.run.window for found in mine}):
-                    if source not in ("exact", "none"):
-                        yield family, stages, source, window, select(mine, window=window)
+        for source in SOURCES:
+            cells = [_little(runs, family, stages, source) for stages in STAGES]
+            if any(cells):
+                rows.append([named(family), SOURCES[source].title, *(c or NONE for c in cells)])
+    title = f"Less than {LITTLE:.0%} of the way from no gradient (0%) to backprop (100%)"
+    if not rows:
+        yield from _listed(title, [])
+        return
+    yield f"{title}; below 0 a"
+    yield "source is worse than no gradient at all. In brackets the cosine of predicted and true"
+    yield "gradients at the end: it can be high, and what is learnt bad."
+    yield ""
+    yield from table(["model", "source", *(f"K = {stages}" for stages in STAGES)], rows)
+    yield ""
 
 
-def _where(cell: Cell) -> str:
-    family, stages, source, window, _ = cell
-    return f"{named(family)}, K = {stages}, {SOURCES[source].title}, late {window}"
+def _little(runs: Sequence[Done], family: Family, stages: int, source: str) -> str:
+    """At which latenesses a source does little, and how much."""
+    if source in ("exact", "none"):
+        return ""
+    here = of_sources(runs, family, stages)
+    mine = select(here, source=source)
+    words = []
+    for window in sorted({found.run.window for found in mine}):
+        late = select(mine, window=window)
+        way = _way(late, select(here, source="none"), backprop(runs, family))
+        if way is None or way >= LITTLE:
+            continue
+        known = [value for found in late if (value := cosine(found)) is not None]
+        told = f"late {window}: " if SOURCES[source].lateness_matters else ""
+        told += f"{way:.0%}"
+        words.append(f"{told} ({mean(known):.2f})" if known else told)
+    return "; ".join(words)
 
 
-def _below_nothing(runs: Sequence[Done], cells: Sequence[Cell]) -> list[str]:
-    lines = []
-    for cell in cells:
-        family, stages, _, _, mine = cell
-        nothing = figure(select(of_sources(runs, family, stages), source="none"))
-        reached = figure(mine)
-        if nothing and reached and better(mine[0].run, nothing.mean, reached.mean):
-            words = quality_words(reached, family), quality_words(nothing, family)
-            lines.append(f"{_where(cell)}: {words[0]} against {words[1]}")
-    return lines
-
-
-def _way(runs: Sequence[Done], cell: Cell) -> float | None:
-    """How far a source goes from no gradient (0) to backprop (1)."""
-    family, stages, _, _, mine = cell
-    nothing = select(of_sources(runs, family, stages), source="none")
-    exact = backprop(runs, family)
-    if not nothing or not exact:
+def _way(mine: Sequence[Done], nothing: Sequence[Done], exact: Sequence[Done]) -> float | None:
+    """How far a source goes from no gradient (0) to backprop (1), over the seeds that all have."""
+    shared = by_seed(mine).keys() & by_seed(nothing).keys() & by_seed(exact).keys()
+    if not shared or any(found.final is None for found in mine):
         return None
-    whole, left = shortfall(nothing, exact), shortfall(mine, exact)
-    if whole is None or left is None or whole <= 0:
-        return None
-    return 1 - left / whole
-
-
-def _high_cosine(runs: Sequence[Done], cells: Sequence[Cell]) -> list[str]:
-    lines = []
-    for cell in cells:
-        known = [value for found in cell[4] if (value := cosine(found)) is not None]
-        way = _way(runs, cell)
-        if known and way is not None and mean(known) >= HIGH_COSINE and way < LITTLE:
-            lines.append(f"{_where(cell)}: cosine {mean(known):.2f}, {way:.0%} of the way")
-    return lines
-
-
-def _late(runs: Sequence[Done], cells: Sequence[Cell]) -> list[str]:
-    lines = []
-    for cell in cells:
-        way = _way(runs, cell)
-        if cell[2] in LATE and cell[3] > 1 and way is not None and way < LITTLE:
-            lines.append(f"{_where(cell)}: {way:.0%} of the way")
-    return lines
+    ours, none, best = (
+        mean(by_seed(runs)[seed] for seed in shared) for runs in (mine, nothing, exact)
+    )
+    return (ours - none) / (best - none) if better(mine[0].run, best, none) else None
 
 
 def _lost(runs: Sequence[Done]) -> list[str]:

@@ -31,31 +31,50 @@ class Judged:
         return f"**{self.words}**" if self.met else f"{self.words} (missed)"
 
 
+# What, the goal, and what was measured of it, each with a name.
+Goal = tuple[str, str, list[tuple[str, Judged]]]
+
+
 def goals(runs: Sequence[Done]) -> Iterator[tuple[str, str, str]]:
-    """What, the goal, and what was measured of it."""
+    """What, the goal, and what was measured of it, in words."""
+    for what, goal, found in _judged(runs):
+        yield what, goal, _joined(found) or NONE
+
+
+def missed(runs: Sequence[Done]) -> list[str]:
+    """The goals of which something was missed, and that alone."""
+    lines = []
+    for what, goal, found in _judged(runs):
+        left = [(name, one) for name, one in found if one.met is False]
+        if left:
+            lines.append(f"{what} ({goal}): {_joined(left)}")
+    return lines
+
+
+def _judged(runs: Sequence[Done]) -> Iterator[Goal]:
     yield (
         "classification, best source at lateness 1, K = 2, 4, 6",
         f"within {POINTS} point of backprop at equal epochs",
-        _joined(_classification(runs)),
+        list(_classification(runs)),
     )
     for stages, share in SHARES.items():
         yield (
             f"causal transformer, best source at lateness 1, K = {stages}",
             f"within {share:.0%} of backprop's bits per character, {LEAST_STEPS:,} steps or more",
-            _joined(_transformer(runs, stages, share)),
+            list(_transformer(runs, stages, share)),
         )
-    yield f"lateness {FAR}, best head against stale", "better", _joined(_late(runs))
-    yield "any run with the guard", "never worse than no gradient", _joined(_guarded(runs))
+    yield f"lateness {FAR}, best head against stale", "better", list(_late(runs))
+    yield "any run with the guard", "never worse than no gradient", list(_guarded(runs))
     for link, most in LINK_GOALS.items():
         yield (
             f"time to backprop's final quality over the fastest exact way, {LINKS[link].title}",
             f"at most {most}",
-            _joined(_timed(runs, link, most)),
+            list(_timed(runs, link, most)),
         )
 
 
-def _joined(found: Iterator[tuple[str, Judged]]) -> str:
-    return "; ".join(f"{name}: {judged}" for name, judged in found) or NONE
+def _joined(found: Sequence[tuple[str, Judged]]) -> str:
+    return "; ".join(f"{name}: {judged}" for name, judged in found)
 
 
 def best_at(
@@ -159,8 +178,3 @@ def _sides(ahead: float) -> str:
 def _brief(family: Family) -> str:
     words = {"connected": "fully connected", "characters": f"transformer of {family[2]} blocks"}
     return words.get(family[1], family[1])
-
-
-def missed(runs: Sequence[Done]) -> list[str]:
-    """The goals of which something was missed, in words."""
-    return [f"{what} ({goal}): {found}" for what, goal, found in goals(runs) if "missed" in found]
