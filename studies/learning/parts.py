@@ -93,12 +93,12 @@ FULL_SET: Wanted = {
     "virtual-task-hidden": (1,),
     **dict.fromkeys(("cdni", "virtual-task", "stale"), (1, 4, FAR)),
     "stale-weights": (1, 2, 4, FAR),
-    "begun": (1, 4, FAR),
+    "begun": (1, 2, 4, FAR),
     "virtual": (1, FAR),
 }
 # Of several cuts.
 CHAIN_SET: Wanted = {
-    **{source: latenesses for source, latenesses in FULL_SET.items() if source != "begun"},
+    **FULL_SET,
     "turns": (1,),
     "turns-hidden": (1, 2, 4, FAR),
 }
@@ -115,14 +115,14 @@ MAPS_SET: Wanted = {
     **dict.fromkeys(("virtual-task", "stale"), (1, 4, FAR)),
     "cdni": (1, FAR),
     "stale-weights": (1, 2, FAR),
-    "begun": (4,),
+    "begun": (2, 4),
 }
 TEXT_SET: Wanted = {
     **dict.fromkeys(("none", "local", "local-hidden", "dni-hidden", "cdni-hidden"), (1,)),
     "virtual": (1,),
     **dict.fromkeys(("virtual-task", "stale"), (1, FAR)),
     "stale-weights": (1, 2, FAR),
-    "begun": (3,),
+    "begun": (2, 3),
 }
 # With the first seed only.
 FURTHER_MAPS_SET: Wanted = {
@@ -138,6 +138,7 @@ FURTHER_SMALL_SET: Wanted = {
 FURTHER_SMALL_TEXT_SET: Wanted = {
     **dict.fromkeys(("virtual", "cdni-hidden"), (1,)),
     **dict.fromkeys(("virtual-task", "stale", "turns"), (4,)),
+    "begun": (1, 2),
 }
 FURTHER_TEXT_SET: Wanted = {
     **dict.fromkeys(("cdni", "virtual-task-hidden"), (1,)),
