@@ -40,6 +40,8 @@ ALONE: tuple[Kind, ...] = ("positions",)
 MOST_LATE = 2
 # The same at the only cut, where a run can begin with a local loss.
 MOST_LATE_ALONE = 3
+# Updates by which it may be late for exact steps to be as good a beginning as a local loss.
+MOST_LATE_EXACT = 1
 # Part of a step that a stage may wait for it, rather than that it is later.
 WAITED = 0.05
 
@@ -154,7 +156,8 @@ def begins_with(
 ) -> str:
     """What the gradients of an interface are before they are late; `exact` where they never are.
 
-    Those that come later than by `MOST_LATE` do more harm at the start of a run than a local loss
+    Those that come later than by `MOST_LATE_EXACT` do more harm in the first half of a run than a
+    local loss does, but for those in turns with local losses, which do it already
     (`docs/learning.md`).
 
     Raises:
@@ -173,8 +176,12 @@ def begins_with(
             where=f"interfaces.{crossing.name}.warmup",
             expected="exact, or what predicts here without true gradients",
         )
+    if asked:
+        return begin
+    if in_turns(choice, gradient) and (len(stage_us) > 2 or begin not in choice.sources):
+        return "exact"
     late = window_of(choice, gradient, flow, stage_us, flows)
-    return begin if asked or (late > MOST_LATE and not misfit) else "exact"
+    return begin if late > MOST_LATE_EXACT and not misfit else "exact"
 
 
 def _learns_from_true(gradient: str) -> bool:

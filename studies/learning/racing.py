@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
-from dnic.partition.alternating import MOST_LATE
+from dnic.partition.alternating import MOST_LATE_EXACT
 from dnic.runtime.crossing import auto_warmup_steps
 from studies.learning.parts import FAR, Family, Rate, Sizes, sources, transformer, wide
 from studies.learning.runs import Run
@@ -100,7 +100,7 @@ def _raced(sizes: Sizes, rate: Rate, best: Best, seed: int) -> Iterator[Run]:
             windows = WINDOWS[link][run.model]
             yield replace(here, way="ddp")
             yield replace(here, way="exact")
-            late = "stale-weights" if windows["stale"] <= MOST_LATE else "begun"
+            late = "stale-weights" if windows["stale"] <= MOST_LATE_EXACT else "begun"
             yield replace(here, way="stale", source=late, window=windows["stale"])
             source, alone = best(studied, lateness), best(studied, None)
             if source is not None:

@@ -16,7 +16,7 @@ from dnic.partition import (
     Plan,
     PlannedTarget,
 )
-from dnic.partition.alternating import MOST_LATE, MOST_LATE_ALONE
+from dnic.partition.alternating import MOST_LATE, MOST_LATE_ALONE, MOST_LATE_EXACT
 from tests.partition.planning import LABELS, planned
 
 Chain = Callable[..., Graph]
@@ -72,6 +72,8 @@ def test_every_second_interface_from_the_last_is_late(
         (TOKENS, {}, "stale"),
         (TOKENS, {"default": chosen(2, window=MOST_LATE_ALONE)}, "stale"),
         (TOKENS, {"default": chosen(2, window=MOST_LATE_ALONE + 1)}, "local"),
+        (TOKENS, {"default": chosen(2, window=2)}, "stale"),
+        (TOKENS, {"default": chosen(2, window=2, sources=("virtual", "stale"))}, "stale"),
         (TOKENS, {"default": chosen(2, window=3, sources=("virtual", "stale"))}, "virtual"),
         (TOKENS, {"default": chosen(2, sources=("virtual", "local"))}, "local"),
         (TOKENS, {"may_be_late": False}, "local"),
@@ -92,7 +94,9 @@ def test_the_only_interface_is_late_where_every_position_has_a_target(
     assert row.gradient == gradient
     assert row.predict_weights == (gradient == "stale")
     assert row.window <= MOST_LATE_ALONE or gradient != "stale"
-    begins = gradient == "stale" and row.window > MOST_LATE
+    begins = gradient == "stale" and row.window > MOST_LATE_EXACT
+    # A local loss only where `auto` may take one.
+    begins = begins and "local" in keys.get("default", chosen(2)).sources
     assert row.warmup == ("local" if begins else "exact")
     assert (row.head is not None) == (begins or gradient != "stale")
 
@@ -106,6 +110,8 @@ def test_a_gradient_that_comes_too_late_is_predicted(chain: Chain, device: Devic
     little = plan_of(*given, default=chosen(4, window=MOST_LATE))
     assert [row.gradient for row in little.interfaces] == ["stale", "local", "stale"]
     assert [row.window for row in little.interfaces] == [MOST_LATE] * 3
+    # In turns with local losses nothing begins with one.
+    assert [row.warmup for row in little.interfaces] == ["exact"] * 3
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_weights_are_predicted_where_asked(chain: Chain, device: DeviceProfile) 
 
 @pytest.mark.parametrize(
     ("window", "asked", "begins"),
-    [(2, "auto", "exact"), (3, "auto", "local"), (3, "exact", "exact"), (1, "none", "none")],
+    [(1, "auto", "exact"), (2, "auto", "local"), (3, "exact", "exact"), (1, "none", "none")],
 )
 def test_what_late_gradients_begin_with(
     chain: Chain, device: DeviceProfile, window: int, asked: str, begins: str
