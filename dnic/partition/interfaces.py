@@ -26,7 +26,7 @@ from dnic.partition.alternating import LATE, alternated, begins_with, in_turns, 
 from dnic.partition.choose import Placement
 from dnic.partition.context import Sight
 from dnic.partition.defaults import learns_every, return_every, source_of
-from dnic.partition.heads import plan_head
+from dnic.partition.heads import deepened, plan_head
 from dnic.partition.messages import Message, plan_message
 from dnic.partition.misfits import replicas_misfit, source_misfit
 from dnic.partition.penalties import settled, with_penalty
@@ -130,6 +130,7 @@ def decide_interfaces(
     )
     if gradients != predicted:
         open_flows = _open_flows(crossings, choices, gradients, *given)
+    choices = deepened(crossings, choices, gradients, target)
     begins = [
         begins_with(crossing, choice, gradient, flow, stage_us, open_flows, target)
         for crossing, choice, gradient, flow in zip(

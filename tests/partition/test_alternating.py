@@ -17,6 +17,7 @@ from dnic.partition import (
     PlannedTarget,
 )
 from dnic.partition.alternating import MOST_LATE, MOST_LATE_ALONE, MOST_LATE_EXACT
+from dnic.partition.defaults import TAIL_WIDTH
 from tests.partition.planning import LABELS, planned
 
 Chain = Callable[..., Graph]
@@ -99,6 +100,42 @@ def test_the_only_interface_is_late_where_every_position_has_a_target(
     begins = begins and "local" in keys.get("default", chosen(2)).sources
     assert row.warmup == ("local" if begins else "exact")
     assert (row.head is not None) == (begins or gradient != "stale")
+
+
+@pytest.mark.parametrize(
+    ("stages", "links", "keys", "tails"),
+    [
+        (4, FAR, {}, [(1, TAIL_WIDTH)] * 3),
+        (4, NEAR, {"gradient": "local"}, [(1, TAIL_WIDTH)] * 3),
+        (2, FAR, {}, [(0, None)]),
+        (4, NEAR, {}, [(0, None)]),  # in turns
+        (4, FAR, {"hidden_layers": 0}, [(0, None)] * 3),
+        (4, FAR, {"width": 8}, [(0, 8)] * 3),
+        (4, FAR, {"sources": ("virtual",)}, [(0, None)] * 3),
+    ],
+)
+def test_a_chain_of_local_losses_has_a_hidden_layer(
+    stages: int,
+    links: Links,
+    keys: dict[str, Any],
+    tails: list[tuple[int, int | None]],
+    chain: Chain,
+    device: DeviceProfile,
+) -> None:
+    graph = chain(LAYERS, shape=("B", 7, 64))
+    given = graph, device, cuts_for(stages)
+    plan = plan_of(*given, links=links, target=TOKENS, default=chosen(stages, **keys))
+    heads = [row.head for row in plan.interfaces if row.head is not None]
+    assert [(head.hidden_layers, head.width) for head in heads] == tails
+
+
+def test_another_predictor_in_a_chain_of_local_losses(chain: Chain, device: DeviceProfile) -> None:
+    other = {cuts_for(4)[1]: chosen(4, gradient="virtual")}
+    graph = chain(LAYERS, shape=("B", 7, 64))
+    given = graph, device, cuts_for(4)
+    plan = plan_of(*given, links=FAR, target=TOKENS, default=chosen(4), choices=other)
+    layers = {row.gradient: row.head.hidden_layers for row in plan.interfaces if row.head}
+    assert layers == {"local": 1, "virtual": 0}
 
 
 def test_a_gradient_that_comes_too_late_is_predicted(chain: Chain, device: DeviceProfile) -> None:
