@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import mean
 
 from studies.learning.best import of_sources
 from studies.learning.figures import NONE, families_in, named, table
 from studies.learning.goals import backprop, missed
-from studies.learning.parts import Family
 from studies.learning.quality import Done, better, by_seed, cosine, done, select
 from studies.learning.runs import Run
 from studies.learning.sources import SOURCES
@@ -39,8 +38,10 @@ def _short_of(runs: Sequence[Done]) -> Iterator[str]:
     """A row for each source of part 2 that does little, or harm."""
     rows = []
     for family in families_in(runs, part="sources"):
+        exact = by_seed(backprop(runs, family))
+        here = [of_sources(runs, family, stages) for stages in STAGES]
         for source in SOURCES:
-            cells = [_little(runs, family, stages, source) for stages in STAGES]
+            cells = [_little(found, source, exact) for found in here]
             if any(cells):
                 rows.append([named(family), SOURCES[source].title, *(c or NONE for c in cells)])
     title = f"Less than {LITTLE:.0%} of the way from no gradient (0%) to backprop (100%)"
@@ -55,16 +56,22 @@ def _short_of(runs: Sequence[Done]) -> Iterator[str]:
     yield ""
 
 
-def _little(runs: Sequence[Done], family: Family, stages: int, source: str) -> str:
-    """At which latenesses a source does little, and how much."""
+def _little(here: Sequence[Done], source: str, exact: Mapping[int, float]) -> str:
+    """At which latenesses a source does little, and how much.
+
+    Args:
+        here: the runs of a model and a number of stages.
+        source: of some of them.
+        exact: backprop's quality for each seed.
+    """
     if source in ("exact", "none"):
         return ""
-    here = of_sources(runs, family, stages)
+    nothing = by_seed(select(here, source="none"))
     mine = select(here, source=source)
     words = []
     for window in sorted({found.run.window for found in mine}):
         late = select(mine, window=window)
-        way = _way(late, select(here, source="none"), backprop(runs, family))
+        way = _way(late, nothing, exact)
         if way is None or way >= LITTLE:
             continue
         known = [value for found in late if (value := cosine(found)) is not None]
@@ -74,15 +81,16 @@ def _little(runs: Sequence[Done], family: Family, stages: int, source: str) -> s
     return "; ".join(words)
 
 
-def _way(mine: Sequence[Done], nothing: Sequence[Done], exact: Sequence[Done]) -> float | None:
+def _way(
+    late: Sequence[Done], nothing: Mapping[int, float], exact: Mapping[int, float]
+) -> float | None:
     """How far a source goes from no gradient (0) to backprop (1), over the seeds that all have."""
-    shared = by_seed(mine).keys() & by_seed(nothing).keys() & by_seed(exact).keys()
-    if not shared or any(found.final is None for found in mine):
+    mine = by_seed(late)
+    shared = mine.keys() & nothing.keys() & exact.keys()
+    if not shared or any(found.final is None for found in late):
         return None
-    ours, none, best = (
-        mean(by_seed(runs)[seed] for seed in shared) for runs in (mine, nothing, exact)
-    )
-    return (ours - none) / (best - none) if better(mine[0].run, best, none) else None
+    ours, none, best = (mean(each[seed] for seed in shared) for each in (mine, nothing, exact))
+    return (ours - none) / (best - none) if better(late[0].run, best, none) else None
 
 
 def _lost(runs: Sequence[Done]) -> list[str]:
