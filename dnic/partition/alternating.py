@@ -13,7 +13,7 @@ for positions that each have a target; there a late one may come later, if a loc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -36,8 +36,9 @@ LATE = "stale"
 BEGINNING = "local"
 # What may cross a single cut for its gradient to be late.
 ALONE: tuple[Kind, ...] = ("positions",)
-# Updates that a gradient may be late.
-MOST_LATE = 2
+# Updates that a gradient may be late in turns with predicted ones, by what crosses: as many as
+# leave it better than a local loss in its place. Sequences were not studied.
+MOST_LATE: Mapping[Kind, int] = {"vector": 2, "map": 4, "positions": 2, "sequence": 2}
 # The same at the only cut, where a run can begin with a local loss.
 MOST_LATE_ALONE = 3
 # Updates by which it may be late for exact steps to be as good a beginning as a local loss.
@@ -79,20 +80,21 @@ def alternated(
     cuts = list(over_cuts.items())
     for place, (stage, over) in reversed(list(enumerate(cuts))):
         only = over[0]
-        most = MOST_LATE
+        most = MOST_LATE[_kind(crossings[only], target)]
         if len(cuts) == 1 and gradients[only] == BEGINNING:
             most = MOST_LATE_ALONE
         before = cuts[place - 1][1] if place else []
         after = cuts[place + 1][1] if place + 1 < len(cuts) else []
+        late = window_of(choices[only], LATE, flows[only], stage_us, flows)
         fits = (
             len(over) == 1
             and crossings[only].source == stage
             and not any(found[i] == LATE for i in (*before, *after))
             and not any(_learns_from_true(gradients[i]) for i in before)
             and _may_be_late(choices[only], gradients[only])
-            and window_of(choices[only], LATE, flows[only], stage_us, flows) <= most
+            and late <= most
             and not _better_predicted(
-                placement.cuts[stage], choices[only], gradients[only], request
+                placement.cuts[stage], choices[only], gradients[only], request, late
             )
         )
         if fits:
@@ -106,8 +108,11 @@ def _worth_it(
     """Whether there is something to take turns with, or what crosses the only cut is `ALONE`."""
     if len(over_cuts) != 1:
         return len(over_cuts) > 1
-    values = crossings[over_cuts[0][0]].differentiable
-    return kind_of(values, target_size(target, values)) in ALONE
+    return _kind(crossings[over_cuts[0][0]], target) in ALONE
+
+
+def _kind(crossing: Crossing, target: PlannedTarget | None) -> Kind:
+    return kind_of(crossing.differentiable, target_size(target, crossing.differentiable))
 
 
 def _crossed(
@@ -195,10 +200,10 @@ def _may_be_late(choice: InterfaceChoice, gradient: str) -> bool:
 
 
 def _better_predicted(
-    gap: int, choice: InterfaceChoice, gradient: str, request: PartitionRequest
+    gap: int, choice: InterfaceChoice, gradient: str, request: PartitionRequest, window: int
 ) -> bool:
     """Whether the spec or a probe says so, or a probe knows of the prediction alone."""
-    late = request.penalty_at(gap, choice, LATE, MOST_LATE)
+    late = request.penalty_at(gap, choice, LATE, window)
     predicted = penalty_of(gap, choice, gradient, request)
     untold = request.predictability is not None and predicted.reason and not late.reason
     return late.hopeless or bool(untold) or late.counted > predicted.counted

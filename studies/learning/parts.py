@@ -153,11 +153,11 @@ SMALL_TEXT_SET: Wanted = {
 }
 # What is best in the first transformer, in a deeper one.
 FURTHER_DEEP_SET: Mapping[int, Wanted] = {2: {"stale-weights": (1,)}, 4: {"turns": (1,)}}
-# Of the residual net, one update late, by stages: with more seeds.
-CLOSE: Mapping[int, tuple[str, ...]] = {
-    2: ("local-hidden", "stale-weights"),
-    4: ("local-hidden", "stale-weights", "turns", "turns-hidden"),
-    6: ("local-hidden", "turns", "turns-hidden"),
+# Of the residual net, by stages: with more seeds.
+CLOSE: Mapping[int, Wanted] = {
+    2: dict.fromkeys(("local-hidden", "stale-weights"), (1,)),
+    4: dict.fromkeys(("local-hidden", "stale-weights", "turns", "turns-hidden"), (1,)),
+    6: {**dict.fromkeys(("local-hidden", "turns"), (1,)), "turns-hidden": (1, 2)},
 }
 # Without warming up; late gradients begin in time otherwise. With the first seed only, but for the
 # residual net, where it is not clear which is better.
@@ -310,9 +310,7 @@ def sources(sizes: Sizes, rate: Rate) -> Iterator[Run]:
         yield from _of_cells(sizes, cells, rate, seed)
         for family in dict.fromkeys(family for family, _, _ in cells):
             yield from _guarded(sizes, family, rate, seed)
-    close: list[tuple[Family, int, Wanted]] = [
-        (residual(), stages, dict.fromkeys(names, (1,))) for stages, names in CLOSE.items()
-    ]
+    close = [(residual(), stages, wanted) for stages, wanted in CLOSE.items()]
     for seed in sizes.more_seeds:
         yield from _of_cells(sizes, close, rate, seed)
     yield from _of_cells(sizes, further, rate, sizes.seeds[0])

@@ -17,7 +17,7 @@ from dnic.partition import (
     PlannedTarget,
 )
 from dnic.partition.alternating import MOST_LATE, MOST_LATE_ALONE, MOST_LATE_EXACT
-from dnic.partition.defaults import TAIL_WIDTH
+from dnic.partition.defaults import TAIL_WIDTH, Kind
 from tests.partition.planning import LABELS, planned
 
 Chain = Callable[..., Graph]
@@ -63,7 +63,7 @@ def test_every_second_interface_from_the_last_is_late(
         assert row.predict_weights == late
         assert (row.head is None) == late
         if late:
-            assert row.window <= MOST_LATE
+            assert row.window <= MOST_LATE["vector"]
             assert "no other late gradient adds to it" in row.reason
 
 
@@ -142,11 +142,32 @@ def test_a_gradient_that_comes_too_late_is_predicted(chain: Chain, device: Devic
     given = chain(LAYERS), device, cuts_for(4)
     far = plan_of(*given, links=FAR, default=chosen(4))
     assert [row.gradient for row in far.interfaces] == ["local"] * 3
-    asked = plan_of(*given, default=chosen(4, window=MOST_LATE + 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "target"),
+    [
+        ("vector", ("B", 16), LABELS),
+        ("map", ("B", 8, 4, 4), LABELS),
+        ("sequence", ("B", 7, 64), LABELS),
+        ("positions", ("B", 7, 64), TOKENS),
+    ],
+)
+def test_how_late_it_may_be_depends_on_what_crosses(
+    kind: Kind,
+    shape: tuple[int | str, ...],
+    target: PlannedTarget,
+    chain: Chain,
+    device: DeviceProfile,
+) -> None:
+    given = chain(LAYERS, shape=shape), device, cuts_for(4)
+    most = MOST_LATE[kind]
+    assert most == (4 if kind == "map" else 2)
+    asked = plan_of(*given, target=target, default=chosen(4, window=most + 1))
     assert [row.gradient for row in asked.interfaces] == ["local"] * 3
-    little = plan_of(*given, default=chosen(4, window=MOST_LATE))
+    little = plan_of(*given, target=target, default=chosen(4, window=most))
     assert [row.gradient for row in little.interfaces] == ["stale", "local", "stale"]
-    assert [row.window for row in little.interfaces] == [MOST_LATE] * 3
+    assert [row.window for row in little.interfaces] == [most] * 3
     # In turns with local losses nothing begins with one.
     assert [row.warmup for row in little.interfaces] == ["exact"] * 3
 

@@ -14,6 +14,7 @@ from dnic.partition import InterfaceChoice, PartitionRequest, decide, place
 from dnic.partition.penalties import ruled_out, settled
 from dnic.partition.predictability import MOST, Predictability, further_steps
 from dnic.partition.probed import Probe, ProbedCut, ProbedModel, ProbedRow, ProbedTraining
+from tests.partition.planning import planned
 
 FLOPS = [1_000_000_000] * 8
 
@@ -213,6 +214,25 @@ def test_auto_takes_the_source_that_costs_least(
     assert made.decided is not None
     (interface,) = made.decided.interfaces
     assert interface.gradient == "none" and "none at lateness 1 makes 0.90" in interface.reason
+
+
+def test_late_gradients_are_judged_as_late_as_they_come(
+    chain: Callable[..., Graph], device: DeviceProfile
+) -> None:
+    """One update late they are good here, four updates late of no use; two is nearer to four."""
+    good, bad = {"lateness": 1, "progress": 1.0}, {"lateness": 4, "progress": 0.1}
+    rows = [row(f"layers.{i}", "stale", **said) for i in range(11) for said in (good, bad)]
+    cuts = ("layers.2", "layers.5", "layers.8")
+
+    def sources_at(window: int) -> list[str]:
+        default = InterfaceChoice(stages=4, window=window)
+        known = predictability(*rows)
+        request = PartitionRequest(4, cuts=cuts, default=default, predictability=known)
+        plan = planned(chain([1_000_000_000] * 12), device, request)
+        return [interface.gradient for interface in plan.interfaces]
+
+    assert sources_at(1) == ["stale", "local", "stale"]
+    assert sources_at(2) == ["local"] * 3
 
 
 def test_who_asks_for_a_head_gets_it_and_reads_what_it_costs(
