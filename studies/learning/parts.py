@@ -151,8 +151,8 @@ SMALL_TEXT_SET: Wanted = {
     "turns": (1, 2, FAR),
     "turns-hidden": (1,),
 }
-# What is best in the first transformer, in a deeper one.
-FURTHER_DEEP_SET: Mapping[int, Wanted] = {2: {"stale-weights": (1,)}, 4: {"turns": (1,)}}
+# What is best in the first transformer, in a deeper one, by stages.
+DEEP_SETS: Mapping[int, Wanted] = {2: {"stale-weights": (1,)}, 4: {"turns": (1,)}}
 # Of the residual net, by stages: with more seeds.
 CLOSE: Mapping[int, Wanted] = {
     2: dict.fromkeys(("local-hidden", "stale-weights"), (1,)),
@@ -297,18 +297,18 @@ def sources(sizes: Sizes, rate: Rate) -> Iterator[Run]:
         (whole, 2, TEXT_SET),
         (whole, 4, SMALL_TEXT_SET),
     ]
+    for layers in sizes.transformers[1:]:
+        deep: Family = ("text", "characters", layers, 256)
+        cells += [(deep, stages, wanted) for stages, wanted in DEEP_SETS.items()]
     further: list[tuple[Family, int, Wanted]] = [
         (residual(), 2, FURTHER_MAPS_SET),
         *((residual(), stages, FURTHER_SMALL_SET) for stages in (4, 6)),
         (whole, 2, FURTHER_TEXT_SET),
         (whole, 4, FURTHER_SMALL_TEXT_SET),
     ]
-    for layers in sizes.transformers[1:]:
-        deep: Family = ("text", "characters", layers, 256)
-        further += [(deep, stages, wanted) for stages, wanted in FURTHER_DEEP_SET.items()]
     for seed in sizes.seeds:
         yield from _of_cells(sizes, cells, rate, seed)
-        for family in dict.fromkeys(family for family, _, _ in cells):
+        for family in (connected, residual(), whole):
             yield from _guarded(sizes, family, rate, seed)
     close = [(residual(), stages, wanted) for stages, wanted in CLOSE.items()]
     for seed in sizes.more_seeds:

@@ -127,11 +127,9 @@ def test_every_seed_runs_the_same_but_for_what_no_goal_hangs_on() -> None:
     assert {(run.way, run.epochs) for run in ended} == {("stale", 8), ("decoupled", 8)}
     further -= ended
     assert {run.model for run in further} == {"characters", "residual"}
-    # None of them is a goal's or a default's at its lateness, but for the deeper transformer.
+    # None of them is a goal's or a default's at its lateness.
     few = {"cdni", "virtual-task-hidden", "begun", "virtual", "dni", "dni-hidden", "cdni-hidden"}
-    deep = {("characters", 6)}
-    of_few = {run for run in further if run.source in few or run.window == 4}
-    assert {(run.model, run.layers) for run in further - of_few} == deep
+    assert all(run.source in few or run.window == 4 for run in further)
 
 
 def test_more_seeds_where_the_spread_is_wide() -> None:
