@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnic.graph.graph import Value
-from dnic.partition.defaults import source_of
+from dnic.partition.defaults import TABLE, source_of
+from dnic.partition.misfits import source_misfit
 from dnic.partition.plan import PlannedInterface, PlannedTarget
 from dnic.partition.predictability import Penalty
 from dnic.partition.prediction import SMALLEST_WINDOW
@@ -20,6 +21,9 @@ from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
 
 if TYPE_CHECKING:
     from dnic.partition.choose import Placement
+
+# What a probe rules out nowhere.
+UNPROBED = "local"
 
 
 def settled(
@@ -32,7 +36,9 @@ def settled(
     """A choice that leaves `auto` one source to predict with: the one with the smallest penalty.
 
     Where the spec allows one alone, or nothing is known of the one that `auto` would take, the
-    choice stays as it is; sources that nothing is known of are not taken for it.
+    choice stays as it is. Of sources that nothing is known of a local loss alone takes its place,
+    and only where all others are ruled out: it has an objective of its own, which may be good
+    where no gradient can be predicted.
 
     Args:
         choice: what is asked for.
@@ -49,6 +55,9 @@ def settled(
     if not known[usual].reason:
         return choice
     best = min((s for s in known if known[s].reason), key=lambda s: known[s].steps)
+    left = UNPROBED in predicted and not source_misfit(UNPROBED, values, choice, target)
+    if known[best].hopeless and left:
+        best = UNPROBED
     return replace(choice, sources=(best, *(s for s in choice.sources if s in AWAITED)))
 
 
@@ -86,7 +95,20 @@ def with_penalty(
         return interface
     gap = placement.cuts[interface.source]
     penalty = request.penalty_at(gap, choice, interface.gradient, interface.window)
+    said = f"counted as {penalty.counted:.0%} more steps ({penalty.reason})"
     if not penalty.reason:
-        return interface
-    counted = f"counted as {penalty.counted:.0%} more steps ({penalty.reason})"
-    return interface.model_copy(update={"reason": f"{interface.reason}; {counted}"})
+        said = _left_alone(gap, interface, choice, request)
+    reason = f"{interface.reason}; {said}" if said else interface.reason
+    return interface.model_copy(update={"reason": reason})
+
+
+def _left_alone(
+    gap: int, interface: PlannedInterface, choice: InterfaceChoice, request: PartitionRequest
+) -> str:
+    """What a probe rules out, where a local loss is the only prediction that is left."""
+    others = [source for source in choice.sources if source not in (UNPROBED, *AWAITED)]
+    if choice.gradient != "auto" or interface.gradient != UNPROBED or others:
+        return ""
+    sources = dict.fromkeys(rule.source for rule in TABLE if rule.source != UNPROBED)
+    known = [request.penalty_at(gap, choice, source, interface.window) for source in sources]
+    return "; ".join(penalty.reason for penalty in known if penalty.hopeless)

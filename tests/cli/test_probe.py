@@ -76,13 +76,20 @@ def test_a_probe_is_measured_written_and_planned_with(
     forced = "partition: {cuts: ['%s']}\n"
     for cut, gradient, reason in (
         ("2", "synthetic", "counted as 56% more steps"),
-        ("3", "exact", "is no better than no gradient: each step waits"),
+        ("3", "local", "synthetic at lateness 2 is no better than no gradient"),
     ):
         Path("s.yaml").write_text(SPEC + forced % cut)
         status, out, err = run("plan", "--spec", "s.yaml", "--probe", str(data), "--json")
         assert status == 0, err
         (interface,) = json.loads(out)["plan"]["interfaces"]
         assert interface["gradient"] == gradient and reason in interface["reason"]
+    waits = "partition: {cuts: ['3']}\ninterfaces: {default: {sources: [synthetic]}}\n"
+    Path("s.yaml").write_text(SPEC + waits)
+    status, out, err = run("plan", "--spec", "s.yaml", "--probe", str(data), "--json")
+    assert status == 0, err
+    (interface,) = json.loads(out)["plan"]["interfaces"]
+    assert interface["gradient"] == "exact"
+    assert "is no better than no gradient: each step waits" in interface["reason"]
 
 
 def test_json_is_what_the_file_holds(run: Callable[..., tuple[int, str, str]]) -> None:

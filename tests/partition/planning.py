@@ -22,7 +22,7 @@ def planned(
     graph: Graph,
     device: DeviceProfile,
     request: PartitionRequest,
-    target: PlannedTarget = LABELS,
+    target: PlannedTarget | None = LABELS,
 ) -> Plan:
     """The plan of a fine graph, with labels for targets unless told otherwise."""
     costs = cost_model(graph, device)

@@ -10,11 +10,11 @@ import pytest
 
 from dnic.cost import DeviceProfile, cost_model
 from dnic.graph.graph import Graph
-from dnic.partition import InterfaceChoice, PartitionRequest, decide, place
+from dnic.partition import InterfaceChoice, PartitionRequest, PlannedTarget, decide, place
 from dnic.partition.penalties import ruled_out, settled
 from dnic.partition.predictability import MOST, Predictability, further_steps
 from dnic.partition.probed import Probe, ProbedCut, ProbedModel, ProbedRow, ProbedTraining
-from tests.partition.planning import planned
+from tests.partition.planning import LABELS, planned
 
 FLOPS = [1_000_000_000] * 8
 
@@ -214,6 +214,39 @@ def test_auto_takes_the_source_that_costs_least(
     assert made.decided is not None
     (interface,) = made.decided.interfaces
     assert interface.gradient == "none" and "none at lateness 1 makes 0.90" in interface.reason
+
+
+def test_a_local_loss_where_a_probe_rules_out_the_rest(
+    chain: Callable[..., Graph], device: DeviceProfile
+) -> None:
+    useless = [row(f"layers.{i}", "synthetic", explained=-0.1) for i in range(7)]
+    as_useless = [row(f"layers.{i}", "virtual", explained=-0.1) for i in range(7)]
+    poor = [row(f"layers.{i}", "virtual", progress=0.4) for i in range(7)]
+    both = PartitionRequest(
+        2, cuts=("layers.3",), predictability=predictability(*useless, *as_useless)
+    )
+    one = replace(both, predictability=predictability(*useless, *poor))
+
+    def found(request: PartitionRequest, target: PlannedTarget | None = LABELS) -> tuple[str, str]:
+        (interface,) = planned(chain(FLOPS), device, request, target).interfaces
+        return interface.gradient, interface.reason
+
+    gradient, reason = found(both)
+    assert gradient == "local"
+    assert "synthetic at lateness 1 is no better than no gradient" in reason
+    assert "virtual at lateness 1 is no better than no gradient" in reason
+    assert found(one)[0] == "virtual"
+    # Not asked for, not to be built, or by name.
+    others = InterfaceChoice(sources=("synthetic", "virtual"))
+    for gradient, reason in (found(replace(both, default=others)), found(both, None)):
+        assert gradient == "exact" and "no better than no gradient" in reason
+    named = InterfaceChoice(gradient="local", sources=("local",))
+    gradient, reason = found(replace(both, default=named))
+    assert gradient == "local" and "no better" not in reason
+    # What the table takes by itself is not the probe's doing.
+    table = InterfaceChoice(sources=("local", "synthetic"), stages=3)
+    gradient, reason = found(replace(both, default=table))
+    assert gradient == "local" and "no better" not in reason
 
 
 def test_late_gradients_are_judged_as_late_as_they_come(
