@@ -19,13 +19,12 @@ from typing import TYPE_CHECKING
 
 from dnic.cost import needs_gradients
 from dnic.errors import PartitionError
-from dnic.partition.defaults import Kind, kind_of
+from dnic.partition.defaults import Kind, kind_at
 from dnic.partition.misfits import source_misfit
 from dnic.partition.penalties import penalty_of
 from dnic.partition.plan import PlannedTarget
 from dnic.partition.prediction import Flow, smallest_window
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
-from dnic.partition.targets import target_size
 
 if TYPE_CHECKING:
     from dnic.partition.choose import Placement
@@ -80,19 +79,18 @@ def alternated(
     cuts = list(over_cuts.items())
     for place, (stage, over) in reversed(list(enumerate(cuts))):
         only = over[0]
-        most = MOST_LATE[_kind(crossings[only], target)]
+        most = MOST_LATE[kind_at(crossings[only].differentiable, target)]
         if len(cuts) == 1 and gradients[only] == BEGINNING:
             most = MOST_LATE_ALONE
         before = cuts[place - 1][1] if place else []
         after = cuts[place + 1][1] if place + 1 < len(cuts) else []
-        late = window_of(choices[only], LATE, flows[only], stage_us, flows)
         fits = (
             len(over) == 1
             and crossings[only].source == stage
             and not any(found[i] == LATE for i in (*before, *after))
             and not any(_learns_from_true(gradients[i]) for i in before)
             and _may_be_late(choices[only], gradients[only])
-            and late <= most
+            and (late := window_of(choices[only], LATE, flows[only], stage_us, flows)) <= most
             and not _better_predicted(
                 placement.cuts[stage], choices[only], gradients[only], request, late
             )
@@ -108,11 +106,7 @@ def _worth_it(
     """Whether there is something to take turns with, or what crosses the only cut is `ALONE`."""
     if len(over_cuts) != 1:
         return len(over_cuts) > 1
-    return _kind(crossings[over_cuts[0][0]], target) in ALONE
-
-
-def _kind(crossing: Crossing, target: PlannedTarget | None) -> Kind:
-    return kind_of(crossing.differentiable, target_size(target, crossing.differentiable))
+    return kind_at(crossings[over_cuts[0][0]].differentiable, target) in ALONE
 
 
 def _crossed(

@@ -68,6 +68,11 @@ def kind_of(values: Sequence[Value], target: TargetSize | None) -> Kind:
     return "vector"
 
 
+def kind_at(values: Sequence[Value], target: PlannedTarget | None) -> Kind:
+    """What crosses an interface, by what a plan says of targets."""
+    return kind_of(values, target_size(target, values))
+
+
 def source_of(
     choice: InterfaceChoice, values: Sequence[Value], target: PlannedTarget | None
 ) -> str:
@@ -81,7 +86,7 @@ def source_of(
     if choice.gradient not in ("auto", *AWAITED):
         return choice.gradient
     predicted = [source for source in choice.sources if source not in AWAITED]
-    kind = kind_of(values, target_size(target, values))
+    kind = kind_at(values, target)
     for rule in TABLE:
         applies = rule.kind == kind and choice.stages >= rule.stages
         allowed = applies and rule.source in predicted
@@ -118,6 +123,6 @@ def layers_of(
     """
     if choice.hidden_layers != "auto":
         return choice.hidden_layers
-    if source in TAILS and kind_of(values, target_size(target, values)) == "positions":
+    if source in TAILS and kind_at(values, target) == "positions":
         return 0
     return LAYERS.get(source, HEAD_LAYERS)

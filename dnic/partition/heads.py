@@ -17,7 +17,7 @@ from dnic.cost import (
 from dnic.graph.graph import Value
 from dnic.graph.shape import batch_multiple
 from dnic.partition.alternating import LATE
-from dnic.partition.defaults import TAIL_WIDTH, kind_of, layers_of, learns_every
+from dnic.partition.defaults import TAIL_WIDTH, kind_at, layers_of, learns_every
 from dnic.partition.misfits import TAILS
 from dnic.partition.plan import PlannedHead, PlannedTarget
 from dnic.partition.request import Auto, InterfaceChoice
@@ -71,7 +71,7 @@ def deepened(
     for crossing, choice, here in zip(crossings, choices, local, strict=True):
         values = crossing.differentiable
         left = here and values and choice.hidden_layers == "auto" and choice.width == "auto"
-        if left and kind_of(values, target_size(target, values)) == "positions":
+        if left and kind_at(values, target) == "positions":
             choice = replace(choice, hidden_layers=1)
         found.append(choice)
     return found

@@ -114,9 +114,10 @@ def decide_interfaces(
         SpecError: a head is to see a tensor that does not exist.
         PartitionError: a predicted gradient is asked for where no head can be built.
     """
+    asked = choices
     choices = [
         settled(choice, placement.cuts[c.source], c.differentiable, request, target)
-        for c, choice in zip(crossings, choices, strict=True)
+        for c, choice in zip(crossings, asked, strict=True)
     ]
     gradients = [
         _gradient(c, choice, placement, target)
@@ -203,8 +204,8 @@ def decide_interfaces(
         for i in range(len(crossings))
     )
     interfaces = tuple(
-        with_penalty(interface, choice, request, placement)
-        for interface, choice in zip(interfaces, choices, strict=True)
+        with_penalty(*row, request, placement)
+        for row in zip(interfaces, asked, choices, strict=True)
     )
     costs = tuple(cost for _, cost, _ in heads)
     return Decided(interfaces, sized, tuple(total_us), costs)

@@ -12,18 +12,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dnic.graph.graph import Value
-from dnic.partition.defaults import TABLE, source_of
+from dnic.partition.defaults import source_of
 from dnic.partition.misfits import source_misfit
 from dnic.partition.plan import PlannedInterface, PlannedTarget
-from dnic.partition.predictability import Penalty
+from dnic.partition.predictability import OWN_OBJECTIVE, Penalty
 from dnic.partition.prediction import SMALLEST_WINDOW
 from dnic.partition.request import AWAITED, InterfaceChoice, PartitionRequest
 
 if TYPE_CHECKING:
     from dnic.partition.choose import Placement
-
-# What a probe rules out nowhere.
-UNPROBED = "local"
 
 
 def settled(
@@ -55,9 +52,9 @@ def settled(
     if not known[usual].reason:
         return choice
     best = min((s for s in known if known[s].reason), key=lambda s: known[s].steps)
-    left = UNPROBED in predicted and not source_misfit(UNPROBED, values, choice, target)
-    if known[best].hopeless and left:
-        best = UNPROBED
+    if known[best].hopeless:
+        own = (source for source in predicted if source in OWN_OBJECTIVE)
+        best = next((s for s in own if not source_misfit(s, values, choice, target)), best)
     return replace(choice, sources=(best, *(s for s in choice.sources if s in AWAITED)))
 
 
@@ -86,29 +83,31 @@ def ruled_out(gap: int, choice: InterfaceChoice, source: str, request: Partition
 
 def with_penalty(
     interface: PlannedInterface,
+    asked: InterfaceChoice,
     choice: InterfaceChoice,
     request: PartitionRequest,
     placement: Placement,
 ) -> PlannedInterface:
-    """The interface, whose reason says what its source of gradients is counted to cost."""
+    """The interface, whose reason says what its source of gradients is counted to cost.
+
+    Args:
+        interface: as it is planned.
+        asked: what is asked for.
+        choice: the same, `settled`.
+        request: with the probe.
+        placement: where the cuts are.
+    """
     if interface.gradient == "exact" or interface.to != interface.source + 1:
         return interface
     gap = placement.cuts[interface.source]
     penalty = request.penalty_at(gap, choice, interface.gradient, interface.window)
-    said = f"counted as {penalty.counted:.0%} more steps ({penalty.reason})"
-    if not penalty.reason:
-        said = _left_alone(gap, interface, choice, request)
-    reason = f"{interface.reason}; {said}" if said else interface.reason
-    return interface.model_copy(update={"reason": reason})
-
-
-def _left_alone(
-    gap: int, interface: PlannedInterface, choice: InterfaceChoice, request: PartitionRequest
-) -> str:
-    """What a probe rules out, where a local loss is the only prediction that is left."""
-    others = [source for source in choice.sources if source not in (UNPROBED, *AWAITED)]
-    if choice.gradient != "auto" or interface.gradient != UNPROBED or others:
-        return ""
-    sources = dict.fromkeys(rule.source for rule in TABLE if rule.source != UNPROBED)
-    known = [request.penalty_at(gap, choice, source, interface.window) for source in sources]
-    return "; ".join(penalty.reason for penalty in known if penalty.hopeless)
+    if penalty.reason:
+        said = [f"counted as {penalty.counted:.0%} more steps ({penalty.reason})"]
+    elif interface.gradient in OWN_OBJECTIVE and choice.sources != asked.sources:
+        # A probe leaves it alone.
+        others = [source for source in asked.sources if source not in (*OWN_OBJECTIVE, *AWAITED)]
+        known = [request.penalty_at(gap, choice, s, interface.window) for s in others]
+        said = [other.reason for other in known if other.hopeless]
+    else:
+        return interface
+    return interface.model_copy(update={"reason": "; ".join((interface.reason, *said))})
